@@ -1,0 +1,2 @@
+//! The `klpfarm` binary.
+fn main() {}

@@ -1,0 +1,2 @@
+//! The guest side of klpfarm.
+fn main() {}

@@ -1,0 +1,301 @@
+//! The words that the probe in the guest and the farm exchange: one JSON object a line, either way, over a
+//! character device (a virtio-serial port or the second UART), so that no network and no SSH is needed.
+//!
+//! Lines a reader does not understand are skipped and counted, never fatal: a sick guest writes half lines.
+
+use serde::{Deserialize, Serialize};
+
+/// Version of this protocol, sent in [`FromGuest::Hello`].
+pub const VERSION: u32 = 1;
+
+/// The virtio-serial port the probe looks for first; `/dev/ttyS1` is its fallback.
+pub const PORT_NAME: &str = "klpfarm.probe";
+
+/// Longest line either side accepts, in bytes.
+pub const MAX_LINE: usize = 256 * 1024;
+
+/// From the probe to the farm.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "t", rename_all = "kebab-case")]
+pub enum FromGuest {
+    /// First line after the probe has opened its port, and the answer to [`Ask::Hello`].
+    Hello {
+        /// [`VERSION`] of the sender.
+        version: u32,
+        /// `uname -r`.
+        release: String,
+        /// CPUs online.
+        cpus: u32,
+        /// Milliseconds since boot (`CLOCK_BOOTTIME`).
+        at_ms: u64,
+        /// `/proc/sys/kernel/tainted`.
+        taint: u64,
+    },
+    /// A workload thread exists from now on; `id` is unique for the life of the probe.
+    Thread(Thread),
+    /// A thread ended in order, or (packaged stressors) simply went away.
+    Gone {
+        /// [`Thread::id`].
+        id: u32,
+    },
+    /// Progress of every live thread, four times a second.
+    Progress {
+        /// Milliseconds since boot.
+        at_ms: u64,
+        /// One entry a thread.
+        threads: Vec<ThreadProgress>,
+    },
+    /// Latency distribution of one kind of operation of one workload since the last such line, once a second.
+    Latency {
+        /// Milliseconds since boot.
+        at_ms: u64,
+        /// Workload name.
+        workload: String,
+        /// Operation, for example `madvise-dontneed`; `yardstick` is a fixed piece of user-space arithmetic that
+        /// tells how fast this CPU was meanwhile.
+        op: String,
+        /// Operations counted.
+        count: u64,
+        /// Median, in nanoseconds.
+        p50_ns: u64,
+        /// 10th percentile, in nanoseconds.
+        p10_ns: u64,
+        /// 99th percentile, in nanoseconds.
+        p99_ns: u64,
+        /// Sum of all, in nanoseconds.
+        sum_ns: u64,
+    },
+    /// The workload saw something that no sound kernel does.
+    Fault(Fault),
+    /// Tasks that have been uninterruptible without running for a second or more, and workload threads that finished no
+    /// operation for two seconds or more, whatever their state. Sent once a second while there are any, and once
+    /// (empty) when the last one went on.
+    Blocked {
+        /// Milliseconds since boot.
+        at_ms: u64,
+        /// At most 64 tasks, longest first.
+        tasks: Vec<BlockedTask>,
+        /// How many there were in all.
+        total: u32,
+    },
+    /// `/proc/sys/kernel/tainted` changed.
+    Taint {
+        /// Milliseconds since boot.
+        at_ms: u64,
+        /// The new value.
+        value: u64,
+    },
+    /// Memory, every two seconds, in KiB as in `/proc/meminfo`.
+    Memory {
+        /// Milliseconds since boot.
+        at_ms: u64,
+        /// `MemAvailable`.
+        available_kib: u64,
+        /// `Slab`.
+        slab_kib: u64,
+        /// `SUnreclaim`.
+        slab_unreclaimable_kib: u64,
+        /// Number of tasks (from `/proc/loadavg`).
+        tasks: u64,
+    },
+    /// Answer to an [`Ask`], after it was carried out.
+    Reply {
+        /// [`ToGuest::id`].
+        id: u64,
+        /// Exit status: 0 is success; 128 + N for signal N; 124 for a command that outlived its limit.
+        code: i32,
+        /// Standard output and error together, cut to `MAX_LINE / 4` bytes.
+        out: String,
+    },
+}
+
+/// One workload thread.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Thread {
+    /// Unique for the life of the probe.
+    pub id: u32,
+    /// Workload name, as started.
+    pub workload: String,
+    /// Number of its process within the workload, from 0.
+    pub process: u32,
+    /// Number within the process, from 0.
+    pub thread: u32,
+    /// Process id in the guest.
+    pub pid: u32,
+    /// Thread id in the guest.
+    pub tid: u32,
+    /// True if the thread counts its own operations; false if only its CPU time slices can be counted (packaged
+    /// stressors).
+    pub counted: bool,
+}
+
+/// Progress of one thread, a JSON array `[id, ops, latency_us, idle_ms, errors, errno]` to keep lines short.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "(u32, u64, u64, u64, u64, i32)", into = "(u32, u64, u64, u64, u64, i32)")]
+pub struct ThreadProgress {
+    /// [`Thread::id`].
+    pub id: u32,
+    /// Operations finished since the thread began.
+    pub ops: u64,
+    /// Duration of the latest operation, in microseconds.
+    pub latency_us: u64,
+    /// Milliseconds since an operation was last finished.
+    pub idle_ms: u64,
+    /// Calls that failed with an errno, expected ones included.
+    pub errors: u64,
+    /// The latest errno, 0 for none.
+    pub errno: i32,
+}
+
+impl From<(u32, u64, u64, u64, u64, i32)> for ThreadProgress {
+    fn from((id, ops, latency_us, idle_ms, errors, errno): (u32, u64, u64, u64, u64, i32)) -> Self {
+        Self { id, ops, latency_us, idle_ms, errors, errno }
+    }
+}
+
+impl From<ThreadProgress> for (u32, u64, u64, u64, u64, i32) {
+    fn from(p: ThreadProgress) -> Self {
+        (p.id, p.ops, p.latency_us, p.idle_ms, p.errors, p.errno)
+    }
+}
+
+/// What a workload found wrong.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fault {
+    /// Milliseconds since boot.
+    pub at_ms: u64,
+    /// Workload name.
+    pub workload: String,
+    /// [`Thread::id`], if one thread saw it.
+    pub thread: Option<u32>,
+    /// What was wrong.
+    pub kind: FaultKind,
+    /// The operation, for example `madvise-dontneed`: stable, part of the finding's title.
+    pub op: String,
+    /// One sentence for people: expected and seen values.
+    pub detail: String,
+    /// How many alike (same workload, kind and op) this line stands for; after the first, they are sent summed up once a second.
+    pub count: u64,
+}
+
+/// Kinds of [`Fault`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FaultKind {
+    /// A call succeeded that should have failed, failed that should have succeeded, or failed with the wrong errno.
+    WrongErrno,
+    /// Memory or a file held something else than it should.
+    WrongContent,
+    /// A process of the workload died: its signal or exit status is in `detail`.
+    Died,
+    /// The workload could not be started or run: the farm's trouble, not the kernel's.
+    CannotRun,
+}
+
+/// A task that does not get on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockedTask {
+    /// Process id.
+    pub pid: u32,
+    /// Thread id.
+    pub tid: u32,
+    /// Name, as in `/proc/PID/comm`.
+    pub comm: String,
+    /// State letter of `/proc/PID/stat`.
+    pub state: char,
+    /// Milliseconds it has not run (uninterruptible tasks) or finished no operation (workload threads).
+    pub for_ms: u64,
+    /// `/proc/PID/wchan`, empty if unknown.
+    pub wchan: String,
+    /// `/proc/PID/stack`, one function a line without addresses and offsets kept as printed; empty if unreadable.
+    pub stack: String,
+    /// [`Thread::id`] if it is a workload thread.
+    pub thread: Option<u32>,
+}
+
+/// From the farm to the probe.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ToGuest {
+    /// Returned in [`FromGuest::Reply`].
+    pub id: u64,
+    /// What to do.
+    #[serde(flatten)]
+    pub ask: Ask,
+}
+
+/// What the farm asks of the probe.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "ask", rename_all = "kebab-case")]
+pub enum Ask {
+    /// Say [`FromGuest::Hello`] again, and all live threads.
+    Hello,
+    /// Start a workload; the reply comes when its threads run.
+    Start {
+        /// Its name in all later lines.
+        workload: String,
+        /// What to run.
+        run: Run,
+    },
+    /// Stop a workload; the reply comes when its processes are gone (killed after five seconds).
+    Stop {
+        /// Its name.
+        workload: String,
+    },
+    /// Run a command to its end, without a shell.
+    Exec {
+        /// Program and arguments.
+        argv: Vec<String>,
+        /// Killed after this, in milliseconds.
+        limit_ms: u64,
+    },
+    /// Read a file (at most `MAX_LINE / 4` bytes); never one that takes an mmap lock.
+    Read {
+        /// Its path.
+        path: String,
+    },
+}
+
+/// What a workload runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Run {
+    /// A stressor of this binary, by name, with its parameters as `key=value`.
+    Builtin {
+        /// For example `madvise-allocator`.
+        name: String,
+        /// Parameters; unknown ones are refused.
+        args: Vec<String>,
+    },
+    /// A program of the guest that runs until it is ended. An exit with status 0 starts it again and counts as one
+    /// operation; any other end is [`FaultKind::Died`]. A line `klpfarm: ops N` on its standard output counts N
+    /// operations, a line `klpfarm: fault KIND OP DETAIL` is a [`Fault`].
+    Command {
+        /// Program and arguments.
+        argv: Vec<String>,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_short_and_read_back() {
+        let p = FromGuest::Progress {
+            at_ms: 12,
+            threads: vec![ThreadProgress { id: 1, ops: 2, latency_us: 3, idle_ms: 4, errors: 5, errno: 22 }],
+        };
+        let line = serde_json::to_string(&p).unwrap();
+        assert_eq!(line, r#"{"t":"progress","at_ms":12,"threads":[[1,2,3,4,5,22]]}"#);
+        assert_eq!(serde_json::from_str::<FromGuest>(&line).unwrap(), p);
+        let ask = ToGuest {
+            id: 7,
+            ask: Ask::Start {
+                workload: "w".into(),
+                run: Run::Builtin { name: "fork-exec-churn".into(), args: vec!["processes=2".into()] },
+            },
+        };
+        let line = serde_json::to_string(&ask).unwrap();
+        assert_eq!(serde_json::from_str::<ToGuest>(&line).unwrap(), ask);
+    }
+}
