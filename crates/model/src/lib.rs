@@ -1,3 +1,26 @@
-//! Pure: pipeline file to plan, events, and judging a run. No I/O but what a caller hands in.
+//! Pure: pipeline file to plan, events, and judging a run. No I/O: files are read at the edge and handed in as text.
+//!
+//! `Pipeline::parse` -> `Plan::new` -> (the farm runs it) -> [`Event`]s -> [`judge`] -> [`Verdict`].
 
+mod compare;
+mod duration;
+pub mod event;
+mod finding;
+mod judge;
+mod patch;
+mod pipeline;
+pub mod plan;
+pub mod verdict;
+mod words;
+mod workload;
 pub mod yaml;
+
+pub use event::{Body, Event, Scope, TrialEnd};
+pub use finding::{FarmKind, Finding, FindingKind, Source};
+pub use judge::judge;
+pub use patch::{Patch, PatchError, Severity, Sidecar};
+pub use pipeline::{Arms, Limits, MachineShape, Phases, Pipeline};
+pub use plan::{ImageFacts, Plan, PlanError, Resolved, Trial};
+pub use verdict::{Outcome, Verdict};
+pub use words::{Accel, Arm, Phase, Tier};
+pub use workload::{Run, Scalar, Workload};

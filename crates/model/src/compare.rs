@@ -1,0 +1,181 @@
+//! Slow-downs, by comparing a patched trial with the control trials.
+//!
+//! A shared host's speed drifts threefold within minutes, so no absolute number counts. Each trial is compared with its own
+//! baseline first, and that change with the change the control trials went through in the same phases.
+
+use crate::event::{LatencyMeasure, Measured, Scope, WorkloadMeasure};
+use crate::judge::{Seen, TrialRecord};
+use crate::plan::Trial;
+use crate::{FarmKind, Finding, Phase, Plan, Source};
+
+/// Fewer observations than this in a phase say nothing.
+const LEAST: u64 = 30;
+
+/// The operation that measures the processor and not the kernel.
+const YARDSTICK: &str = "yardstick";
+
+/// The findings that only a comparison shows, for one patched trial.
+pub(crate) fn slower_than_control(
+    plan: &Plan,
+    place: &Trial,
+    trial: &TrialRecord,
+    controls: &[&TrialRecord],
+) -> Vec<Seen> {
+    let (Some(own), Some((seq, _))) = (Change::of(trial), trial.measured.get(&Phase::Soak)) else {
+        return Vec::new();
+    };
+    let controls: Vec<Change<'_>> = controls.iter().filter_map(|c| Change::of(c)).collect();
+    if !place.arm.patched() || controls.is_empty() {
+        return Vec::new();
+    }
+    let limits = &plan.pipeline.limits;
+    let slow: Vec<(&str, f64)> = own
+        .workloads()
+        .filter_map(|w| Some((w, against(&controls, |c| c.rate(w), own.rate(w)?)?)))
+        .collect();
+    // What slows all workloads alike is the host, unless an operation's own latency says otherwise.
+    let common = slow.iter().map(|(_, s)| *s).fold(f64::INFINITY, f64::min).max(1.0);
+    let mut found = Vec::new();
+    for (workload, slowdown) in slow {
+        let ops: Vec<(&str, Grown)> =
+            own.ops(workload).filter_map(|op| Some((op, grown(&own, &controls, workload, op)?))).collect();
+        let worst = ops.iter().map(|(_, g)| g.factor()).fold(1.0, f64::max);
+        for (op, g) in ops.iter().filter(|(_, g)| g.factor() >= limits.latency) {
+            found.push(finding(
+                FarmKind::LatencyGrown,
+                format!("{workload}: {op} takes far longer with the patch"),
+                workload,
+                format!("median x{:.1}, mean x{:.1} against the control arm\n{}", g.median, g.mean, own.table(workload, op)),
+            ));
+        }
+        if slowdown >= limits.slowdown && (slowdown >= 2.0 * common || worst >= 2.0) {
+            found.push(finding(
+                FarmKind::RateCollapsed,
+                format!("{workload} does far fewer operations with the patch"),
+                workload,
+                format!("{slowdown:.1} times fewer than the control arm, each against its own baseline\n{}", own.rates(workload)),
+            ));
+        }
+    }
+    let scope = Scope { trial: place.number, arm: place.arm, phase: Phase::Soak };
+    found.into_iter().map(|finding| Seen { seq: *seq, scope, finding }).collect()
+}
+
+fn finding(kind: FarmKind, title: String, workload: &str, evidence: String) -> Finding {
+    Finding {
+        kind: kind.into(),
+        title,
+        source: Source::Comparison,
+        function: None,
+        workload: Some(workload.to_owned()),
+        after_apply_ms: None,
+        line: None,
+        corrupted: false,
+        evidence,
+    }
+}
+
+/// A trial's two phases under load.
+struct Change<'a> {
+    before: &'a Measured,
+    after: &'a Measured,
+}
+
+impl<'a> Change<'a> {
+    fn of(trial: &'a TrialRecord) -> Option<Self> {
+        let (_, before) = trial.measured.get(&Phase::Baseline)?;
+        let (_, after) = trial.measured.get(&Phase::Soak)?;
+        Some(Self { before, after })
+    }
+
+    fn workloads(&self) -> impl Iterator<Item = &'a str> {
+        self.before.workloads.keys().map(String::as_str)
+    }
+
+    fn both(&self, workload: &str) -> Option<(&'a WorkloadMeasure, &'a WorkloadMeasure)> {
+        Some((self.before.workloads.get(workload)?, self.after.workloads.get(workload)?))
+    }
+
+    fn ops(&self, workload: &str) -> impl Iterator<Item = &'a str> {
+        let before = self.before.workloads.get(workload);
+        before.into_iter().flat_map(|w| w.latency.keys()).map(String::as_str).filter(|op| *op != YARDSTICK)
+    }
+
+    /// Rate in the soak as a share of the baseline's.
+    fn rate(&self, workload: &str) -> Option<f64> {
+        let (before, after) = self.both(workload)?;
+        if before.ops < LEAST {
+            return None;
+        }
+        // A workload that does nothing at all still has to compare: half an operation stands for none.
+        let after_rate = (after.ops as f64).max(0.5) * 1000.0 / self.after.window_ms.max(1) as f64;
+        Some(after_rate / before.rate(self.before.window_ms))
+    }
+
+    /// Growth of `op`'s latency from baseline to soak, relative to the processor's own speed: (median, mean).
+    fn latency(&self, workload: &str, op: &str) -> Option<(f64, f64)> {
+        let (before, after) = self.both(workload)?;
+        let (b, a) = (before.latency.get(op)?, after.latency.get(op)?);
+        if b.count < LEAST || a.count < LEAST.min(10) {
+            return None;
+        }
+        let speed = match (before.latency.get(YARDSTICK), after.latency.get(YARDSTICK)) {
+            (Some(b), Some(a)) => share(a.p50_ns, b.p50_ns),
+            _ => 1.0,
+        };
+        Some((share(a.p50_ns, b.p50_ns) / speed, share(a.mean_ns, b.mean_ns) / speed))
+    }
+
+    fn table(&self, workload: &str, op: &str) -> String {
+        let line = |name: &str, l: Option<&LatencyMeasure>| match l {
+            Some(l) => format!(
+                "{name}: {} operations, median {:.0} us, p99 {:.0} us, mean {:.0} us",
+                l.count, l.p50_ns as f64 / 1e3, l.p99_ns as f64 / 1e3, l.mean_ns as f64 / 1e3
+            ),
+            None => format!("{name}: none"),
+        };
+        let of = |m: &'a Measured| m.workloads.get(workload).and_then(|w| w.latency.get(op));
+        format!("{}\n{}", line("before", of(self.before)), line("after", of(self.after)))
+    }
+
+    fn rates(&self, workload: &str) -> String {
+        let of = |m: &Measured| m.workloads.get(workload).map_or(0.0, |w| w.rate(m.window_ms));
+        format!("before: {:.1} operations/s\nafter: {:.1} operations/s", of(self.before), of(self.after))
+    }
+}
+
+fn share(a: u64, b: u64) -> f64 {
+    a.max(1) as f64 / b.max(1) as f64
+}
+
+/// How many times less `own` is than the least of the controls: the control that looks most like the patched trial decides,
+/// so that one lucky control accuses nobody.
+fn against<'a>(
+    controls: &[Change<'a>],
+    of: impl Fn(&Change<'a>) -> Option<f64>,
+    own: f64,
+) -> Option<f64> {
+    let least = controls.iter().filter_map(of).fold(f64::INFINITY, f64::min);
+    least.is_finite().then(|| least / own)
+}
+
+struct Grown {
+    median: f64,
+    mean: f64,
+}
+
+impl Grown {
+    fn factor(&self) -> f64 {
+        self.median.max(self.mean)
+    }
+}
+
+/// Growth of an operation's latency against the control that grew most.
+fn grown(own: &Change<'_>, controls: &[Change<'_>], workload: &str, op: &str) -> Option<Grown> {
+    let (median, mean) = own.latency(workload, op)?;
+    let (most_median, most_mean) = controls
+        .iter()
+        .filter_map(|c| c.latency(workload, op))
+        .reduce(|a, b| (a.0.max(b.0), a.1.max(b.1)))?;
+    Some(Grown { median: median / most_median, mean: mean / most_mean })
+}

@@ -1,0 +1,121 @@
+//! The farm's small words: arm, phase, tier, accelerator.
+
+use serde::{Deserialize, Serialize};
+
+macro_rules! words {
+    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $text:literal),+ $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        pub enum $name { $($(#[$vdoc])* #[serde(rename = $text)] $variant),+ }
+
+        impl $name {
+            /// All of them, in order.
+            pub const ALL: &'static [$name] = &[$($name::$variant),+];
+
+            /// As written in files and output.
+            pub fn as_str(self) -> &'static str {
+                match self { $($name::$variant => $text),+ }
+            }
+        }
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.pad(self.as_str())
+            }
+        }
+
+        impl std::str::FromStr for $name {
+            type Err = String;
+            fn from_str(text: &str) -> Result<Self, String> {
+                $name::ALL.iter().copied().find(|w| w.as_str() == text).ok_or_else(|| {
+                    let known: Vec<&str> = $name::ALL.iter().map(|w| w.as_str()).collect();
+                    format!("`{text}` is none of {}", known.join(", "))
+                })
+            }
+        }
+    };
+}
+
+words! {
+    /// One condition of the experiment.
+    Arm {
+        /// Patch applied in the middle of the load.
+        Loaded = "loaded",
+        /// Patch applied while idle; the load starts afterwards.
+        Quiescent = "quiescent",
+        /// The same load without a patch.
+        Control = "control",
+    }
+}
+
+impl Arm {
+    /// Whether the patch is applied at all.
+    pub fn patched(self) -> bool {
+        self != Self::Control
+    }
+}
+
+words! {
+    /// Part of a trial.
+    Phase {
+        /// Power-on to the first answer of the probe.
+        Boot = "boot",
+        /// The load warms up.
+        Age = "age",
+        /// The load is measured without the patch.
+        Baseline = "baseline",
+        /// The patch is being loaded.
+        Apply = "apply",
+        /// Tasks switch to the patched functions.
+        Transition = "transition",
+        /// The load runs with the patch in force.
+        Soak = "soak",
+        /// The patch is taken back; the load goes on.
+        Revert = "revert",
+        /// How often the patched functions are called is counted, with the patch out of the way.
+        Reach = "reach",
+        /// The machine is being ended.
+        End = "end",
+    }
+}
+
+words! {
+    /// Where a qualified patch may go next.
+    Tier {
+        /// First public tier.
+        Proposed = "proposed",
+        /// Second tier.
+        Updates = "updates",
+        /// Everybody.
+        Stable = "stable",
+    }
+}
+
+// The macro has no place for `#[default]`, which one of four lists would need.
+#[allow(clippy::derivable_impls)]
+impl Default for Tier {
+    fn default() -> Self {
+        Self::Proposed
+    }
+}
+
+words! {
+    /// What runs the guest's instructions.
+    Accel {
+        /// The processor.
+        Kvm = "kvm",
+        /// QEMU's emulation.
+        Tcg = "tcg",
+    }
+}
+
+impl Accel {
+    /// Factor on all deadlines. Emulation was measured 3 to 20 times slower than KVM for single operations, but deadlines here are
+    /// generous for KVM already; doubling them keeps quiet control machines free of findings on two shared cores.
+    pub fn scale(self) -> f64 {
+        match self {
+            Self::Kvm => 1.0,
+            Self::Tcg => 2.0,
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! Workload descriptors: `workloads/*.yaml`.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::yaml::{self, YamlError};
+
+/// Stress inside the guest: what runs and what the image must have for it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Workload {
+    /// Its name in pipelines, events and findings.
+    pub name: String,
+    /// One sentence for people.
+    #[serde(default)]
+    pub description: String,
+    /// What runs.
+    pub run: Run,
+    /// Packages of the guest's distribution that must be in the image (recipes list what they have).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub packages: Vec<String>,
+}
+
+/// Either a stressor of the guest binary or a program of the guest.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Run {
+    /// A stressor of the guest binary, for example `madvise-allocator`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub builtin: Option<String>,
+    /// Its parameters.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub args: BTreeMap<String, Scalar>,
+    /// A program of the guest and its arguments, run without a shell until the trial ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command: Option<Vec<String>>,
+}
+
+/// A parameter's value, kept as it was written.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Scalar {
+    /// A number without a fraction.
+    Int(i64),
+    /// Yes or no.
+    Bool(bool),
+    /// A number with a fraction.
+    Float(f64),
+    /// Anything else.
+    Text(String),
+}
+
+impl std::fmt::Display for Scalar {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Int(v) => v.fmt(f),
+            Self::Bool(v) => v.fmt(f),
+            Self::Float(v) => v.fmt(f),
+            Self::Text(v) => v.fmt(f),
+        }
+    }
+}
+
+impl Workload {
+    /// Read a descriptor from `text`, the content of `file`.
+    ///
+    /// # Errors
+    /// The first thing wrong, with its place.
+    pub fn parse(file: &Path, text: &str) -> Result<Self, YamlError> {
+        let workload: Self = yaml::parse(file, text)?;
+        let problem = |field: &str, message: String| YamlError {
+            file: file.to_owned(),
+            at: yaml::line_of(text, &field.split('.').collect::<Vec<_>>()).map(|line| (line, 1)),
+            field: field.to_owned(),
+            message,
+        };
+        if !is_name(&workload.name) {
+            let message = format!("`{}` is no name: use lower-case letters, digits and dashes", workload.name);
+            return Err(problem("name", message));
+        }
+        match (&workload.run.builtin, &workload.run.command) {
+            (Some(_), None) => Ok(workload),
+            (None, Some(argv)) if argv.iter().all(String::is_empty) => {
+                Err(problem("run.command", "is empty; name a program of the guest and its arguments".into()))
+            }
+            (None, Some(_)) if !workload.run.args.is_empty() => {
+                Err(problem("run.args", "belongs to `builtin`; give a command's arguments in `command`".into()))
+            }
+            (None, Some(_)) => Ok(workload),
+            (Some(_), Some(_)) => Err(problem("run", "has both `builtin` and `command`; keep one".into())),
+            (None, None) => Err(problem("run", "needs `builtin: NAME` or `command: [PROGRAM, ...]`".into())),
+        }
+    }
+}
+
+/// Names of pipelines, workloads and images: they become file names and XML.
+pub(crate) fn is_name(name: &str) -> bool {
+    !name.is_empty()
+        && name.len() <= 64
+        && name.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "-._".contains(c))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Workload, String> {
+        Workload::parse(Path::new("w.yaml"), text).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn a_builtin_and_a_command() {
+        let w = parse("name: a\nrun:\n  builtin: x\n  args: {processes: 3, map: 8M, thp: true}\n").unwrap();
+        let args: Vec<String> = w.run.args.iter().map(|(k, v)| format!("{k}={v}")).collect();
+        assert_eq!(args, ["map=8M", "processes=3", "thp=true"]);
+        assert!(parse("name: a\nrun: {command: [stress-ng, --vm, '2']}\npackages: [stress-ng]\n").is_ok());
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let cases = [
+            ("name: a b\nrun: {builtin: x}\n", "w.yaml:1:1: name: `a b` is no name"),
+            ("name: a\nrun: {}\n", "w.yaml:2:1: run: needs `builtin"),
+            ("name: a\nrun: {builtin: x, command: [y]}\n", "has both"),
+            ("name: a\nrun:\n  command: []\n", "w.yaml:3:1: run.command: is empty"),
+            ("name: a\nrun: {builtin: x}\npackage: []\n", "w.yaml:3:1: package: unknown field"),
+        ];
+        for (text, expected) in cases {
+            let error = parse(text).unwrap_err();
+            assert!(error.contains(expected), "{error:?} lacks {expected:?}");
+        }
+    }
+}
