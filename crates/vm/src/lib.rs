@@ -1,1 +1,21 @@
-//! Part of klpfarm.
+//! One machine: QEMU's arguments, its process, QMP, serial console, probe channel and SSH.
+//!
+//! A [`Machine`] turns all that comes out of it into one stream of [`Output`]; deciding what it means is the farm's work.
+
+mod accel;
+mod channel;
+mod error;
+mod machine;
+mod qmp;
+mod spec;
+mod ssh;
+
+pub use accel::{KvmProbe, probe_kvm, qemu_version, supported, QEMU, QEMU_LEAST};
+pub use error::VmError;
+pub use machine::{Machine, Output};
+pub use qmp::{Qmp, QmpEvent};
+pub use spec::Spec;
+pub use ssh::{Login, Ssh, SshOutput};
+
+/// The guest binary of `crates/stress`, built statically by this crate's build script.
+pub const GUEST_BINARY: &[u8] = include_bytes!(env!("KLPFARM_GUEST_BINARY"));

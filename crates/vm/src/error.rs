@@ -1,0 +1,43 @@
+//! What can go wrong with a machine: always the farm's trouble, never the patch's.
+
+use std::path::PathBuf;
+
+/// A failure to run or reach a machine.
+#[derive(Debug, thiserror::Error)]
+pub enum VmError {
+    /// The QEMU binary is missing.
+    #[error("can't start {program}: {source}; install QEMU (Debian: apt-get install qemu-system-x86)")]
+    NoQemu {
+        /// What was to be run.
+        program: &'static str,
+        /// Why it failed.
+        source: std::io::Error,
+    },
+    /// QEMU ended before its sockets were there.
+    #[error("QEMU ended at once ({status}): {stderr}")]
+    EndedEarly {
+        /// Exit status.
+        status: String,
+        /// What it wrote.
+        stderr: String,
+    },
+    /// A file or socket of the machine.
+    #[error("{}: {source}", .path.display())]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A QMP command failed.
+    #[error("QMP {command}: {reason}")]
+    Qmp {
+        /// Command.
+        command: &'static str,
+        /// Why.
+        reason: String,
+    },
+    /// SSH failed.
+    #[error("SSH: {0}")]
+    Ssh(String),
+}

@@ -1,0 +1,242 @@
+//! A running machine.
+
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use klpfarm_stress::wire::{FromGuest, ToGuest};
+use tokio::io::AsyncReadExt;
+use tokio::net::UnixStream;
+use tokio::process::{Child, Command};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use crate::spec::Sockets;
+use crate::{Login, QEMU, Qmp, QmpEvent, Spec, Ssh, VmError, channel};
+
+/// All that comes out of a machine, in one stream.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Output {
+    /// Bytes of the serial console.
+    Console(Vec<u8>),
+    /// A line of the probe.
+    Probe(FromGuest),
+    /// An event of QEMU.
+    Qmp(QmpEvent),
+    /// QEMU ended; nothing more will come but what is on its way.
+    Exited {
+        /// Exit status in words.
+        status: String,
+        /// What it wrote to standard error, at most 16 KiB.
+        stderr: String,
+    },
+}
+
+/// One QEMU process with its sockets. [`Machine::close`] ends it in order; dropping it kills.
+#[derive(Debug)]
+pub struct Machine {
+    qmp: Qmp,
+    to_console: mpsc::Sender<Vec<u8>>,
+    to_probe: Vec<mpsc::Sender<Vec<u8>>>,
+    ssh_port: u16,
+    pid: u32,
+    kill: mpsc::Sender<()>,
+    gone: watch::Receiver<bool>,
+    tasks: JoinSet<()>,
+    // Last: the folder goes after the tasks that use its sockets.
+    _sockets: tempfile::TempDir,
+}
+
+impl Machine {
+    /// Start QEMU, connect to all its sockets, and let the guest run. The console is recorded in `console_log`; QEMU's
+    /// temporary files go to `scratch`.
+    ///
+    /// # Errors
+    /// If QEMU can't be started or ends at once; its own words are in the error.
+    pub async fn start(
+        spec: &Spec,
+        scratch: &Path,
+        console_log: PathBuf,
+    ) -> Result<(Self, mpsc::Receiver<Output>), VmError> {
+        // Short and private: a socket's path holds 107 bytes at most.
+        let dir = tempfile::Builder::new()
+            .prefix("klpfarm-")
+            .tempdir()
+            .map_err(|source| VmError::Io { path: std::env::temp_dir(), source })?;
+        let sockets = Sockets::new(dir.path());
+        let mut child = spawn(spec, &sockets, scratch)?;
+        let pid = child.id().unwrap_or(0);
+        let (output, outputs) = mpsc::channel(256);
+        let mut tasks = JoinSet::new();
+
+        let qmp = connect(&sockets.qmp, &mut child).await?;
+        let console = connect(&sockets.console, &mut child).await?;
+        let virtio = connect(&sockets.probe, &mut child).await?;
+        let uart = connect(&sockets.uart, &mut child).await?;
+        let to_console = channel::console(console, console_log, &mut tasks, output.clone()).await?;
+        let to_probe = [virtio, uart].map(|s| channel::probe(s, &mut tasks, output.clone())).into();
+
+        let (kill, killed) = mpsc::channel(1);
+        let (set_gone, gone) = watch::channel(false);
+        tasks.spawn(reap(child, killed, set_gone, output.clone()));
+        let qmp = Qmp::connect(qmp, &mut tasks, output).await?;
+        let ssh_port = ssh_port(&qmp).await?;
+        qmp.execute(qapi::qmp::cont {}, Duration::from_secs(30)).await?;
+        Ok((Self { qmp, to_console, to_probe, ssh_port, pid, kill, gone, tasks, _sockets: dir }, outputs))
+    }
+
+    /// QMP, for evidence and control.
+    pub fn qmp(&self) -> &Qmp {
+        &self.qmp
+    }
+
+    /// The loopback port that leads to the guest's SSH.
+    pub fn ssh_port(&self) -> u16 {
+        self.ssh_port
+    }
+
+    /// QEMU's process id.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// A fresh SSH login, at most `limit`.
+    ///
+    /// # Errors
+    /// As for [`Ssh::connect`].
+    pub async fn ssh(&self, login: &Login, limit: Duration) -> Result<Ssh, VmError> {
+        Ssh::connect(self.ssh_port, login, limit).await
+    }
+
+    /// Say something to the probe, on both ways: it listens on one of them. Never waits: a probe that does not read loses it.
+    pub fn tell_probe(&self, message: &ToGuest) {
+        let Ok(mut line) = serde_json::to_vec(message) else { return };
+        line.push(b'\n');
+        for way in &self.to_probe {
+            let _ = way.try_send(line.clone());
+        }
+    }
+
+    /// Press a magic-sysrq key on the serial console: a break, then the key. It works in a guest that no longer answers otherwise,
+    /// as long as it takes interrupts.
+    pub async fn sysrq(&self, key: &str) {
+        let limit = Duration::from_secs(5);
+        let command = qapi::qmp::chardev_send_break { id: "console".into() };
+        if self.qmp.execute(command, limit).await.is_ok() {
+            let _ = self.to_console.try_send(key.as_bytes().to_vec());
+        }
+    }
+
+    /// End QEMU: ask first, kill after `limit`, wait until it is gone and all its files are removed.
+    pub async fn close(mut self, limit: Duration) {
+        let _ = self.qmp.execute(qapi::qmp::quit {}, limit).await;
+        let gone = self.gone.wait_for(|gone| *gone);
+        if tokio::time::timeout(limit, gone).await.is_err() {
+            let _ = self.kill.send(()).await;
+            let _ = self.gone.wait_for(|gone| *gone).await;
+        }
+        self.tasks.shutdown().await;
+    }
+}
+
+fn spawn(spec: &Spec, sockets: &Sockets, scratch: &Path) -> Result<Child, VmError> {
+    // setpriv (util-linux) makes the kernel end QEMU when the farm dies in whatever way; a process group of its own
+    // keeps a terminal's Ctrl-C from it, so that the farm can end it in order.
+    Command::new("setpriv")
+        .args(["--pdeathsig", "KILL", "--", QEMU])
+        .args(spec.qemu_args(sockets))
+        .env("TMPDIR", scratch)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(|source| VmError::NoQemu { program: "setpriv", source })
+}
+
+/// Connect to a socket that QEMU is about to make. There is nothing to await on but the file itself, so this polls, and races
+/// QEMU's death.
+async fn connect(path: &Path, child: &mut Child) -> Result<UnixStream, VmError> {
+    const LIMIT: Duration = Duration::from_secs(30);
+    let attempt = async {
+        loop {
+            if let Ok(stream) = UnixStream::connect(path).await {
+                return stream;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::select! {
+        stream = attempt => Ok(stream),
+        status = child.wait() => {
+            let mut stderr = String::new();
+            if let Some(pipe) = child.stderr.as_mut() {
+                let _ = pipe.read_to_string(&mut stderr).await;
+            }
+            Err(VmError::EndedEarly { status: words(status), stderr: stderr.trim().to_owned() })
+        }
+        () = tokio::time::sleep(LIMIT) => Err(VmError::Io {
+            path: path.to_owned(),
+            source: std::io::Error::new(std::io::ErrorKind::TimedOut, "QEMU did not make its socket"),
+        }),
+    }
+}
+
+/// Wait for QEMU's end, or bring it about.
+async fn reap(
+    mut child: Child,
+    mut killed: mpsc::Receiver<()>,
+    gone: watch::Sender<bool>,
+    output: mpsc::Sender<Output>,
+) {
+    let mut stderr = Vec::new();
+    let mut pipe = child.stderr.take();
+    let read = async {
+        if let Some(pipe) = pipe.as_mut() {
+            let _ = pipe.take(16 * 1024).read_to_end(&mut stderr).await;
+            let _ = tokio::io::copy(pipe, &mut tokio::io::sink()).await;
+        }
+        std::future::pending::<()>().await;
+    };
+    let status = tokio::select! {
+        status = child.wait() => status,
+        () = read => unreachable!("never ends"),
+        _ = killed.recv() => {
+            let _ = child.start_kill();
+            child.wait().await
+        }
+    };
+    let stderr = String::from_utf8_lossy(&stderr).trim().to_owned();
+    let _ = gone.send(true);
+    let _ = output.send(Output::Exited { status: words(status), stderr }).await;
+}
+
+fn words(status: std::io::Result<ExitStatus>) -> String {
+    status.map_or_else(|e| e.to_string(), |s| s.to_string())
+}
+
+/// QEMU chose the forwarded port; its human monitor tells which.
+async fn ssh_port(qmp: &Qmp) -> Result<u16, VmError> {
+    let text = qmp.monitor("info usernet", Duration::from_secs(30)).await?;
+    forwarded_port(&text)
+        .ok_or_else(|| VmError::Qmp { command: "info usernet", reason: format!("no forwarded port in:\n{text}") })
+}
+
+fn forwarded_port(text: &str) -> Option<u16> {
+    let line = text.lines().find(|l| l.contains("HOST_FORWARD"))?;
+    line.split_whitespace().skip_while(|w| *w != "127.0.0.1").nth(1)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_port_is_read_from_the_monitor() {
+        let text = "Hub -1 (n0):\n  Protocol[State]    FD  Source Address  Port   Dest. Address  Port RecvQ SendQ\n  \
+                    TCP[HOST_FORWARD]   3       127.0.0.1 33435       10.0.2.15    22     0     0\n";
+        assert_eq!(forwarded_port(text), Some(33435));
+        assert_eq!(forwarded_port("none"), None);
+    }
+}
