@@ -1,1 +1,11 @@
-//! Part of klpfarm.
+//! A run: a pure dispatcher for each trial (`trial`), the effects it asks for (`drive`, `evidence`), and the run that holds them
+//! together (`run`).
+
+mod drive;
+mod evidence;
+mod guest;
+mod run;
+mod trial;
+
+pub use drive::Bench;
+pub use run::{Sink, run};

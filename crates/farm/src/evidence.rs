@@ -1,0 +1,95 @@
+//! Evidence from a sick machine, before it goes. Every part has its own limit and none needs another: what fails is left out.
+
+use std::path::Path;
+use std::time::Duration;
+
+use klpfarm_stress::wire::{Ask, ToGuest};
+use klpfarm_vm::Machine;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout_at};
+
+use crate::guest;
+use crate::trial::Collect;
+
+/// Ids of these questions do not meet the dispatcher's, which count from 1.
+const FIRST_ID: u64 = 1 << 32;
+
+/// Gather evidence into `dir/evidence`; returns file (below `dir`) and what it is.
+pub(crate) async fn collect(
+    machine: &Machine,
+    dir: &Path,
+    patch: &str,
+    what: Collect,
+    mut replies: mpsc::UnboundedReceiver<(u64, String)>,
+) -> Vec<(String, String)> {
+    let until = Instant::now() + what.limit;
+    let mut kept = Kept { dir, files: Vec::new() };
+    if tokio::fs::create_dir_all(dir.join("evidence")).await.is_err() {
+        return kept.files;
+    }
+    let short = Duration::from_secs(5);
+    for (command, file, text) in [
+        ("info status", "qemu-status.txt", "QEMU's view of the machine"),
+        ("info registers -a", "registers.txt", "registers of all virtual CPUs"),
+    ] {
+        if let Ok(answer) = machine.qmp().monitor(command, short).await {
+            kept.keep(file, text, &answer).await;
+        }
+    }
+    // A second look tells a CPU that goes round in a circle from one that works.
+    if let Ok(answer) = machine.qmp().monitor("info registers -a", short).await {
+        kept.keep("registers-2.txt", "registers of all virtual CPUs, a moment later", &answer).await;
+    }
+    // w: blocked tasks; l: backtrace of all CPUs. Over the serial line: it works when nothing else does.
+    for key in ["w", "l"] {
+        machine.sysrq(key).await;
+    }
+    if what.probe {
+        let mut questions = vec![
+            ("blocked.txt", "stacks of blocked tasks", BLOCKED.to_owned()),
+            ("dmesg.txt", "end of the kernel's log", "dmesg | tail -c 60000".to_owned()),
+            ("livepatch.txt", "livepatch state in sysfs", format!("grep -r . /sys/kernel/livepatch/{patch} 2>/dev/null; lsmod; cat /proc/sys/kernel/tainted")),
+            ("memory.txt", "meminfo, slabs, load", "cat /proc/meminfo /proc/loadavg; head -50 /proc/slabinfo".to_owned()),
+        ];
+        if let Some(wanted) = what.stragglers {
+            questions.insert(0, ("stragglers.txt", "tasks that hold up the transition", guest::stragglers(wanted)));
+        }
+        for (id, (file, text, line)) in (FIRST_ID..).zip(questions) {
+            let ask = Ask::Exec { argv: guest::shell(&line), limit_ms: 10_000 };
+            machine.tell_probe(&ToGuest { id, ask });
+            let answer = async {
+                while let Some((from, out)) = replies.recv().await {
+                    if from == id {
+                        return Some(out);
+                    }
+                }
+                None
+            };
+            match timeout_at(until, answer).await {
+                Ok(Some(out)) => kept.keep(file, text, &out).await,
+                Ok(None) | Err(_) => break,
+            }
+        }
+    }
+    kept.files
+}
+
+/// Every thread in D state with its stack. Reads `stat`, `wchan` and `stack` only: other files take the lock that may be what all
+/// wait for.
+const BLOCKED: &str = r#"n=0; for t in /proc/[0-9]*/task/[0-9]*; do s=$(cat $t/stat) || continue; s=${s##*) }
+[ "${s%% *}" = D ] || continue; echo "task ${t##*/} ($(cat $t/comm)) state D wchan $(cat $t/wchan)"; cat $t/stack
+n=$((n+1)); [ $n -ge 64 ] && break; done 2>/dev/null; exit 0"#;
+
+struct Kept<'a> {
+    dir: &'a Path,
+    files: Vec<(String, String)>,
+}
+
+impl Kept<'_> {
+    async fn keep(&mut self, file: &str, what: &str, text: &str) {
+        let file = format!("evidence/{file}");
+        if !text.trim().is_empty() && tokio::fs::write(self.dir.join(&file), text).await.is_ok() {
+            self.files.push((file, what.to_owned()));
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! What is run in the guest, besides workloads: fixed shell lines whose only variable parts are a module's and functions' names,
+//! which have been checked to be plain words. Pure.
+
+/// Where the guest binary and the patch lie in the guest. A tmpfs of its own: nothing is left on a golden disk, and `/run` itself is
+/// often mounted `noexec`.
+pub(crate) const DIR: &str = "/run/klpfarm";
+
+/// Make [`DIR`].
+pub(crate) const MAKE_DIR: &str =
+    "mkdir -p /run/klpfarm && mount -t tmpfs -o mode=0700,nosuid,nodev klpfarm /run/klpfarm";
+
+/// Take the guest binary from standard input.
+pub(crate) const TAKE_BINARY: &str =
+    "cat > /run/klpfarm/klpfarm-stress && chmod 0755 /run/klpfarm/klpfarm-stress";
+
+/// Take the patch from standard input.
+pub(crate) fn take_patch(name: &str) -> String {
+    format!("cat > {DIR}/{name}.ko")
+}
+
+/// Set the kernel up for being watched, say what can't be watched (`blind DETECTOR REASON`), and start the probe.
+///
+/// `hung_task_warnings` counts down to silence unless it is -1. `printk` 8: stack lines must reach the console also when the
+/// command line did not say `ignore_loglevel`.
+pub(crate) fn prepare(hung_task_secs: u64) -> String {
+    format!(
+        r#"cd /proc/sys/kernel || exit 1
+echo 8 > printk 2>/dev/null
+dmesg -E 2>/dev/null
+if [ -w hung_task_timeout_secs ]; then
+  echo {hung_task_secs} > hung_task_timeout_secs; echo -1 > hung_task_warnings 2>/dev/null
+  echo {hung_task_secs} > hung_task_check_interval_secs 2>/dev/null
+else echo "blind hung-task this kernel has no hung-task detector"; fi
+[ "$(cat soft_watchdog 2>/dev/null || cat watchdog 2>/dev/null)" = 1 ] || echo "blind soft-lockup the kernel's watchdog is off"
+[ "$(cat nmi_watchdog 2>/dev/null)" = 1 ] || echo "blind hard-lockup no NMI watchdog in this guest; the probe's silence and the vCPU registers stand in for it"
+[ "$(cat sysrq 2>/dev/null)" = 1 ] || echo 1 > sysrq 2>/dev/null
+[ -d /sys/kernel/tracing/events ] || mount -t tracefs tracefs /sys/kernel/tracing 2>/dev/null || mount -t debugfs debugfs /sys/kernel/debug 2>/dev/null
+[ -d /sys/kernel/livepatch ] || [ -e /sys/kernel/livepatch ] || echo "blind livepatch this kernel lists no /sys/kernel/livepatch: is CONFIG_LIVEPATCH on?"
+{DIR}/klpfarm-stress serve --daemon </dev/null >/dev/null 2>&1 || echo "failed to start the probe"
+"#
+    )
+}
+
+/// Load the patch.
+pub(crate) fn load(name: &str) -> String {
+    format!("insmod {DIR}/{name}.ko 2>&1")
+}
+
+/// A shell line as the probe runs it.
+pub(crate) fn shell(line: &str) -> Vec<String> {
+    ["/bin/sh", "-c", line].map(str::to_owned).into()
+}
+
+/// Print `listed`, `enabled N`, `transition N` and `function OBJECT/NAME` for a patch.
+pub(crate) fn state(name: &str) -> String {
+    format!(
+        r#"cd /sys/kernel/livepatch/{name} 2>/dev/null || exit 0
+echo listed; echo enabled $(cat enabled); [ -e transition ] && echo transition $(cat transition)
+for f in */*/; do [ -d "$f" ] && echo "function $f"; done; exit 0"#
+    )
+}
+
+/// Disable the patch.
+pub(crate) fn disable(name: &str) -> String {
+    format!("echo 0 > /sys/kernel/livepatch/{name}/enabled")
+}
+
+/// Unload the patch.
+pub(crate) fn unload(name: &str) -> String {
+    format!("rmmod {name} 2>&1")
+}
+
+/// Tasks that have not switched to `wanted` (1: patched, 0: unpatched), with what they wait in.
+pub(crate) fn stragglers(wanted: u8) -> String {
+    format!(
+        r#"n=0; for t in /proc/[0-9]*/task/[0-9]*; do s=$(cat $t/patch_state 2>/dev/null) || continue
+[ "$s" = {wanted} ] || [ "$s" = -1 ] && continue
+echo "task ${{t##*/}} ($(cat $t/comm)) patch_state $s wchan $(cat $t/wchan)"; cat $t/stack; n=$((n+1)); [ $n -ge 20 ] && break; done 2>/dev/null; exit 0"#
+    )
+}
+
+/// Count calls of functions for `seconds`, by a function tracer in an instance of its own for each; prints `calls NAME N`. Used with the
+/// patch out of the way: on 4.4 a probe at a function's entry makes a good patch fail.
+pub(crate) fn count_calls(functions: &[String], seconds: u64) -> String {
+    let names = functions.join(" ");
+    format!(
+        r#"T=/sys/kernel/tracing; [ -d $T/instances ] || T=/sys/kernel/debug/tracing
+[ -d $T/instances ] || {{ echo "no tracefs"; exit 1; }}
+for f in {names}; do i=$T/instances/klpfarm_$f; mkdir $i && echo 64 > $i/buffer_size_kb && echo $f > $i/set_ftrace_filter && echo function > $i/current_tracer || echo "can't trace $f"; done 2>/dev/null
+sleep {seconds}
+for f in {names}; do i=$T/instances/klpfarm_$f; if [ "$(cat $i/current_tracer 2>/dev/null)" = function ]; then echo nop > $i/current_tracer
+echo "calls $f $(cat $i/per_cpu/cpu*/stats | awk '/^entries:|^overrun:/ {{ n += $2 }} END {{ print n + 0 }}')"; fi; rmdir $i; done 2>/dev/null
+exit 0"#
+    )
+}
+
+/// What [`state`] printed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct PatchState {
+    pub(crate) listed: bool,
+    pub(crate) enabled: bool,
+    /// `None` before 4.12: the kernel switches at once and has no such file.
+    pub(crate) transition: Option<bool>,
+    /// `object/function`.
+    pub(crate) functions: Vec<String>,
+}
+
+impl PatchState {
+    pub(crate) fn read(text: &str) -> Self {
+        let mut state = Self::default();
+        for line in text.lines() {
+            match line.split_once(' ').unwrap_or((line, "")) {
+                ("listed", _) => state.listed = true,
+                ("enabled", value) => state.enabled = value == "1",
+                ("transition", value) => state.transition = Some(value == "1"),
+                // `vmlinux/F,1/` since 4.5, `vmlinux/F/` on vanilla 4.4.
+                ("function", path) => {
+                    let path = path.trim_end_matches('/');
+                    let path = path.rsplit_once(',').map_or(path, |(f, _)| f);
+                    state.functions.push(path.to_owned());
+                }
+                _ => {}
+            }
+        }
+        state
+    }
+
+    /// Whether all tasks have switched.
+    pub(crate) fn settled(&self) -> bool {
+        self.transition != Some(true)
+    }
+}
+
+/// Names of functions that [`count_calls`] may be given: plain words, no object name.
+pub(crate) fn countable(functions: &[String]) -> Vec<String> {
+    let name = |f: &String| f.rsplit('/').next().unwrap_or_default().to_owned();
+    let plain = |f: &String| !f.is_empty() && f.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'.');
+    functions.iter().map(name).filter(plain).take(32).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn livepatch_states_of_all_kernels() {
+        let new = PatchState::read("listed\nenabled 1\ntransition 1\nfunction vmlinux/__x64_sys_madvise,1/\n");
+        assert!(new.listed && new.enabled && !new.settled());
+        assert_eq!(new.functions, ["vmlinux/__x64_sys_madvise"]);
+        let old = PatchState::read("listed\nenabled 1\nfunction vmlinux/sys_madvise/\n");
+        assert!(old.settled() && old.transition.is_none());
+        assert_eq!(old.functions, ["vmlinux/sys_madvise"]);
+        assert!(!PatchState::read("").listed);
+    }
+
+    #[test]
+    fn only_plain_names_reach_a_shell() {
+        let functions = ["vmlinux/do_exit", "m/a.isra.0", "vmlinux/$(reboot)", "vmlinux/a;b"].map(str::to_owned);
+        assert_eq!(countable(&functions), ["do_exit", "a.isra.0"]);
+    }
+}

@@ -1,0 +1,388 @@
+//! The rules of health: which signal is a finding. Pure; time is handed in.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::time::Duration;
+
+use klpfarm_kmsg::{Report, Severity, Signal};
+use klpfarm_model::{Body, FarmKind, Finding, FindingKind, Phase, Plan, Source};
+use klpfarm_stress::wire::{BlockedTask, Fault, FaultKind, FromGuest};
+use klpfarm_vm::QmpEvent;
+
+use super::measure::{Measure, millis};
+
+/// Findings of one trial beyond this are only counted: a broken machine finds new words for the same thing for ever.
+const MOST_FINDINGS: usize = 40;
+
+/// Taint bits that loading a livepatch sets by itself: out-of-tree (12), unsigned (13), livepatch (15). Source: kernel
+/// `Documentation/admin-guide/tainted-kernels.rst`.
+const LIVEPATCH_TAINTS: u64 = 1 << 12 | 1 << 13 | 1 << 15;
+
+/// Names of the other taint bits, from bit 0, same source.
+const TAINTS: [&str; 19] = [
+    "P proprietary module", "F module force-loaded", "S out-of-specification system", "R module force-unloaded",
+    "M machine check", "B bad page", "U user request", "D kernel died", "A ACPI table overridden", "W kernel warned",
+    "C staging driver", "I firmware workaround", "O out-of-tree module", "E unsigned module", "L soft lockup",
+    "K livepatched", "X auxiliary", "T randomised structures", "N test",
+];
+
+/// Watches one machine.
+#[derive(Debug)]
+pub(crate) struct Health {
+    stall: Duration,
+    blocked: Duration,
+    ssh: Duration,
+    probe: Duration,
+    patch: Option<String>,
+    applied_at: Option<Duration>,
+    phase: Phase,
+    /// Set while the probe is expected to speak.
+    probe_at: Option<Duration>,
+    ssh_at: Option<Duration>,
+    ssh_error: String,
+    taint: Option<u64>,
+    boots: u32,
+    /// Names of tasks that were blocked for long before the patch was applied.
+    always_blocked: BTreeSet<String>,
+    /// Longest idle time of each workload before the patch was applied, in milliseconds.
+    usual_idle: BTreeMap<String, u64>,
+    seen: HashSet<(FindingKind, String)>,
+    stopped: bool,
+}
+
+impl Health {
+    pub(crate) fn new(plan: &Plan, patched: bool) -> Self {
+        let limits = &plan.pipeline.limits;
+        Self {
+            stall: plan.scaled(limits.stall),
+            blocked: plan.scaled(limits.blocked),
+            ssh: plan.scaled(limits.ssh),
+            probe: plan.scaled(limits.probe),
+            patch: patched.then(|| plan.patch.name.clone()),
+            applied_at: None,
+            phase: Phase::Boot,
+            probe_at: None,
+            ssh_at: None,
+            ssh_error: String::new(),
+            taint: None,
+            boots: 0,
+            always_blocked: BTreeSet::new(),
+            usual_idle: BTreeMap::new(),
+            seen: HashSet::new(),
+            stopped: false,
+        }
+    }
+
+    pub(crate) fn phase(&mut self, phase: Phase) {
+        self.phase = phase;
+    }
+
+    /// The patch is about to be loaded: from now on findings are after it.
+    pub(crate) fn applying(&mut self, now: Duration, usual_idle: BTreeMap<String, u64>) {
+        self.applied_at = Some(now);
+        self.usual_idle = usual_idle;
+    }
+
+    /// The host did not run us for `gap`: nothing that seems late in the guest is the guest's fault.
+    pub(crate) fn forgive(&mut self, gap: Duration) {
+        for at in [&mut self.probe_at, &mut self.ssh_at] {
+            *at = at.map(|at| at + gap);
+        }
+    }
+
+    /// Whether the probe has been heard lately.
+    pub(crate) fn probe_alive(&self, now: Duration) -> bool {
+        self.probe_at.is_some_and(|at| now.saturating_sub(at) < self.probe / 2) && !self.stopped
+    }
+
+    /// Milliseconds since the patch was applied.
+    fn after_apply(&self, now: Duration) -> Option<u64> {
+        self.applied_at.map(|at| millis(now.saturating_sub(at)))
+    }
+
+    /// Make a finding of it, once.
+    pub(crate) fn find(&mut self, now: Duration, kind: FarmKind, source: Source, title: String, evidence: String) -> Vec<Body> {
+        let finding = Finding {
+            kind: kind.into(),
+            title,
+            source,
+            function: None,
+            workload: None,
+            after_apply_ms: self.after_apply(now),
+            line: None,
+            corrupted: false,
+            evidence,
+        };
+        self.once(finding)
+    }
+
+    fn once(&mut self, finding: Finding) -> Vec<Body> {
+        if self.seen.len() >= MOST_FINDINGS || !self.seen.insert((finding.kind, finding.title.clone())) {
+            return Vec::new();
+        }
+        vec![Body::Finding(Box::new(finding))]
+    }
+
+    pub(crate) fn console(&mut self, now: Duration, signal: Signal) -> Vec<Body> {
+        match signal {
+            Signal::Report(report) => self.report(now, report),
+            Signal::Boot { line, release } => {
+                self.boots += 1;
+                if self.boots < 2 {
+                    return Vec::new();
+                }
+                let evidence = format!("console line {line}: Linux version {release}");
+                self.find(now, FarmKind::Rebooted, Source::Console, "the machine restarted unexpectedly".into(), evidence)
+            }
+            Signal::Lost { line, count } => {
+                let count = count.map_or_else(|| "some".to_owned(), |n| n.to_string());
+                vec![Body::Note { text: format!("console line {line}: {count} kernel messages were lost") }]
+            }
+            Signal::Blind { detector, reason, .. } => {
+                let detector = serde_json::to_value(detector).ok().and_then(|v| v.as_str().map(str::to_owned));
+                vec![Body::Blind { detector: detector.unwrap_or_default(), reason }]
+            }
+            Signal::Livepatch { .. } => Vec::new(),
+        }
+    }
+
+    fn report(&mut self, now: Duration, report: Report) -> Vec<Body> {
+        // Complaints of a kernel that is still booting are its owner's business; what kills it is not.
+        if self.phase == Phase::Boot && report.kind.severity() == Severity::Warning {
+            return vec![Body::Note { text: format!("while booting, console line {}: {}", report.line, report.title) }];
+        }
+        self.once(Finding {
+            kind: FindingKind::Kernel(report.kind),
+            title: report.title,
+            source: Source::Console,
+            function: report.function,
+            workload: None,
+            after_apply_ms: self.after_apply(now),
+            line: Some(report.line),
+            corrupted: report.corrupted,
+            evidence: report.text,
+        })
+    }
+
+    pub(crate) fn qmp(&mut self, now: Duration, event: &QmpEvent) -> Vec<Body> {
+        let (kind, title) = match event {
+            QmpEvent::Panicked => (FarmKind::Panicked, "the guest kernel panicked"),
+            QmpEvent::Reset => (FarmKind::Rebooted, "the machine restarted unexpectedly"),
+            QmpEvent::Shutdown { guest: true, reason } if reason == "guest-reset" => {
+                (FarmKind::Rebooted, "the machine restarted unexpectedly")
+            }
+            QmpEvent::Shutdown { guest: true, reason } if reason == "guest-panic" => {
+                (FarmKind::Panicked, "the guest kernel panicked")
+            }
+            QmpEvent::Shutdown { guest: true, .. } => (FarmKind::PoweredOff, "the guest powered itself off"),
+            QmpEvent::Watchdog => (FarmKind::WatchdogFired, "the watchdog device fired"),
+            QmpEvent::IoError { .. } => (FarmKind::HostIoError, "the virtual disk failed on the host"),
+            QmpEvent::Stopped => {
+                self.stopped = true;
+                return Vec::new();
+            }
+            QmpEvent::Resumed => {
+                self.stopped = false;
+                return Vec::new();
+            }
+            QmpEvent::Shutdown { guest: false, .. } | QmpEvent::Other(_) => return Vec::new(),
+        };
+        self.find(now, kind, Source::Qmp, title.into(), format!("QMP event: {event:?}"))
+    }
+
+    /// A fresh login succeeded or failed.
+    pub(crate) fn login(&mut self, now: Duration, result: &Result<u64, String>) {
+        match result {
+            Ok(_) => self.ssh_at = Some(now),
+            Err(error) => self.ssh_error.clone_from(error),
+        }
+    }
+
+    pub(crate) fn probe(&mut self, now: Duration, message: &FromGuest, measure: &Measure) -> Vec<Body> {
+        self.probe_at = Some(now);
+        match message {
+            FromGuest::Fault(fault) => self.fault(now, fault),
+            FromGuest::Blocked { tasks, total, .. } => self.blocked(now, tasks, *total, measure),
+            FromGuest::Hello { taint, .. } => {
+                self.taint.get_or_insert(*taint);
+                Vec::new()
+            }
+            FromGuest::Taint { value, .. } => self.tainted(now, *value),
+            _ => Vec::new(),
+        }
+    }
+
+    fn fault(&mut self, now: Duration, fault: &Fault) -> Vec<Body> {
+        let (kind, what) = match fault.kind {
+            FaultKind::WrongErrno => (FarmKind::WrongErrno, "wrong result of"),
+            FaultKind::WrongContent => (FarmKind::WrongContent, "wrong content after"),
+            FaultKind::Died => (FarmKind::WorkloadDied, "a process died in"),
+            FaultKind::CannotRun => {
+                return vec![Body::Note { text: format!("{}: can't run: {}", fault.workload, fault.detail) }];
+            }
+        };
+        let finding = Finding {
+            kind: kind.into(),
+            title: format!("{}: {what} {}", fault.workload, fault.op),
+            source: Source::Workload,
+            function: None,
+            workload: Some(fault.workload.clone()),
+            after_apply_ms: self.after_apply(now),
+            line: None,
+            corrupted: false,
+            evidence: fault.detail.clone(),
+        };
+        self.once(finding)
+    }
+
+    fn tainted(&mut self, now: Duration, value: u64) -> Vec<Body> {
+        let before = *self.taint.get_or_insert(value);
+        let allowed = before | if self.patch.is_some() { LIVEPATCH_TAINTS } else { 0 };
+        let new = value & !allowed;
+        if new == 0 {
+            return Vec::new();
+        }
+        self.taint = Some(before | new);
+        let names: Vec<String> = (0..64)
+            .filter(|bit| new >> bit & 1 == 1)
+            .map(|bit| TAINTS.get(bit).map_or_else(|| format!("bit {bit}"), |t| (*t).to_owned()))
+            .collect();
+        let title = format!("the kernel became tainted: {}", names.join(", "));
+        self.find(now, FarmKind::Tainted, Source::Probe, title, format!("/proc/sys/kernel/tainted: {before} before, {value} now"))
+    }
+
+    fn blocked(&mut self, now: Duration, tasks: &[BlockedTask], total: u32, measure: &Measure) -> Vec<Body> {
+        let mut bodies = Vec::new();
+        for task in tasks {
+            let workload = task.thread.and_then(|id| measure.thread(id)).filter(|t| t.counted).map(|t| t.workload.clone());
+            let limit = millis(match &workload {
+                Some(name) => {
+                    let usual = self.usual_idle.get(name).copied().unwrap_or(0);
+                    self.stall.max(Duration::from_millis(usual * 3))
+                }
+                None => self.blocked,
+            });
+            if task.for_ms < limit || (workload.is_none() && self.is_always_blocked(task)) {
+                continue;
+            }
+            let function = waits_in(&task.stack, &task.wchan, self.patch.as_deref());
+            let place = match (&function, task.state) {
+                (_, 'R') => "run without getting anywhere".to_owned(),
+                (Some(f), _) => format!("hang in {f}"),
+                (None, state) => format!("hang (state {state})"),
+            };
+            let (kind, title) = match &workload {
+                Some(name) => (FarmKind::ThreadStalled, format!("{name}: threads {place}")),
+                None => (FarmKind::TaskBlocked, format!("{}: tasks {place}", general(&task.comm))),
+            };
+            bodies.extend(self.once(Finding {
+                kind: kind.into(),
+                title,
+                source: if workload.is_some() { Source::Workload } else { Source::Probe },
+                function,
+                workload,
+                after_apply_ms: self.after_apply(now).map(|ms| ms.saturating_sub(task.for_ms)),
+                line: None,
+                corrupted: false,
+                evidence: describe(tasks, total),
+            }));
+        }
+        bodies
+    }
+
+    /// Before the patch was applied a task that waits for long is how this guest is.
+    fn is_always_blocked(&mut self, task: &BlockedTask) -> bool {
+        let name = general(&task.comm);
+        if self.applied_at.is_none() && self.patch.is_some() && task.state == 'D' && task.thread.is_none() {
+            self.always_blocked.insert(name);
+            return true;
+        }
+        self.always_blocked.contains(&name)
+    }
+
+    /// What silence tells. `measure` knows threads the probe reports as idle.
+    pub(crate) fn tick(&mut self, now: Duration) -> Vec<Body> {
+        if self.stopped {
+            return Vec::new();
+        }
+        let mut bodies = Vec::new();
+        let silent = |at: Option<Duration>, limit: Duration| at.is_some_and(|at| now.saturating_sub(at) >= limit);
+        if silent(self.probe_at, self.probe) {
+            let evidence = format!("no line from the probe for {:.0} s while QEMU runs", self.probe.as_secs_f64());
+            bodies.extend(self.find(now, FarmKind::ProbeSilent, Source::Probe, "the guest went silent".into(), evidence));
+        }
+        if silent(self.ssh_at, self.ssh) {
+            let evidence = format!("no login for {:.0} s; the last attempt: {}", self.ssh.as_secs_f64(), self.ssh_error);
+            bodies.extend(self.find(now, FarmKind::SshDead, Source::Ssh, "no SSH login succeeds".into(), evidence));
+        }
+        bodies
+    }
+}
+
+/// The kernel function in which a task waits: the first frame that is no machinery of scheduling and locking. A function of the patch
+/// itself wins: that is where an engineer wants to look first.
+fn waits_in(stack: &str, wchan: &str, patch: Option<&str>) -> Option<String> {
+    let frames: Vec<(&str, bool)> = stack
+        .lines()
+        .filter_map(|line| {
+            let line = line.trim();
+            let symbol = line.rsplit_once("] ").filter(|(head, _)| head.starts_with('[')).map_or(line, |(_, s)| s);
+            let name = symbol.split(['+', ' ']).next()?;
+            let of_patch = patch.is_some_and(|p| symbol.contains(&format!("[{p}]")));
+            (!name.is_empty()).then_some((name, of_patch))
+        })
+        .collect();
+    let own = frames.iter().find(|(_, of_patch)| *of_patch);
+    let named = own.or_else(|| frames.iter().find(|(name, _)| !klpfarm_kmsg::is_machinery(name)));
+    let name = named.or_else(|| frames.first()).map(|(name, _)| *name);
+    name.or_else(|| (!wchan.is_empty() && wchan != "0").then_some(wchan)).map(|n| plain_symbol(n).to_owned())
+}
+
+/// Compilers append `.constprop.0` and the like.
+fn plain_symbol(name: &str) -> &str {
+    name.split('.').next().unwrap_or(name)
+}
+
+/// `kworker/1:2` and `kworker/0:1` are the same to a title.
+fn general(comm: &str) -> String {
+    match comm.split_once('/') {
+        Some((name, _)) => name.to_owned(),
+        None => comm.trim_end_matches(|c: char| c.is_ascii_digit()).to_owned(),
+    }
+}
+
+fn describe(tasks: &[BlockedTask], total: u32) -> String {
+    let mut text = format!("{total} task(s) do not get on:\n");
+    for t in tasks.iter().take(12) {
+        text.push_str(&format!(
+            "{}:{} pid {} state {} for {:.1} s in {}\n",
+            t.comm, t.tid, t.pid, t.state, t.for_ms as f64 / 1000.0, if t.wchan.is_empty() { "?" } else { &t.wchan }
+        ));
+        for frame in t.stack.lines().take(16) {
+            text.push_str(&format!("    {}\n", frame.trim()));
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STACK: &str = "[<0>] __schedule+0x1/0x2\n[<0>] klp_wait+0x5c/0x70 [klp_held]\n[<0>] do_syscall_64+0x5b/0xc0\n";
+
+    #[test]
+    fn the_patch_itself_is_named_first() {
+        assert_eq!(waits_in(STACK, "", Some("klp_held")).as_deref(), Some("klp_wait"));
+        let other = "[<ffffffffc014c07c>] down_read+0x5c/0x70\n[<ffffffff8114c07c>] do_user_addr_fault.isra.0+0x5/0x7\n";
+        assert_eq!(waits_in(other, "", None).as_deref(), Some("do_user_addr_fault"));
+        assert_eq!(waits_in("", "futex_wait", None).as_deref(), Some("futex_wait"));
+        assert_eq!(waits_in("", "0", None), None);
+    }
+
+    #[test]
+    fn names_of_tasks_are_general() {
+        assert_eq!(general("kworker/u4:2"), "kworker");
+        assert_eq!(general("jbd2/vda-8"), "jbd2");
+        assert_eq!(general("stress0012"), "stress");
+    }
+}

@@ -1,0 +1,178 @@
+//! What the workloads did in a phase, summed up from the probe's lines. Pure.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use klpfarm_model::event::{LatencyMeasure, Measured, WorkloadMeasure};
+use klpfarm_stress::wire::{FromGuest, Thread, ThreadProgress};
+
+/// Sums up one phase; threads are remembered over phases.
+#[derive(Debug, Default)]
+pub(crate) struct Measure {
+    threads: BTreeMap<u32, Tracked>,
+    window: Window,
+    since: Duration,
+    rates_since: Duration,
+    rates: BTreeMap<String, u64>,
+}
+
+#[derive(Debug)]
+struct Tracked {
+    thread: Thread,
+    ops: u64,
+}
+
+#[derive(Debug, Default)]
+struct Window {
+    workloads: BTreeMap<String, Sums>,
+}
+
+#[derive(Debug, Default)]
+struct Sums {
+    ops: u64,
+    threads: std::collections::BTreeSet<u32>,
+    longest_idle_ms: u64,
+    latency: BTreeMap<String, Latencies>,
+}
+
+#[derive(Debug, Default)]
+struct Latencies {
+    count: u64,
+    sum_ns: u64,
+    p50_ns: Vec<u64>,
+    p99_ns: Vec<u64>,
+}
+
+impl Measure {
+    /// Begin a phase.
+    pub(crate) fn begin(&mut self, now: Duration) {
+        self.window = Window::default();
+        self.since = now;
+        self.rates_since = now;
+        self.rates.clear();
+    }
+
+    /// The phase's summary.
+    pub(crate) fn summary(&self, now: Duration) -> Measured {
+        let workloads = self.window.workloads.iter().map(|(name, sums)| (name.clone(), sums.summary())).collect();
+        Measured { window_ms: millis(now.saturating_sub(self.since)), workloads }
+    }
+
+    /// Longest idle time of a workload in this phase so far.
+    pub(crate) fn longest_idle_ms(&self) -> BTreeMap<String, u64> {
+        self.window.workloads.iter().map(|(name, s)| (name.clone(), s.longest_idle_ms)).collect()
+    }
+
+    /// Operations a second by workload since the last call.
+    pub(crate) fn rates(&mut self, now: Duration) -> BTreeMap<String, f64> {
+        let seconds = now.saturating_sub(self.rates_since).as_secs_f64().max(0.001);
+        self.rates_since = now;
+        let rates = std::mem::take(&mut self.rates);
+        // A workload that did nothing still stands there, with a zero.
+        self.rates = rates.keys().map(|name| (name.clone(), 0)).collect();
+        rates.into_iter().map(|(name, ops)| (name, ops as f64 / seconds)).collect()
+    }
+
+    /// The thread with this id.
+    pub(crate) fn thread(&self, id: u32) -> Option<&Thread> {
+        self.threads.get(&id).map(|t| &t.thread)
+    }
+
+    pub(crate) fn take(&mut self, message: &FromGuest) {
+        match message {
+            FromGuest::Thread(thread) => {
+                self.rates.entry(thread.workload.clone()).or_default();
+                self.threads.entry(thread.id).or_insert(Tracked { thread: thread.clone(), ops: 0 });
+            }
+            FromGuest::Gone { id } => {
+                self.threads.remove(id);
+            }
+            FromGuest::Progress { threads, .. } => threads.iter().for_each(|p| self.progress(p)),
+            FromGuest::Latency { workload, op, count, p50_ns, p99_ns, sum_ns, .. } => {
+                let sums = self.window.workloads.entry(workload.clone()).or_default();
+                let l = sums.latency.entry(op.clone()).or_default();
+                l.count += count;
+                l.sum_ns += sum_ns;
+                l.p50_ns.push(*p50_ns);
+                l.p99_ns.push(*p99_ns);
+            }
+            _ => {}
+        }
+    }
+
+    fn progress(&mut self, p: &ThreadProgress) {
+        let Some(tracked) = self.threads.get_mut(&p.id) else { return };
+        let ops = p.ops.saturating_sub(tracked.ops);
+        tracked.ops = p.ops;
+        let name = &tracked.thread.workload;
+        *self.rates.entry(name.clone()).or_default() += ops;
+        let sums = self.window.workloads.entry(name.clone()).or_default();
+        sums.ops += ops;
+        sums.threads.insert(p.id);
+        if tracked.thread.counted {
+            sums.longest_idle_ms = sums.longest_idle_ms.max(p.idle_ms);
+        }
+    }
+}
+
+impl Sums {
+    fn summary(&self) -> WorkloadMeasure {
+        WorkloadMeasure {
+            ops: self.ops,
+            threads: u32::try_from(self.threads.len()).unwrap_or(u32::MAX),
+            longest_idle_ms: self.longest_idle_ms,
+            latency: self.latency.iter().map(|(op, l)| (op.clone(), l.summary())).collect(),
+        }
+    }
+}
+
+impl Latencies {
+    fn summary(&self) -> LatencyMeasure {
+        LatencyMeasure {
+            count: self.count,
+            p50_ns: median(&self.p50_ns),
+            p99_ns: median(&self.p99_ns),
+            mean_ns: self.sum_ns / self.count.max(1),
+        }
+    }
+}
+
+fn median(values: &[u64]) -> u64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_unstable();
+    sorted.get(sorted.len() / 2).copied().unwrap_or(0)
+}
+
+pub(crate) fn millis(d: Duration) -> u64 {
+    u64::try_from(d.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn thread(id: u32) -> FromGuest {
+        FromGuest::Thread(Thread { id, workload: "w".into(), process: 0, thread: id, pid: 1, tid: id, counted: true })
+    }
+
+    fn progress(ops: &[(u32, u64)]) -> FromGuest {
+        let entry = |(id, ops): &(u32, u64)| ThreadProgress { id: *id, ops: *ops, latency_us: 1, idle_ms: 5, errors: 0, errno: 0 };
+        FromGuest::Progress { at_ms: 0, threads: ops.iter().map(entry).collect() }
+    }
+
+    #[test]
+    fn operations_are_counted_within_the_phase_and_over_restarts() {
+        let mut m = Measure::default();
+        m.take(&thread(1));
+        m.take(&progress(&[(1, 100)]));
+        m.begin(Duration::from_secs(1));
+        m.take(&progress(&[(1, 150)]));
+        m.take(&FromGuest::Gone { id: 1 });
+        m.take(&thread(2));
+        m.take(&progress(&[(2, 7)]));
+        let s = m.summary(Duration::from_secs(2));
+        assert_eq!((s.window_ms, s.workloads["w"].ops, s.workloads["w"].threads), (1000, 57, 2));
+        assert_eq!(m.rates(Duration::from_secs(2))["w"], 57.0);
+        assert_eq!(m.rates(Duration::from_secs(3))["w"], 0.0);
+    }
+}
