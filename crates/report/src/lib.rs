@@ -1,1 +1,15 @@
-//! Part of klpfarm.
+//! Sinks of the event stream: journal, JUnit, verdict file, and what a person sees. They see nothing but plan, events and verdict.
+
+mod clean;
+mod folder;
+mod journal;
+mod junit;
+mod summary;
+mod terminal;
+
+pub use clean::{one_line, printable};
+pub use folder::{FolderError, Run, write_atomically};
+pub use journal::Journal;
+pub use junit::junit;
+pub use summary::summary;
+pub use terminal::{Terminal, View};

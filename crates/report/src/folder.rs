@@ -1,0 +1,119 @@
+//! A run's folder: `plan.json`, `journal.jsonl`, `verdict.json`, `junit.xml`, `trials/N/`.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use klpfarm_model::plan::SCHEMA;
+use klpfarm_model::{Event, Plan, Verdict};
+
+use crate::{Journal, journal, junit};
+
+/// A run on disk.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Run {
+    /// The plan.
+    pub plan: Plan,
+    /// What happened.
+    pub events: Vec<Event>,
+    /// The journal's last line was incomplete and is left out.
+    pub torn: bool,
+}
+
+/// What is wrong with a run folder.
+#[derive(Debug, thiserror::Error)]
+pub enum FolderError {
+    /// A file can't be read or written.
+    #[error("{}: {source}", .path.display())]
+    Io {
+        /// File.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The folder has something in it.
+    #[error("{} is not empty: a run needs a folder of its own; name another one with --out", .0.display())]
+    NotEmpty(PathBuf),
+    /// A file's content is not what it should be.
+    #[error("{}{}: {reason}", .path.display(), .line.map(|l| format!(":{l}")).unwrap_or_default())]
+    Content {
+        /// File.
+        path: PathBuf,
+        /// Line, from 1, where it can be told.
+        line: Option<usize>,
+        /// What is wrong and what to do.
+        reason: String,
+    },
+}
+
+fn io(path: &Path) -> impl FnOnce(std::io::Error) -> FolderError {
+    let path = path.to_owned();
+    |source| FolderError::Io { path, source }
+}
+
+impl Run {
+    /// Begin a run in `dir`, which must not exist or be empty: writes the plan and opens the journal.
+    ///
+    /// # Errors
+    /// If the folder has something in it, or can't be written.
+    pub fn create(dir: &Path, plan: &Plan) -> Result<Journal, FolderError> {
+        fs::create_dir_all(dir).map_err(io(dir))?;
+        if fs::read_dir(dir).map_err(io(dir))?.next().is_some() {
+            return Err(FolderError::NotEmpty(dir.to_owned()));
+        }
+        let text = serde_json::to_string_pretty(plan).unwrap_or_default() + "\n";
+        write_atomically(&dir.join("plan.json"), text.as_bytes())?;
+        let path = dir.join("journal.jsonl");
+        Journal::create(&path).map_err(io(&path))
+    }
+
+    /// Read the run in `dir`.
+    ///
+    /// # Errors
+    /// If it is no run folder or its files are damaged; names the file and line.
+    pub fn open(dir: &Path) -> Result<Self, FolderError> {
+        let path = dir.join("plan.json");
+        let text = fs::read_to_string(&path).map_err(io(&path))?;
+        let content = |line: Option<usize>, reason: String| FolderError::Content { path: path.clone(), line, reason };
+        let value: serde_json::Value =
+            serde_json::from_str(&text).map_err(|e| content(Some(e.line()), e.to_string()))?;
+        if value["schema"] != SCHEMA {
+            let reason = format!("has schema {}; this klpfarm reads {SCHEMA}", value["schema"]);
+            return Err(content(None, reason));
+        }
+        let plan = serde_json::from_value(value).map_err(|e| content(None, e.to_string()))?;
+        let path = dir.join("journal.jsonl");
+        let text = fs::read_to_string(&path).map_err(io(&path))?;
+        let (events, torn) = journal::read(&text)
+            .map_err(|(line, reason)| FolderError::Content { path, line: Some(line), reason })?;
+        Ok(Self { plan, events, torn })
+    }
+
+    /// Write `verdict.json` and `junit.xml` into `dir`.
+    ///
+    /// # Errors
+    /// If they can't be written.
+    pub fn conclude(dir: &Path, plan: &Plan, events: &[Event], verdict: &Verdict) -> Result<(), FolderError> {
+        let text = serde_json::to_string_pretty(verdict).unwrap_or_default() + "\n";
+        write_atomically(&dir.join("verdict.json"), text.as_bytes())?;
+        write_atomically(&dir.join("junit.xml"), &junit(plan, events, verdict))
+    }
+}
+
+/// Write a file so that it is there whole or not at all.
+///
+/// # Errors
+/// As the file system says, with the path.
+pub fn write_atomically(path: &Path, content: &[u8]) -> Result<(), FolderError> {
+    let dir = path.parent().unwrap_or(Path::new("."));
+    let write = || {
+        let mut file = tempfile::Builder::new().prefix(".klpfarm-").tempfile_in(dir)?;
+        file.write_all(content)?;
+        file.as_file().sync_all()?;
+        // A temporary file is private; a report is for everybody who may read the folder.
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+        fs::set_permissions(file.path(), mode)?;
+        file.persist(path).map_err(|e| e.error)
+    };
+    write().map(|_| ()).map_err(io(path))
+}

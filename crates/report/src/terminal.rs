@@ -1,0 +1,159 @@
+//! What a person sees while a run goes on: on a terminal one live line a trial, otherwise plain lines with time stamps.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use klpfarm_model::{Body, Event, Plan, Scope, TrialEnd};
+
+use crate::one_line;
+
+/// Where the lines go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum View {
+    /// A terminal: lines are redrawn.
+    Live,
+    /// A file or CI log: lines are appended, with time stamps.
+    Plain,
+    /// Nothing is shown.
+    Quiet,
+}
+
+/// Shows events on standard error.
+#[derive(Debug)]
+pub struct Terminal {
+    view: View,
+    bars: MultiProgress,
+    trials: BTreeMap<u32, Shown>,
+}
+
+#[derive(Debug, Default)]
+struct Shown {
+    bar: Option<ProgressBar>,
+    rate: f64,
+    findings: u32,
+}
+
+impl Terminal {
+    /// Show the trials of `plan` as they happen.
+    pub fn new(view: View, plan: &Plan) -> Self {
+        let trials = plan.trials.iter().map(|t| (t.number, Shown::default())).collect();
+        Self { view, bars: MultiProgress::new(), trials }
+    }
+
+    /// Show an event.
+    pub fn event(&mut self, event: &Event) {
+        match self.view {
+            View::Quiet => {}
+            View::Plain => {
+                if let Some(text) = plain(event) {
+                    eprint_line(&text);
+                }
+            }
+            View::Live => self.live(event),
+        }
+    }
+
+    fn live(&mut self, event: &Event) {
+        let Some(scope) = event.scope else {
+            if let Some(text) = plain(event) {
+                let _ = self.bars.println(text);
+            }
+            return;
+        };
+        let Some(shown) = self.trials.get_mut(&scope.trial) else { return };
+        match &event.body {
+            Body::TrialStarted => {
+                let bar = self.bars.add(ProgressBar::new_spinner());
+                if let Ok(style) = ProgressStyle::with_template("{spinner} {elapsed:>4} {msg}") {
+                    bar.set_style(style);
+                }
+                bar.enable_steady_tick(Duration::from_millis(250));
+                shown.bar = Some(bar);
+            }
+            Body::Progress { rates, .. } => shown.rate = rates.values().sum(),
+            Body::Finding(f) => {
+                shown.findings += 1;
+                let _ = self.bars.println(format!("trial {} {}: finding: {}", scope.trial, scope.arm, one_line(&f.title, 120)));
+            }
+            Body::TrialEnded { end } => {
+                if let Some(bar) = shown.bar.take() {
+                    bar.finish_and_clear();
+                }
+                let _ = self.bars.println(format!("trial {} {}: {}", scope.trial, scope.arm, end_in_words(end, shown.findings)));
+                return;
+            }
+            _ => {}
+        }
+        if let Some(bar) = &shown.bar {
+            bar.set_message(format!(
+                "trial {:<3} {:<9} {:<10} {:>8.0} ops/s  {} finding(s)",
+                scope.trial, scope.arm, scope.phase, shown.rate, shown.findings
+            ));
+        }
+    }
+}
+
+fn eprint_line(text: &str) {
+    use std::io::Write;
+    // A closed standard error is no reason to end a run.
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+fn end_in_words(end: &TrialEnd, findings: u32) -> String {
+    match end {
+        TrialEnd::Completed if findings == 0 => "clean".to_owned(),
+        TrialEnd::Completed | TrialEnd::Stopped => format!("ended with {findings} finding(s)"),
+        TrialEnd::FarmError { message } => format!("farm error: {}", one_line(message, 300)),
+        TrialEnd::Interrupted => "interrupted".to_owned(),
+    }
+}
+
+/// The plain line for an event, if it is worth one.
+fn plain(event: &Event) -> Option<String> {
+    let stamp = format!("[{:>7.1}s]", event.at_ms as f64 / 1000.0);
+    let place = |s: Scope| format!("trial {} {}", s.trial, s.arm);
+    let place = event.scope.map(place).unwrap_or_else(|| "run".to_owned());
+    let text = match &event.body {
+        Body::RunStarted { accel, qemu, .. } => format!("started under {accel}, {}", one_line(qemu, 100)),
+        Body::TrialStarted => "machine starts".to_owned(),
+        Body::PhaseStarted => format!("phase {}", event.scope?.phase),
+        Body::MachineReady { release, ssh_ms, .. } => {
+            format!("ready: Linux {}, SSH after {:.1} s", one_line(release, 80), *ssh_ms as f64 / 1000.0)
+        }
+        Body::Applied { functions, took_ms } => {
+            format!("patch applied in {took_ms} ms: {}", one_line(&functions.join(", "), 200))
+        }
+        Body::TransitionDone { took_ms, per_task } => {
+            let how = if *per_task { "all tasks switched" } else { "switched at once (no consistency model)" };
+            format!("{how}, {took_ms} ms after applying")
+        }
+        Body::Reverted { unloaded } => {
+            (if *unloaded { "patch disabled and unloaded" } else { "patch disabled (this kernel can't unload it)" }).to_owned()
+        }
+        Body::Progress { rates, ssh_ms } => {
+            let rates: Vec<String> = rates.iter().map(|(w, r)| format!("{w} {r:.0}/s")).collect();
+            let ssh = ssh_ms.map(|ms| format!(", ssh {ms} ms")).unwrap_or_default();
+            format!("{}{ssh}", rates.join(", "))
+        }
+        Body::Reach { function, calls, window_ms } => {
+            format!("{} called {calls} times in {window_ms} ms", one_line(function, 100))
+        }
+        Body::Finding(f) => format!("FINDING [{}] {}", f.kind, one_line(&f.title, 200)),
+        Body::Evidence { file, what } => format!("kept {file}: {what}"),
+        Body::Note { text } => format!("note: {}", one_line(text, 200)),
+        Body::Blind { detector, reason } => format!("can't detect {}: {}", one_line(detector, 40), one_line(reason, 160)),
+        Body::TrialEnded { end } => format!("ended: {}", end_in_words_plain(end)),
+        Body::RunEnded { interrupted } => (if *interrupted { "interrupted" } else { "ended" }).to_owned(),
+        Body::Measured(_) => return None,
+    };
+    Some(format!("{stamp} {place}: {text}"))
+}
+
+fn end_in_words_plain(end: &TrialEnd) -> String {
+    match end {
+        TrialEnd::Completed => "all phases done".to_owned(),
+        TrialEnd::Stopped => "stopped on a finding".to_owned(),
+        TrialEnd::FarmError { .. } | TrialEnd::Interrupted => end_in_words(end, 0),
+    }
+}
