@@ -1,2 +1,63 @@
-//! The `klpfarm` binary.
-fn main() {}
+//! The `klpfarm` binary: arguments, wiring, exit codes.
+
+mod catalog;
+mod check;
+mod doctor;
+mod failure;
+mod home;
+mod host;
+mod image;
+mod interrupt;
+mod judge;
+mod plan;
+mod run;
+mod triage;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+
+/// A test farm for kernel livepatches: apply them under load on throw-away machines, watch, judge.
+///
+/// Exit codes: 0 qualified or done, 1 rejected, 2 usage or bad input, 3 inconclusive, 4 farm error, 130 interrupted.
+#[derive(Debug, Parser)]
+#[command(version, about, long_about, disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    Doctor(doctor::Args),
+    #[command(subcommand)]
+    Image(image::Command),
+    #[command(subcommand)]
+    Module(image::ModuleCommand),
+    Check(check::Args),
+    Plan(plan::Args),
+    Run(Box<run::Args>),
+    Judge(judge::Args),
+    Triage(triage::Args),
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let filter = EnvFilter::try_from_env("KLPFARM_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let done = match Cli::parse().command {
+        Command::Doctor(args) => doctor::run(args).await,
+        Command::Image(command) => image::run(command).await,
+        Command::Module(command) => image::run_module(command).await,
+        Command::Check(args) => check::run(&args),
+        Command::Plan(args) => plan::run(args).await,
+        Command::Run(args) => run::run(*args).await,
+        Command::Judge(args) => judge::run(&args),
+        Command::Triage(args) => triage::run(&args),
+    };
+    match done {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => failure.report(),
+    }
+}

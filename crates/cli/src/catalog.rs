@@ -1,0 +1,154 @@
+//! Names to files: pipelines, workloads, images and patches, found and read at the edge, all problems reported at once.
+
+use std::path::{Path, PathBuf};
+
+use klpfarm_image::Recipe;
+use klpfarm_model::{Patch, Pipeline, Sidecar, Workload};
+
+use crate::failure::Failure;
+use crate::home::home;
+
+const PIPELINES: &[(&str, &str)] = &[("gate", include_str!("../../../pipelines/gate.yaml"))];
+
+const WORKLOADS: &[(&str, &str)] = &[
+    ("madvise-allocator", include_str!("../../../workloads/madvise-allocator.yaml")),
+    ("page-fault-storm", include_str!("../../../workloads/page-fault-storm.yaml")),
+    ("fork-exec-churn", include_str!("../../../workloads/fork-exec-churn.yaml")),
+    ("file-io-fsync", include_str!("../../../workloads/file-io-fsync.yaml")),
+    ("syscall-mix", include_str!("../../../workloads/syscall-mix.yaml")),
+    ("stress-ng-vm", include_str!("../../../workloads/stress-ng-vm.yaml")),
+];
+
+/// A pipeline with everything it names.
+pub(crate) struct Loaded {
+    pub(crate) pipeline: Pipeline,
+    pub(crate) workloads: Vec<Workload>,
+    pub(crate) recipe: Recipe,
+}
+
+/// Whether a name is a path to a file rather than the name of something known.
+fn is_path(name: &str) -> bool {
+    name.contains('/') || name.ends_with(".yaml") || name.ends_with(".yml")
+}
+
+/// Load the pipeline `name` (a path, or a shipped one's name) and all it names.
+pub(crate) fn load(name: &str) -> Result<Loaded, Failure> {
+    let (file, text) = match PIPELINES.iter().find(|(n, _)| *n == name) {
+        Some((n, text)) if !Path::new(name).is_file() => (PathBuf::from(format!("pipelines/{n}.yaml")), (*text).to_owned()),
+        _ => (PathBuf::from(name), read_pipeline(name)?),
+    };
+    let pipeline = Pipeline::parse(&file, &text).map_err(|e| Failure::inputs(&e))?;
+    let base = file.parent().unwrap_or(Path::new("."));
+    let mut problems = Vec::new();
+    let mut workloads = Vec::new();
+    for name in &pipeline.workloads {
+        match workload(base, name) {
+            Ok(workload) => workloads.push(workload),
+            Err(problem) => problems.push(place(&file, &text, name, "workloads", &problem)),
+        }
+    }
+    for (i, w) in workloads.iter().enumerate() {
+        if workloads[..i].iter().any(|other| other.name == w.name) {
+            problems.push(place(&file, &text, &w.name, "workloads", &format!("two of them are named `{}`", w.name)));
+        }
+    }
+    match recipe(base, &pipeline.image) {
+        Ok(recipe) if problems.is_empty() => Ok(Loaded { pipeline, workloads, recipe }),
+        Ok(_) => Err(Failure::inputs(&problems)),
+        Err(problem) => {
+            problems.push(place(&file, &text, &pipeline.image, "image", &problem));
+            Err(Failure::inputs(&problems))
+        }
+    }
+}
+
+fn read_pipeline(name: &str) -> Result<String, Failure> {
+    std::fs::read_to_string(name).map_err(|e| {
+        let known: Vec<&str> = PIPELINES.iter().map(|(n, _)| *n).collect();
+        Failure::input(format!("pipeline {name}: {e}; give a YAML file, or one of: {}", known.join(", ")))
+    })
+}
+
+/// A problem of something that a file names, with the line where it is named.
+fn place(file: &Path, text: &str, name: &str, field: &str, problem: &str) -> String {
+    if problem.contains(".yaml:") {
+        return problem.to_owned();
+    }
+    let line = text.lines().position(|l| l.contains(name)).map(|n| format!(":{}", n + 1)).unwrap_or_default();
+    format!("{}{line}: {field}: {problem}", file.display())
+}
+
+fn workload(base: &Path, name: &str) -> Result<Workload, String> {
+    let parse = |file: &Path, text: &str| Workload::parse(file, text).map_err(|e| e.to_string());
+    if is_path(name) {
+        let file = base.join(name);
+        let text = std::fs::read_to_string(&file).map_err(|e| format!("workload {}: {e}", file.display()))?;
+        return parse(&file, &text);
+    }
+    for dir in beside(base, "workloads") {
+        let file = dir.join(format!("{name}.yaml"));
+        if let Ok(text) = std::fs::read_to_string(&file) {
+            return parse(&file, &text);
+        }
+    }
+    match WORKLOADS.iter().find(|(n, _)| *n == name) {
+        Some((_, text)) => parse(Path::new(&format!("workloads/{name}.yaml")), text),
+        None => {
+            let known: Vec<&str> = WORKLOADS.iter().map(|(n, _)| *n).collect();
+            Err(format!("no workload `{name}`; give a path to a YAML file, or one of: {}", known.join(", ")))
+        }
+    }
+}
+
+/// The image recipe `name` as a file in `base` names it.
+pub(crate) fn recipe(base: &Path, name: &str) -> Result<Recipe, String> {
+    let name = if is_path(name) { base.join(name).to_string_lossy().into_owned() } else { name.to_owned() };
+    klpfarm_image::find(&name, &beside(base, "images")).map_err(|e| e.to_string())
+}
+
+/// Folders of the user's own descriptors: beside the pipeline's folder, within it, and in the home.
+fn beside(base: &Path, kind: &str) -> Vec<PathBuf> {
+    let mut dirs = vec![base.join("..").join(kind), base.join(kind)];
+    if let Ok(home) = home() {
+        dirs.push(home.join("recipes").join(kind));
+    }
+    dirs.retain(|d| d.is_dir());
+    dirs
+}
+
+/// Read a candidate and its sidecar; returns its bytes as well.
+pub(crate) fn patch(file: &Path) -> Result<(Patch, Vec<u8>), Failure> {
+    const MOST: u64 = 64 << 20;
+    let unreadable = |e: std::io::Error| Failure::input(format!("patch {}: {e}", file.display()));
+    let meta = std::fs::metadata(file).map_err(unreadable)?;
+    if !meta.is_file() {
+        return Err(Failure::input(format!("patch {}: is no file; give a built module, X.ko", file.display())));
+    }
+    if meta.len() > MOST {
+        return Err(Failure::input(format!("patch {}: is larger than {} MiB, which no livepatch is", file.display(), MOST >> 20)));
+    }
+    let data = std::fs::read(file).map_err(unreadable)?;
+    let beside = file.with_extension("yaml");
+    let sidecar = match std::fs::read_to_string(&beside) {
+        Ok(text) => Sidecar::parse(&beside, &text).map_err(Failure::input)?,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Sidecar::default(),
+        Err(e) => return Err(Failure::input(format!("{}: {e}", beside.display()))),
+    };
+    let patch = Patch::parse(file, &data, sidecar).map_err(|e| Failure::input(format!("patch {e}")))?;
+    Ok((patch, data))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everything_shipped_is_sound() {
+        for (name, _) in PIPELINES {
+            assert!(load(name).is_ok(), "{name}");
+        }
+        for (name, text) in WORKLOADS {
+            assert_eq!(Workload::parse(Path::new(name), text).unwrap().name, *name);
+        }
+    }
+}
