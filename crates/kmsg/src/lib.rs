@@ -1,1 +1,34 @@
-//! Part of klpfarm.
+//! Kernel console text to findings: pure, streaming, without I/O.
+//!
+//! [`Classifier`] takes the bytes of a console as they come and gives [`Signal`]s; [`triage`] takes a whole log.
+//! A line goes through these steps:
+//!
+//! 1. `prefix`: what stands before the message (time stamp, caller, syslog head) and whether the kernel wrote it.
+//! 2. `header` (with `oops`, `lockdep`, `single`, `notice`): is the message the first line of a report? Anchored at the start of the message, so that text which
+//!    merely mentions such words is none.
+//! 3. `body`: what the line is within a report: stack frame, register, task line, end mark.
+//! 4. `open`: one report while it grows; it must be *proven* by lines that only the kernel's own dump has,
+//!    because a module can print any header it likes.
+//! 5. `frames`: which function of the stack is guilty.
+//! 6. `classifier`: which open report a line belongs to, when reports end, interleave or lose lines.
+//!
+//! Signals come when a report is complete, so their order is that of the reports' ends.
+
+mod body;
+mod classifier;
+mod frames;
+mod header;
+mod kind;
+mod lockdep;
+mod notice;
+mod oops;
+mod open;
+mod prefix;
+mod scan;
+mod signal;
+mod single;
+
+pub use classifier::{Classifier, triage};
+pub use frames::is_machinery;
+pub use kind::{Kind, Severity};
+pub use signal::{Detector, LivepatchState, Report, Signal};

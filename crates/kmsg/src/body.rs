@@ -1,0 +1,446 @@
+//! What a line is within a report.
+
+use crate::scan::{Scan, plain, symbol};
+
+/// One line of a report, as far as the classifier cares.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Body<'a> {
+    /// A stack frame.
+    Frame(Frame<'a>),
+    /// An instruction pointer; `None` if it is no symbol.
+    Pointer { function: Option<&'a str>, kernel: bool },
+    /// `CPU: N PID: N Comm: COMM`.
+    Cpu { cpu: u32, pid: u64, comm: &'a str },
+    /// The line with which a dump names its task.
+    Task { comm: &'a str, pid: u64 },
+    /// `Call Trace:`.
+    Trace,
+    /// `NMI backtrace for cpu N`, `Task dump for CPU N:`: another stack starts here.
+    NewStack,
+    /// `stack backtrace:` of lockdep: the frames before were history.
+    Backtrace,
+    /// `---[ end trace 0123 ]---`, `---[ end Kernel panic ...`.
+    End,
+    /// A row of `=`.
+    Rule,
+    /// `Read of size 8 at addr ...`.
+    Access { write: bool },
+    /// `in-flight: 123:FUNC`.
+    InFlight { function: &'a str },
+    /// Another line that only such a dump has.
+    Strong,
+    /// A line that a dump can have, but anything else too.
+    Weak,
+    /// The kernel starts to show something by request: no dump goes on past it.
+    Request,
+    /// None of these.
+    Other,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Frame<'a> {
+    pub(crate) function: &'a str,
+    pub(crate) module: bool,
+    /// Not marked with `?`.
+    pub(crate) reliable: bool,
+}
+
+/// Says what `message` is; its prefix is gone, its indentation is not.
+pub(crate) fn parse(message: &str) -> Body<'_> {
+    let text = message.trim();
+    if text.is_empty() {
+        return Body::Weak;
+    }
+    if let Some(body) = marker(text).or_else(|| pointer(text)).or_else(|| cpu_line(text)) {
+        return body;
+    }
+    if let Some(frame) = frame(text) {
+        return Body::Frame(frame);
+    }
+    task_line(message).or_else(|| named(text)).unwrap_or_else(|| fixed(message, text))
+}
+
+/// `<TASK>`, `</IRQ>` and the like, with or without a frame behind it.
+fn marker(text: &str) -> Option<Body<'_>> {
+    if !text.starts_with('<') {
+        return None;
+    }
+    let (name, rest) = text.split_once('>')?;
+    if name.len() > 24 {
+        return None;
+    }
+    let rest = rest.trim_start_matches('>').trim();
+    if rest.is_empty() {
+        return Some(Body::Strong);
+    }
+    frame(rest).map(Body::Frame)
+}
+
+/// `[<addr>] ? F+0x1/0x2 [mod]`, ` ? F+0x1/0x2`, `F+0x1/0x2 file.c:12`, `F file.c:12 [inline]`.
+pub(crate) fn frame(text: &str) -> Option<Frame<'_>> {
+    let mut rest = text;
+    if let Some(tail) = rest.strip_prefix("[<") {
+        rest = tail.split_once(">]")?.1.trim_start();
+    }
+    let reliable = match rest.strip_prefix("? ") {
+        Some(tail) => {
+            rest = tail.trim_start();
+            false
+        }
+        None => true,
+    };
+    if let Some((function, tail)) = symbol(rest) {
+        let tail = tail.trim();
+        let module = tail.starts_with('[') && !tail.starts_with("[inline");
+        let ends = tail.is_empty() || module || tail.starts_with('(') || is_source(tail);
+        return ends.then_some(Frame { function, module, reliable });
+    }
+    let (name, place) = rest.strip_suffix(" [inline]")?.split_once(' ')?;
+    is_source(place).then_some(Frame { function: plain(name), module: false, reliable })
+}
+
+/// `mm/madvise.c:123`, with or without something behind it.
+fn is_source(text: &str) -> bool {
+    let word = text.split(' ').next().unwrap_or("");
+    word.rsplit_once(':').is_some_and(|(file, line)| {
+        file.contains('.') && !line.is_empty() && line.bytes().all(|b| b.is_ascii_digit())
+    })
+}
+
+/// `RIP: 0010:F+0x1/0x2`, `RIP: 0010:[<addr>]  [<addr>] F+0x1/0x2`, `RIP  [<addr>] F`, `IP: F`, `pc : F`.
+fn pointer(text: &str) -> Option<Body<'_>> {
+    let mut scan = Scan(text);
+    let selector = if scan.eat("RIP: ") || scan.eat("EIP: ") {
+        let selector = scan.until(":").unwrap_or("");
+        if selector.contains("+0x") || scan.0.is_empty() {
+            // 32 bit: `EIP: F+0x1/0x2` has no selector.
+            scan = Scan(&text[5..]);
+            "0010"
+        } else {
+            selector
+        }
+    } else if scan.eat("RIP  ")
+        || scan.eat("IP: ")
+        || scan.eat("EIP is at ")
+        || scan.eat("pc : ")
+        || scan.eat("PC is at ")
+    {
+        "0010"
+    } else {
+        return None;
+    };
+    let kernel = !matches!(selector, "0033" | "0023" | "002b" | "0073");
+    scan.spaces();
+    while scan.eat("[<") {
+        scan.until(">]")?;
+        scan.spaces();
+    }
+    let function = symbol(scan.0).map(|(name, _)| name);
+    let plausible =
+        function.is_some() || text.contains("[<") || scan.0.starts_with("0x") || scan.0.ends_with("(null)");
+    plausible.then_some(Body::Pointer { function, kernel })
+}
+
+/// `CPU: 0 PID: 12 Comm: a b Not tainted 4.4`, with `UID: 0` since 6.12.
+fn cpu_line(text: &str) -> Option<Body<'_>> {
+    let mut scan = Scan(text);
+    scan.lit("CPU: ")?;
+    let cpu = u32::try_from(scan.number()?).ok()?;
+    scan.lit(" ")?;
+    if scan.eat("UID: ") {
+        scan.number()?;
+        scan.lit(" ")?;
+    }
+    scan.lit("PID: ")?;
+    let pid = scan.number()?;
+    scan.lit(" Comm: ")?;
+    let end = scan.0.find(" Not tainted").or_else(|| scan.0.find(" Tainted:")).unwrap_or(scan.0.len());
+    Some(Body::Cpu { cpu, pid, comm: &scan.0[..end] })
+}
+
+/// `task:COMM  state:D stack:0 pid:12 ...` or `COMM            D ADDR STACK PID PPID 0xFLAGS`.
+fn task_line(message: &str) -> Option<Body<'_>> {
+    if let Some(rest) = message.strip_prefix("task:") {
+        let (comm, rest) = rest.split_once(" state:")?;
+        let pid = rest.split_once("pid:")?.1.trim_start();
+        return Some(Body::Task { comm: comm.trim_end(), pid: Scan(pid).number()? });
+    }
+    let bytes = message.as_bytes();
+    let fits = bytes.len() > 30
+        && bytes[15] == b' '
+        && bytes[16].is_ascii_uppercase()
+        && matches!(bytes[17], b' ' | b'0'..=b'9');
+    if !fits || !message.is_char_boundary(15) {
+        return None;
+    }
+    let mut fields = message.split_ascii_whitespace().rev();
+    fields.next().filter(|flags| flags.starts_with("0x"))?;
+    fields.next()?.parse::<u64>().ok()?;
+    let pid = fields.next()?.parse().ok()?;
+    Some(Body::Task { comm: message[..15].trim_end(), pid })
+}
+
+/// Lines that carry something we want.
+fn named(text: &str) -> Option<Body<'_>> {
+    if text.starts_with("Call Trace:") || text.starts_with("Call trace:") || text.starts_with("Backtrace:") {
+        return Some(Body::Trace);
+    }
+    if text.starts_with("NMI backtrace for cpu ") || text.starts_with("Task dump for CPU ") {
+        return Some(Body::NewStack);
+    }
+    if text == "stack backtrace:" {
+        return Some(Body::Backtrace);
+    }
+    if text.starts_with("---[ end ") {
+        return Some(Body::End);
+    }
+    if text.len() > 30 && text.bytes().all(|b| b == b'=') {
+        return Some(Body::Rule);
+    }
+    if let Some(access) = ["Read of size ", "Read at addr ", "Write of size ", "Write at addr "]
+        .iter()
+        .position(|a| text.starts_with(a))
+    {
+        return Some(Body::Access { write: access > 1 });
+    }
+    if let Some(rest) = text.strip_prefix("in-flight: ") {
+        let (_, name) = rest.split_once(':')?;
+        let end = name.find([' ', ',']).unwrap_or(name.len());
+        return Some(Body::InFlight { function: plain(&name[..end]) });
+    }
+    if text.starts_with("sysrq: ") || text.starts_with("SysRq : ") {
+        return Some(Body::Request);
+    }
+    None
+}
+
+/// Starts of lines that only a dump has.
+const STRONG: &[&str] = &[
+    "Hardware name: ",
+    "Modules linked in:",
+    "Code: ",
+    "RAX: ",
+    "RDX: ",
+    "RBP: ",
+    "RSP: ",
+    "R10: ",
+    "R13: ",
+    "EAX: ",
+    "ESI: ",
+    "FS:  ",
+    "CS:  ",
+    "DR0: ",
+    "DR3: ",
+    "CR2: ",
+    "PKRU: ",
+    "ORIG_RAX: ",
+    "Workqueue: ",
+    "task: ",
+    "Tainted: ",
+    "Tainted:",
+    "Not tainted",
+    "\"echo 0 > ",
+    "Oops: ",
+    "PGD ",
+    "Thread overran stack",
+    "Dumping ftrace buffer:",
+    "Kernel Offset: ",
+    "Sending NMI ",
+    "Showing busy workqueues",
+    "Showing all locks held",
+    "Memory state around",
+    "The buggy address",
+    "Allocated by task",
+    "Freed by task",
+    "Allocated:",
+    "Freed:",
+    "allocated by task",
+    "freed by task",
+    "irq event stamp: ",
+    "hardirqs last ",
+    "softirqs last ",
+    "Preemption disabled at:",
+    "in_atomic(): ",
+    "caller is ",
+    "other info that might help",
+    "but task is already holding",
+    "which lock already depends",
+    "the existing dependency chain",
+    "Possible unsafe locking scenario",
+    "page:",
+    "page: refcount",
+    "page dumped because",
+    "(detected by ",
+    "(t=",
+    "All QSes seen",
+    "blocking rcu_node",
+    "Tasks blocked on level-",
+    "RCU grace-period kthread",
+    "Slab 0x",
+    "Object 0x",
+    "Object ",
+    "Redzone ",
+    "Padding ",
+    "Bytes b4 ",
+    "Kernel panic - ",
+    "Rebooting in ",
+    "#PF: ",
+    "BAD IP",
+    "Bad RIP value",
+    "Code: Bad RIP",
+    "KASAN: ",
+    "kasan: ",
+    "addr:",
+    "file:",
+    "pc : ",
+    "lr : ",
+    "sp : ",
+    "pstate: ",
+    "Internal error: ",
+    "Mem abort info",
+    "Uninit was ",
+    "Local variable ",
+    "Use-after-free ",
+    "Out-of-bounds ",
+    "Corrupted memory ",
+    "Invalid read ",
+    "Invalid write ",
+    "Invalid free ",
+    "kfence-#",
+    "Reported by Kernel Concurrency",
+    "value changed: ",
+    "the code is fine but needs",
+    "turning off the locking",
+    "INFO: Slab ",
+    "INFO: Object ",
+    "INFO: Allocated in ",
+    "INFO: Freed in ",
+    "INFO: 0x",
+    "comm \"",
+    "lock: ",
+    "nvcsw",
+    "<...>-",
+    "kernel stack overflow",
+    "index ",
+    "shift exponent ",
+    "signed integer overflow",
+    "member access within",
+    "load of value ",
+    "load of address ",
+    "left shift of ",
+    "division ",
+    "last function: ",
+    "Showing backtraces of running workers",
+];
+
+/// Parts of lines that only a dump has.
+const STRONG_INSIDE: &[&str] = &[
+    " is trying to acquire",
+    " is trying to release lock",
+    " is trying to lock",
+    " is leaving the kernel with locks",
+    " is freeing memory ",
+    "just changed the state of lock",
+    " takes:",
+    " lock held by ",
+    " locks held by ",
+    " blocked on ",
+    " ticks this GP) idle=",
+    " GPs behind) idle=",
+    "kthread starved for ",
+    " kthread timer wakeup",
+    " usage!",
+    " bytes by task ",
+    " of size ",
+    " bytes by interrupt",
+    "nvcsw: ",
+];
+
+fn fixed<'a>(message: &'a str, text: &'a str) -> Body<'a> {
+    let text = ["rcu: ", "watchdog: ", "NMI watchdog: "]
+        .iter()
+        .find_map(|p| text.strip_prefix(p))
+        .unwrap_or(text)
+        .trim();
+    if STRONG.iter().any(|s| text.starts_with(s)) || STRONG_INSIDE.iter().any(|s| text.contains(s)) {
+        return Body::Strong;
+    }
+    let dump_word = |w: &str| w.len() >= 16 && w.bytes().all(|b| b.is_ascii_hexdigit());
+    if text == "Stack:" || text.split(' ').take(2).all(dump_word) || is_lock_line(text) {
+        return Body::Strong;
+    }
+    let indented = message.starts_with([' ', '\t']);
+    let weak = indented || text.starts_with("---") || text.starts_with("note: ") || text.starts_with("[ end");
+    if weak || text.starts_with("Fixing recursive fault") || text.starts_with("INFO: lockdep is turned off") {
+        return Body::Weak;
+    }
+    Body::Other
+}
+
+/// ` #0: ffff888 (&x){....}, at: F+0x1/0x2` and the like.
+fn is_lock_line(text: &str) -> bool {
+    (text.starts_with('#') || text.contains('{') || text.starts_with("->")) && text.contains(" (")
+        || text.contains("}, at: ")
+}
+
+/// The function behind `at: ` in a lockdep line; `Some(None)` if `at:` ends the line and the next one names it.
+pub(crate) fn lock_site(message: &str) -> Option<Option<&str>> {
+    let text = message.trim();
+    if text.ends_with(" at:") {
+        return Some(None);
+    }
+    let (_, rest) = text.split_once(" at: ")?;
+    frame(rest).map(|f| Some(f.function))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(line: &str) -> Option<(&str, bool, bool)> {
+        match parse(line) {
+            Body::Frame(f) => Some((f.function, f.module, f.reliable)),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn frames_of_all_versions() {
+        assert_eq!(name(" [<ffffffffc014c07c>] func+0x5c/0x70 [module]"), Some(("func", true, true)));
+        assert_eq!(name(" [<ffffffff810b1234>] ? func+0x5c/0x70"), Some(("func", false, false)));
+        assert_eq!(name(" <EOI>  [<ffffffff810b1234>] ? func+0x5c/0x70"), Some(("func", false, false)));
+        assert_eq!(name(" ? __schedule+0x1/0x2"), Some(("__schedule", false, false)));
+        assert_eq!(name(" do_madvise.part.0+0x1/0x2 mm/madvise.c:12"), Some(("do_madvise", false, true)));
+        assert_eq!(
+            name(" context_switch kernel/sched/core.c:5399 [inline]"),
+            Some(("context_switch", false, true))
+        );
+        assert_eq!(name("see func+0x5c/0x70"), None);
+        assert_eq!(name("func+0x5c/0x70 failed"), None);
+    }
+
+    #[test]
+    fn pointers_of_all_versions() {
+        let kernel = |f| Body::Pointer { function: Some(f), kernel: true };
+        assert_eq!(parse("RIP: 0010:[<ffffffff81234567>]  [<ffffffff81234567>] f+0x1/0x2"), kernel("f"));
+        assert_eq!(parse("RIP: 0010:f.isra.0+0x1/0x2 [m]"), kernel("f"));
+        assert_eq!(parse("RIP  [<ffffffff81234567>] f+0x1/0x2"), kernel("f"));
+        assert_eq!(parse("IP: [<ffffffff81234567>] f+0x1/0x2"), kernel("f"));
+        assert_eq!(parse("RIP: 0010:0x0"), Body::Pointer { function: None, kernel: true });
+        assert_eq!(parse("RIP: 0033:0x7f12"), Body::Pointer { function: None, kernel: false });
+    }
+
+    #[test]
+    fn tasks_of_all_versions() {
+        let task = Body::Task { comm: "klp worker", pid: 1234 };
+        assert_eq!(
+            parse("task:klp worker     state:D stack:    0 pid: 1234 ppid:     1 flags:0x00000004"),
+            task
+        );
+        assert_eq!(parse("klp worker      D ffff88003fc13e40     0  1234      1 0x00000000"), task);
+        assert_eq!(
+            parse("CPU: 1 UID: 0 PID: 7 Comm: a b Tainted: G   O 6.12"),
+            Body::Cpu { cpu: 1, pid: 7, comm: "a b" }
+        );
+    }
+}

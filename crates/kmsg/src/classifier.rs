@@ -1,0 +1,389 @@
+//! The streaming classifier: which line belongs to which report.
+
+use crate::body::{self, Body};
+use crate::header::{self, Header, Proof};
+use crate::notice::{self, Notice};
+use crate::open::{Open, Verdict};
+use crate::prefix::{self, Caller, Origin, Prefix};
+use crate::{Kind, Report, Signal, oops};
+use memchr::memchr;
+
+/// The most of a line that is looked at, in bytes; the kernel's own limit is about 1 KiB.
+const LINE_LIMIT: usize = 8 << 10;
+/// The most reports open at once; with caller information one per task and CPU that prints.
+const OPEN_LIMIT: usize = 8;
+/// From this many time-stamped lines on, a line without a stamp is not the kernel's.
+const STAMPED_ENOUGH: u32 = 8;
+/// For how many lines a dead task is remembered.
+const GRIEF: u64 = 300;
+
+/// Reads the console of one machine, in chunks of any size, and tells what the kernel reported.
+///
+/// Signals come when they are complete: a report ends with its end mark, with the next report, or when enough other
+/// lines went by. [`Classifier::flush`] ends what is open when the console went quiet; [`Classifier::finish`] when it
+/// ended.
+#[derive(Debug, Default)]
+pub struct Classifier {
+    partial: Vec<u8>,
+    /// The line is longer than what is kept of it.
+    overlong: bool,
+    line: u64,
+    stamped: u32,
+    open: Vec<Open>,
+    patch: String,
+    /// The last oops: pid and line.
+    dead: Option<(u64, u64)>,
+    out: Vec<Signal>,
+}
+
+/// The signals of a whole log.
+pub fn triage(text: &[u8]) -> Vec<Signal> {
+    let mut classifier = Classifier::new();
+    let mut signals = classifier.push(text);
+    signals.extend(classifier.finish());
+    signals
+}
+
+impl Classifier {
+    /// A classifier at the start of a console.
+    pub fn new() -> Self {
+        Classifier::default()
+    }
+
+    /// Takes the next bytes of the console.
+    pub fn push(&mut self, mut bytes: &[u8]) -> Vec<Signal> {
+        while let Some(end) = memchr(b'\n', bytes) {
+            let (head, tail) = bytes.split_at(end);
+            if self.partial.is_empty() {
+                self.overlong = head.len() > LINE_LIMIT;
+                self.end_line(&head[..head.len().min(LINE_LIMIT)]);
+            } else {
+                self.extend_partial(head);
+                let line = std::mem::take(&mut self.partial);
+                self.end_line(&line);
+                self.partial = line;
+                self.partial.clear();
+            }
+            bytes = &tail[1..];
+        }
+        self.extend_partial(bytes);
+        std::mem::take(&mut self.out)
+    }
+
+    /// The console went quiet, or we stop listening to a machine that still lives: gives the reports that are open and
+    /// proven. A bare header still waits for its proof: the kernel would have followed up at once, and a module can
+    /// print any line. An unfinished line waits for its end. More bytes may be pushed afterwards.
+    pub fn flush(&mut self) -> Vec<Signal> {
+        let open = std::mem::take(&mut self.open);
+        for report in open {
+            if report.proven || report.lost { self.close(report, true) } else { self.open.push(report) }
+        }
+        std::mem::take(&mut self.out)
+    }
+
+    /// The machine died, or a recorded log ends: as [`Classifier::flush`], and a header at the very end is believed
+    /// without proof, as a corrupted report, if it has exactly the kernel's format.
+    pub fn finish(&mut self) -> Vec<Signal> {
+        let line = std::mem::take(&mut self.partial);
+        if !line.is_empty() {
+            self.end_line(&line);
+        }
+        self.close_all(true);
+        std::mem::take(&mut self.out)
+    }
+
+    fn extend_partial(&mut self, bytes: &[u8]) {
+        let room = LINE_LIMIT.saturating_sub(self.partial.len());
+        self.overlong |= bytes.len() > room;
+        self.partial.extend_from_slice(&bytes[..bytes.len().min(room)]);
+    }
+
+    fn end_line(&mut self, line: &[u8]) {
+        self.line += 1;
+        self.process(line, self.line);
+        self.overlong = false;
+    }
+
+    fn process(&mut self, line: &[u8], number: u64) {
+        let line = line.trim_ascii_end();
+        let cleaned = prefix::clean(line);
+        let mut line = cleaned.as_ref();
+        if line.starts_with(b"** ")
+            && let Some((count, rest)) = notice::lost(line)
+        {
+            self.lose(number, count);
+            line = &line[rest..];
+        }
+        let prefix = prefix::split(line);
+        if prefix.origin == Origin::Kernel {
+            self.stamped = self.stamped.saturating_add(1);
+        }
+        let rest = &line[prefix.start..];
+        if self.open.is_empty() && !is_candidate(rest) {
+            return;
+        }
+        let mut raw = String::from_utf8_lossy(line);
+        if self.overlong {
+            raw.to_mut().push_str(" [truncated]");
+        }
+        let message = String::from_utf8_lossy(rest);
+        self.message(&message, &raw, prefix, number);
+    }
+
+    fn message(&mut self, message: &str, raw: &str, prefix: Prefix, number: u64) {
+        if prefix.origin == Origin::User || self.is_stray(prefix.origin) {
+            if let Some(count) = message.contains("Missed ").then(|| notice::journal_lost(message)).flatten()
+            {
+                self.lose(number, Some(count));
+            }
+            // In a syslog, lines of programs stand between the kernel's and split nothing. On a console, a line without
+            // stamp splits the report, unless it is the rest of a message of several lines.
+            if prefix.origin == Origin::Unknown {
+                self.belong(message, raw, prefix);
+            }
+            return;
+        }
+        if message.starts_with(' ') || message.starts_with('\t') {
+            self.belong(message, raw, prefix);
+        } else if let Some(notice) = notice::parse(message) {
+            self.notice(notice, message, raw, number);
+        } else if let Some(header) = header::parse(message) {
+            self.header(header, raw, prefix, number);
+        } else {
+            self.belong(message, raw, prefix);
+        }
+    }
+
+    /// A line without stamp where the kernel's lines have one.
+    fn is_stray(&self, origin: Origin) -> bool {
+        origin == Origin::Unknown && self.stamped >= STAMPED_ENOUGH
+    }
+
+    fn notice(&mut self, notice: Notice, message: &str, raw: &str, line: u64) {
+        match notice {
+            Notice::Boot { release } => {
+                self.close_all(true);
+                self.dead = None;
+                self.out.push(Signal::Boot { line, release });
+            }
+            Notice::Livepatch { patch, state } => {
+                if let Some(patch) = patch {
+                    self.patch = patch;
+                }
+                self.out.push(Signal::Livepatch { line, patch: self.patch.clone(), state });
+            }
+            Notice::LivepatchFailure(header) => self.single(header, raw, line),
+            Notice::Blind { detector } => {
+                self.out.push(Signal::Blind { line, detector, reason: message.trim().to_string() });
+            }
+        }
+    }
+
+    /// A report of one line.
+    fn single(&mut self, header: Header, raw: &str, line: u64) {
+        let report = Open::new(header, line, raw, None, true).into_report(false);
+        self.out.push(Signal::Report(report));
+    }
+
+    fn header(&mut self, header: Header, raw: &str, prefix: Prefix, number: u64) {
+        if header.proof == Proof::Given && prefix.origin != Origin::MidLine {
+            return self.single(header, raw, number);
+        }
+        let position = self.position(prefix.caller);
+        let mut next = Open::new(header, number, raw, prefix.caller, prefix.origin == Origin::Kernel);
+        next.header.exact &= prefix.origin != Origin::MidLine;
+        if let Some(position) = position {
+            if self.open[position].absorbs(&next.header) {
+                self.open[position].push_absorbed(raw);
+                return;
+            }
+            let mut last = self.open.remove(position);
+            if !last.proven && last.gap == 0 && last.header.exact && last.rival.is_none() {
+                last.corrupted = true;
+                next.rival = Some(Box::new(last));
+            } else {
+                let mixed = last.proven
+                    && last.is_fresh()
+                    && prefix.caller.is_none()
+                    && !is_textual(last.header.kind);
+                last.corrupted |= mixed;
+                next.corrupted |= mixed;
+                self.close(last, false);
+            }
+        }
+        if self.open.len() >= OPEN_LIMIT {
+            let oldest = self.open.remove(0);
+            self.close(oldest, false);
+        }
+        self.open.push(next);
+    }
+
+    /// Gives a line to the report that it belongs to.
+    fn belong(&mut self, message: &str, raw: &str, prefix: Prefix) {
+        let body = body::parse(message);
+        let strong = !matches!(body, Body::Other | Body::Weak);
+        let Some(position) = self.owner(prefix.caller, strong) else { return };
+        let open = &mut self.open[position];
+        let unstamped = prefix.origin == Origin::Unknown;
+        let stray = open.stamped && !strong && !message.trim().is_empty();
+        if unstamped && (stray || is_program(message)) {
+            open.push_foreign(raw);
+            return;
+        }
+        // systemd writes to the kernel's log: such lines count for nothing.
+        if is_program(message) {
+            return;
+        }
+        open.push(body, message, raw);
+        if open.is_over() || body == Body::Request {
+            let report = self.open.remove(position);
+            self.close(report, false);
+        }
+    }
+
+    /// Where the open report is that a header or line of `caller` meets.
+    fn position(&self, caller: Option<Caller>) -> Option<usize> {
+        self.open.iter().rposition(|o| o.caller == caller)
+    }
+
+    /// The open report that a line of `caller` belongs to. Other CPUs print their stacks into a stall's report.
+    fn owner(&self, caller: Option<Caller>, strong: bool) -> Option<usize> {
+        let lockup = |o: &Open| matches!(o.header.kind, Kind::RcuStall | Kind::SoftLockup | Kind::HardLockup);
+        self.position(caller)
+            .or_else(|| strong.then(|| self.open.iter().rposition(lockup)).flatten())
+            .or_else(|| caller.is_none().then(|| self.open.len().checked_sub(1)).flatten())
+    }
+
+    fn lose(&mut self, line: u64, count: Option<u64>) {
+        for open in &mut self.open {
+            open.lost = true;
+        }
+        self.out.push(Signal::Lost { line, count });
+    }
+
+    fn close_all(&mut self, cut: bool) {
+        for report in std::mem::take(&mut self.open) {
+            self.close(report, cut);
+        }
+    }
+
+    fn close(&mut self, mut report: Open, cut: bool) {
+        if let Some(mut rival) = report.rival.take() {
+            let both = report.holds_two();
+            rival.lost |= both;
+            report.corrupted |= both;
+            self.close(*rival, cut && !report.proven);
+        }
+        if self.is_aftermath(&report) {
+            return;
+        }
+        let pid = report.pid();
+        if let Verdict::Real(report) = report.close(cut) {
+            self.mourn(&report, pid);
+            self.out.push(Signal::Report(report));
+        }
+    }
+
+    /// Remembers the task that an oops killed.
+    fn mourn(&mut self, report: &Report, pid: Option<u64>) {
+        if oops::is_oops(report.kind) || report.kind == Kind::ListCorruption {
+            self.dead = pid.map(|pid| (pid, report.line));
+        }
+    }
+
+    /// A dying task complains while it is being buried: the oops said it all.
+    fn is_aftermath(&self, report: &Open) -> bool {
+        let late =
+            matches!(report.header.kind, Kind::Warning | Kind::SleepInAtomic | Kind::SchedulingWhileAtomic)
+                || oops::is_oops(report.header.kind);
+        let dead = self.dead.is_some_and(|(pid, line)| Some(pid) == report.pid() && self.line < line + GRIEF);
+        late && dead && report.is_exiting()
+    }
+}
+
+/// Kinds whose header is followed by much text before any stack.
+fn is_textual(kind: Kind) -> bool {
+    matches!(
+        kind,
+        Kind::WorkqueueLockup
+            | Kind::RcuStall
+            | Kind::SlabCorruption
+            | Kind::BadPage
+            | Kind::MemoryLeak
+            | Kind::Panic
+            | Kind::Deadlock
+            | Kind::LockState
+            | Kind::LockMisuse
+            | Kind::SuspiciousRcu
+    )
+}
+
+/// `name[12]: text`: a program that writes to the console or to the kernel's log.
+fn is_program(message: &str) -> bool {
+    let Some((name, rest)) = message.split_once('[') else { return false };
+    let short = !name.is_empty() && name.len() < 32 && !name.contains(' ');
+    short && rest.split_once("]: ").is_some_and(|(pid, _)| pid.parse::<u32>().is_ok())
+}
+
+/// Whether a message can be a header or notice at all: a quick look, for every line.
+fn is_candidate(rest: &[u8]) -> bool {
+    let starts: &[&[u8]] = match rest.first() {
+        Some(b'B') => &[b"BUG", b"Buffer I/O", b"BTRFS error"],
+        Some(b'D') => &[b"Disabling lock"],
+        Some(b'E') => &[b"EXT"],
+        Some(b'F') => &[b"F2FS", b"FAT", b"Future hung"],
+        Some(b'I') => &[b"INFO: ", b"I/O error", b"Internal error"],
+        Some(b'K') => &[b"Kernel panic"],
+        Some(b'L') => &[b"Linux version"],
+        Some(b'M') => &[b"Memory cgroup out", b"Missed "],
+        Some(b'N') => &[b"NMI watchdog: "],
+        Some(b'O') => &[b"Oops: ", b"Out of memory", b"ODEBUG: "],
+        Some(b'P') => &[b"PANIC: ", b"Perf NMI"],
+        Some(b'U') => &[b"UBSAN: ", b"Unable to handle"],
+        Some(b'W') => &[b"WARNING: ", b"Watchdog detected"],
+        Some(b'[') => &[b"[ INFO: ", b"[ BUG: "],
+        Some(b'b') => &[b"blk_update_request"],
+        Some(b'c') => &[b"critical "],
+        Some(b'd') => &[b"divide error", b"double fault"],
+        Some(b'g') => &[b"general protection fault"],
+        Some(b'h') => &[b"hung_task: "],
+        Some(b'i') => &[b"invalid opcode", b"int3"],
+        Some(b'k') => &[b"kernel BUG", b"kmemleak: ", b"kernel stack", b"kfence: "],
+        Some(b'l') => &[b"list_", b"livepatch: "],
+        Some(b'p') => &[b"print_req_error", b"protection error"],
+        Some(b'r') => &[b"rcu", b"refcount_t: "],
+        Some(b's') => &[b"stack segment"],
+        Some(b't') => &[b"traps: PANIC", b"turning off", b"timeout error"],
+        Some(b'u') => &[b"unregister_netdevice", b"unreferenced object"],
+        Some(b'w') => &[b"watchdog: "],
+        _ => &[],
+    };
+    starts.iter().any(|s| rest.starts_with(s)) || comm_candidate(rest)
+}
+
+/// Whether the message has the form `NAME: TEXT` with one of the texts that matter.
+fn comm_candidate(rest: &[u8]) -> bool {
+    let window = &rest[..rest.len().min(66)];
+    let Some(colon) = memchr(b':', window) else { return false };
+    let tail = &rest[colon + 1..];
+    let starts: &[&[u8]] = match tail.get(1) {
+        Some(b'p') => &[b" page allocation failure"],
+        Some(b'd') => &[b" disagrees about version"],
+        Some(b'U') => &[b" Unknown symbol "],
+        Some(b'v') => &[b" version magic "],
+        Some(b't') => &[b" tainting kernel with TAINT_LIVEPATCH"],
+        Some(b'M') => &[b" Missed "],
+        _ => comm_with_colon(rest),
+    };
+    starts.iter().any(|s| tail.starts_with(s))
+}
+
+/// Comms such as `kworker/0:1` hold a colon themselves.
+fn comm_with_colon(rest: &[u8]) -> &'static [&'static [u8]] {
+    let needle = b": page allocation failure: order:";
+    let window = &rest[..rest.len().min(64)];
+    if rest.starts_with(b"kworker/") && window.windows(needle.len()).any(|w| w == needle) {
+        return &[b""];
+    }
+    &[]
+}

@@ -1,0 +1,437 @@
+//! First lines of reports. Every match starts at the start of the message.
+
+use crate::frames::{Search, is_machinery};
+use crate::scan::{Scan, plain, symbol};
+use crate::single::{after_comm, io, leak, netdevice, out_of_memory};
+use crate::{Kind, lockdep, oops};
+
+/// How a header is believed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Proof {
+    /// The message is the whole report and its format is exact.
+    Given,
+    /// Lines that only the kernel's own dump has must follow.
+    Needed,
+}
+
+/// How a title ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// ` in FUNCTION`, if one is known.
+    InFunction,
+    /// As it is.
+    Alone,
+}
+
+/// The first line of a report.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Header {
+    pub(crate) kind: Kind,
+    /// Title without function.
+    pub(crate) stem: String,
+    pub(crate) place: Place,
+    pub(crate) function: Option<String>,
+    /// The function that the header names, if it is mere machinery: better than none.
+    pub(crate) fallback: Option<String>,
+    pub(crate) task: Option<String>,
+    pub(crate) cpu: Option<u32>,
+    pub(crate) proof: Proof,
+    /// The whole line has the kernel's format, not only its start.
+    pub(crate) exact: bool,
+    /// A line like `Oops: 0000 [#1] SMP`, which a report can have in its middle.
+    pub(crate) die: bool,
+    /// Stands before the `WARNING: ` or `kernel BUG at ` of the same report, or just after it.
+    pub(crate) message: bool,
+}
+
+impl Header {
+    pub(crate) fn new(kind: Kind, stem: impl Into<String>) -> Self {
+        Header {
+            kind,
+            stem: stem.into(),
+            place: Place::InFunction,
+            function: None,
+            fallback: None,
+            task: None,
+            cpu: None,
+            proof: Proof::Needed,
+            exact: true,
+            die: false,
+            message: false,
+        }
+    }
+
+    pub(crate) fn alone(self) -> Self {
+        Header { place: Place::Alone, ..self }
+    }
+
+    pub(crate) fn given(self) -> Self {
+        Header { place: Place::Alone, proof: Proof::Given, ..self }
+    }
+
+    pub(crate) fn message(self) -> Self {
+        Header { message: true, ..self }
+    }
+
+    pub(crate) fn exact(self, exact: bool) -> Self {
+        Header { exact, ..self }
+    }
+
+    /// The header itself names `function`.
+    fn names(self, function: Option<&str>) -> Self {
+        let name = function.map(str::to_string);
+        match function {
+            Some(f) if is_machinery(f) => Header { fallback: name, ..self },
+            _ => Header { function: name, ..self },
+        }
+    }
+
+    /// Where to look for the guilty function.
+    pub(crate) fn search(&self) -> Search {
+        use Kind::*;
+        match self.kind {
+            HungTask => Search::Hung,
+            SoftLockup | HardLockup | RcuStall => Search::Interrupted,
+            MemoryLeak => Search::Leak,
+            kind if oops::is_oops(kind) => Search::Pointer,
+            _ => Search::Frames,
+        }
+    }
+}
+
+/// The header that `message` is, if it is one.
+pub(crate) fn parse(message: &str) -> Option<Header> {
+    let text = ["NMI watchdog: ", "watchdog: ", "rcu: "]
+        .iter()
+        .find_map(|p| message.strip_prefix(p))
+        .unwrap_or(message);
+    match text.as_bytes().first()? {
+        b'B' => bug(text).or_else(|| oops::parse(text)).or_else(|| io(text)),
+        b'I' => info(text).or_else(|| oops::parse(text)).or_else(|| io(text)),
+        b'W' => warning(text).or_else(|| hard_lockup(text)),
+        b'[' => lockdep::parse(text.strip_prefix("[ ")?.strip_suffix(" ]")?),
+        b'U' => ubsan(text).or_else(|| oops::parse(text)),
+        b'O' => out_of_memory(text).or_else(|| oops::parse(text)).or_else(|| message_before(text)),
+        b'M' => out_of_memory(text),
+        b'r' | b'l' => message_before(text).or_else(|| rcu(text)),
+        b'K' | b'k' | b'g' | b'd' | b'i' | b's' | b'P' | b't' => oops::parse(text).or_else(|| leak(text)),
+        b'u' => leak(text).or_else(|| netdevice(text)),
+        _ => None,
+    }
+    .or_else(|| io(text))
+    .or_else(|| after_comm(text))
+}
+
+/// `BUG: ...`
+fn bug(text: &str) -> Option<Header> {
+    if let Some(rest) = text.strip_prefix("BUG ") {
+        return slab(rest);
+    }
+    let rest = text.strip_prefix("BUG: ")?;
+    sanitizer(rest)
+        .or_else(|| soft_lockup(rest))
+        .or_else(|| oops::bug(rest))
+        .or_else(|| atomic(rest))
+        .or_else(|| memory(rest))
+        .or_else(|| leak_list(rest))
+        .or_else(|| lockdep::parse(text))
+        .or_else(|| other_bug(rest))
+}
+
+/// `soft lockup - CPU#0 stuck for 22s! [comm:pid]`
+fn soft_lockup(rest: &str) -> Option<Header> {
+    let mut scan = Scan(rest);
+    if scan.eat("workqueue lockup - pool") {
+        let header = Header::new(Kind::WorkqueueLockup, "BUG: workqueue lockup").alone();
+        return Some(header.exact(scan.0.contains(" stuck for ")));
+    }
+    scan.lit("soft lockup")?;
+    let mut header = Header::new(Kind::SoftLockup, "BUG: soft lockup");
+    let mut tail = || {
+        scan.lit(" - CPU#")?;
+        header.cpu = u32::try_from(scan.number()?).ok();
+        scan.lit(" stuck for ")?;
+        scan.number()?;
+        scan.lit("s! [")?;
+        header.task = Some(scan.0.strip_suffix(']')?.to_string());
+        Some(())
+    };
+    let exact = tail().is_some();
+    Some(header.exact(exact))
+}
+
+/// `Watchdog detected hard LOCKUP on cpu 0`
+fn hard_lockup(text: &str) -> Option<Header> {
+    let mut scan = Scan(text);
+    scan.lit("Watchdog detected hard LOCKUP on cpu ")?;
+    let cpu = scan.number().and_then(|n| u32::try_from(n).ok());
+    let exact = cpu.is_some() && matches!(scan.0, "" | "dModules linked in:");
+    Some(Header { cpu, ..Header::new(Kind::HardLockup, "BUG: hard lockup").exact(exact) })
+}
+
+/// `KASAN: use-after-free in F+0x1/0x2`, the same of KFENCE, KCSAN, KMSAN.
+fn sanitizer(rest: &str) -> Option<Header> {
+    let (name, what) = rest.split_once(": ")?;
+    let kind = match name {
+        "KASAN" => Kind::Kasan,
+        "KFENCE" => Kind::Kfence,
+        "KCSAN" => Kind::Kcsan,
+        "KMSAN" => Kind::Kmsan,
+        _ => return None,
+    };
+    let Some((bug, site)) = what.split_once(" in ") else {
+        let bug = what.split(" on address").next().unwrap_or(what);
+        return Some(Header::new(kind, format!("{name}: {bug}")).exact(false));
+    };
+    if kind == Kind::Kcsan {
+        let mut names: Vec<&str> =
+            site.split(" / ").map(|s| plain(s.split([' ', '+']).next().unwrap_or(s))).collect();
+        names.dedup();
+        let header = Header::new(kind, format!("KCSAN: {bug} in {}", names.join(" / "))).alone();
+        return Some(Header { function: Some(names[0].to_string()), ..header });
+    }
+    let bug = match kind {
+        Kind::Kfence => bug.trim_end_matches(" read").trim_end_matches(" write"),
+        _ if bug == "double-free or invalid-free" => "invalid-free",
+        _ => bug,
+    };
+    let found = symbol(site).map(|(f, _)| f);
+    Some(Header::new(kind, format!("{name}: {bug}")).exact(found.is_some()).names(found))
+}
+
+/// Atomic sleep, scheduling while atomic, spinlocks.
+fn atomic(rest: &str) -> Option<Header> {
+    if let Some(tail) = rest.strip_prefix("scheduling while atomic: ") {
+        let mut fields = tail.rsplitn(3, '/');
+        let exact = fields.next().is_some_and(|c| c.starts_with("0x"));
+        let pid = fields.next();
+        let task = fields.next().zip(pid).map(|(comm, pid)| format!("{comm}:{pid}"));
+        let header = Header::new(Kind::SchedulingWhileAtomic, "BUG: scheduling while atomic");
+        return Some(Header { task, ..header.exact(exact) });
+    }
+    if let Some(tail) = rest.strip_prefix("sleeping function called from invalid context") {
+        let header = Header::new(Kind::SleepInAtomic, "BUG: sleeping function called from invalid context");
+        return Some(header.exact(tail.starts_with(" at ") && is_place(&tail[4..])));
+    }
+    if let Some(tail) = rest.strip_prefix("using ") {
+        let (what, _) = tail.split_once(" in preemptible [")?;
+        return Some(Header::new(Kind::Preemptible, format!("BUG: using {what} in preemptible code")));
+    }
+    let lock = ["spinlock ", "rwlock ", "rwlock-"].into_iter().find(|l| rest.starts_with(l))?;
+    let what = &rest[lock.len()..];
+    let what = &what[..what.find(" on CPU#").or_else(|| what.find(" on "))?];
+    let exact = what.split(' ').count() <= 3;
+    Some(Header::new(Kind::Spinlock, format!("BUG: {lock}{what}")).exact(exact))
+}
+
+/// Pages and counters.
+fn memory(rest: &str) -> Option<Header> {
+    for what in ["Bad page state", "Bad page map", "Bad page cache"] {
+        if rest.strip_prefix(what).is_some_and(|tail| tail.starts_with(" in process ")) {
+            return Some(Header::new(Kind::BadPage, format!("BUG: {what}")));
+        }
+    }
+    if let Some(tail) = rest.strip_prefix("Bad rss-counter state mm:") {
+        let header = Header::new(Kind::BadRssCounter, "BUG: Bad rss-counter state");
+        return (tail.contains(" idx:") || tail.contains(" type:")).then(|| header.given());
+    }
+    let what = [
+        "non-zero nr_ptes on freeing mm",
+        "non-zero pgtables_bytes on freeing mm",
+        "non-zero nr_pmds on freeing mm",
+    ];
+    let what = what.into_iter().find(|w| rest.starts_with(w))?;
+    let header = Header::new(Kind::BadRssCounter, format!("BUG: {what}"));
+    Scan(rest[what.len()..].strip_prefix(": ")?).0.parse::<i64>().ok().map(|_| header.given())
+}
+
+/// `kmalloc-64 (Tainted: G    B): Redzone overwritten`
+fn slab(rest: &str) -> Option<Header> {
+    let (cache, tail) = rest.split_once([' ', ':'])?;
+    let what = match tail.strip_prefix('(') {
+        Some(tail) => tail.split_once("): ")?.1,
+        None => tail.strip_prefix(' ')?,
+    };
+    Some(Header::new(Kind::SlabCorruption, format!("BUG {cache}: {what}")).alone())
+}
+
+/// kmemleak's list, as a script prints it to the console.
+fn leak_list(rest: &str) -> Option<Header> {
+    (rest == "memory leak").then(|| Header::new(Kind::MemoryLeak, "memory leak"))
+}
+
+/// Any other `BUG: `, with numbers and addresses blanked.
+fn other_bug(rest: &str) -> Option<Header> {
+    let header = Header::new(Kind::Bug, format!("BUG: {}", blank_numbers(rest)));
+    Some(header.alone().exact(false))
+}
+
+/// `INFO: ...`
+fn info(text: &str) -> Option<Header> {
+    let rest = text.strip_prefix("INFO: ")?;
+    if let Some(tail) = rest.strip_prefix("task ") {
+        return hung_task(tail);
+    }
+    rcu(rest).or_else(|| lockdep::parse(text))
+}
+
+/// `COMM:PID blocked for more than N seconds.`
+fn hung_task(tail: &str) -> Option<Header> {
+    let forms =
+        [" blocked for more than ", " blocked in I/O wait for more than ", " can't die for more than "];
+    let (task, rest) = forms.iter().find_map(|form| tail.split_once(form))?;
+    let (comm, pid) = task.rsplit_once(':')?;
+    pid.parse::<u32>().ok()?;
+    let mut scan = Scan(rest);
+    let seconds = scan.number();
+    let exact = !comm.is_empty() && comm.len() < 64 && seconds.is_some() && scan.0 == " seconds.";
+    let stem = if tail.contains(forms[2]) { "INFO: task can't die" } else { "INFO: task hung" };
+    let header = Header::new(Kind::HungTask, stem).exact(exact);
+    Some(Header { task: Some(task.to_string()), ..header })
+}
+
+/// `rcu_sched self-detected stall on CPU`, `rcu_preempt detected stalls on CPUs/tasks:` ...
+fn rcu(rest: &str) -> Option<Header> {
+    let rest = rest.strip_prefix("INFO: ").unwrap_or(rest);
+    let mut scan = Scan(rest);
+    let flavour = scan.run(|c| c.is_ascii_lowercase() || c == '_')?;
+    if !flavour.starts_with("rcu_") && !flavour.ends_with("rcu") {
+        return None;
+    }
+    scan.lit(" ")?;
+    let header = Header::new(Kind::RcuStall, "INFO: rcu detected stall");
+    if scan.eat("kthread starved for ") {
+        return Some(Header { message: true, ..header.exact(scan.number().is_some()) });
+    }
+    let exact = [
+        "self-detected stall on CPU",
+        "detected stalls on ",
+        "detected expedited stalls on ",
+        "self-detected expedited",
+    ];
+    exact.iter().any(|e| scan.0.starts_with(e)).then_some(header)
+}
+
+/// `WARNING: CPU: 0 PID: 1 at FILE:LINE F+0x1/0x2()` and its successors.
+fn warning(text: &str) -> Option<Header> {
+    let rest = text.strip_prefix("WARNING: ")?;
+    let mut scan = Scan(rest);
+    if scan.eat("CPU: ") {
+        let cpu = u32::try_from(scan.number()?).ok()?;
+        scan.lit(" PID: ")?;
+        let pid = scan.number()?;
+        let at = scan.until(" at ")?;
+        if !at.is_empty() {
+            return None;
+        }
+        let (file, site) = scan.0.split_once(' ').filter(|(file, _)| is_place(file)).unwrap_or(("", scan.0));
+        let mut header = warning_at(file, site);
+        header.cpu = Some(cpu);
+        // The name of the task comes with the `CPU:` line.
+        header.task = (pid == 0).then(|| format!("swapper/{cpu}:0"));
+        return Some(header);
+    }
+    if let Some((place, tail)) = rest.split_once(" at ")
+        && let Some((site, who)) = tail.split_once(", CPU#")
+    {
+        let place = place.rsplit_once(' ').map_or(place, |(_, last)| last);
+        let mut header = warning_at(place, site);
+        let (cpu, task) = who.split_once(": ")?;
+        header.cpu = cpu.parse().ok();
+        header.task = task.rsplit_once('/').map(|(comm, pid)| format!("{comm}:{pid}"));
+        return Some(header);
+    }
+    if rest.strip_prefix("at ").is_some_and(is_place) {
+        // Kernels without CONFIG_SMP reports of CPU and PID are older than any we boot, but their logs live on.
+        return Some(warning_at(rest.strip_prefix("at ")?, ""));
+    }
+    unwinder(rest).or_else(|| lockdep::parse(text))
+}
+
+/// `kernel stack regs at ADDR in COMM:PID has bad 'bp' value ADDR` (4.9 to 4.14).
+fn unwinder(rest: &str) -> Option<Header> {
+    let what =
+        ["kernel stack regs", "kernel stack frame pointer"].into_iter().find(|w| rest.starts_with(w))?;
+    let (_, tail) = rest.split_once(" has bad ")?;
+    let value = tail.split_once(" value").map_or("", |(name, _)| name);
+    let space = if value.is_empty() { "" } else { " " };
+    Some(Header::new(Kind::Warning, format!("WARNING: {what} has bad {value}{space}value")).given())
+}
+
+/// A warning at `file` (`lib/refcount.c:28`) in `site` (`F+0x1/0x2 [mod]()`): some places have a meaning of their own.
+fn warning_at(file: &str, site: &str) -> Header {
+    let name = file.rsplit_once(':').map_or(file, |(name, _)| name);
+    let (kind, stem) = match name.trim_start_matches("./") {
+        "lib/refcount.c" => (Kind::Refcount, "WARNING: refcount bug"),
+        "include/linux/refcount.h" => (Kind::Refcount, "WARNING: refcount bug"),
+        "lib/debugobjects.c" => (Kind::Odebug, "WARNING: ODEBUG bug"),
+        "lib/list_debug.c" => (Kind::ListCorruption, "BUG: corrupted list"),
+        "mm/usercopy.c" => (Kind::Warning, "WARNING: bad usercopy"),
+        "lib/kobject.c" => (Kind::Warning, "WARNING: kobject bug"),
+        "fs/proc/generic.c" => (Kind::Warning, "WARNING: proc registration bug"),
+        "kernel/locking/lockdep.c" => (Kind::Warning, "WARNING: locking bug"),
+        _ if name.starts_with("mm/") && site.contains("malloc") => (Kind::Warning, "WARNING: kmalloc bug"),
+        _ => (Kind::Warning, "WARNING"),
+    };
+    Header::new(kind, stem).exact(!file.is_empty()).names(symbol(site).map(|(f, _)| f))
+}
+
+/// `UBSAN: Undefined behaviour in FILE:LINE:COLUMN`
+fn ubsan(text: &str) -> Option<Header> {
+    let (what, place) = text.strip_prefix("UBSAN: ")?.split_once(" in ")?;
+    let what = if what == "Undefined behaviour" { "undefined-behaviour" } else { what };
+    Some(Header::new(Kind::Ubsan, format!("UBSAN: {what}")).exact(is_place(place)))
+}
+
+/// Messages that a `WARNING: ` or `kernel BUG at ` follows (4.19 and newer) or precedes (older).
+fn message_before(text: &str) -> Option<Header> {
+    if let Some(rest) = text.strip_prefix("refcount_t: ") {
+        let exact =
+            ["underflow", "addition on 0", "increment on 0", "saturated", "decrement hit 0", "saturation"];
+        let exact = exact.iter().any(|e| rest.starts_with(e));
+        return Some(Header::new(Kind::Refcount, "WARNING: refcount bug").message().exact(exact));
+    }
+    if text.starts_with("list_add ")
+        || text.starts_with("list_del ")
+        || text.starts_with("list_add double add")
+    {
+        let corruption = text.starts_with("list_add corruption") || text.starts_with("list_del corruption");
+        return (corruption || text.contains("double add"))
+            .then(|| Header::new(Kind::ListCorruption, "BUG: corrupted list").message());
+    }
+    if text.starts_with("ODEBUG: ") && text.contains(" object") && text.contains("active state ") {
+        return Some(Header::new(Kind::Odebug, "WARNING: ODEBUG bug").message());
+    }
+    None
+}
+
+/// `FILE:LINE`
+fn is_place(text: &str) -> bool {
+    let word = text.split(' ').next().unwrap_or("");
+    let mut parts = word.split(':');
+    parts.next().is_some_and(|file| file.contains('.') || file == "(null)")
+        && parts.next().is_some_and(|line| line.parse::<u32>().is_ok())
+}
+
+/// Replaces what differs from run to run: addresses and numbers.
+pub(crate) fn blank_numbers(text: &str) -> String {
+    let mut out = String::with_capacity(text.len().min(120));
+    let mut rest = text.trim();
+    while !rest.is_empty() && out.len() < 120 {
+        let word = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(rest.len());
+        let (head, tail) = rest.split_at(word);
+        let hex = head.strip_prefix("0x").unwrap_or(head);
+        let is_hex = !hex.is_empty() && hex.bytes().all(|b| b.is_ascii_hexdigit());
+        if is_hex && (hex.len() >= 8 || head.len() > hex.len()) {
+            out.push_str("ADDR");
+        } else if !head.is_empty() && head.bytes().all(|b| b.is_ascii_digit()) {
+            out.push('N');
+        } else {
+            out.push_str(head);
+        }
+        let mut chars = tail.chars();
+        out.extend(chars.next());
+        rest = chars.as_str();
+    }
+    out
+}

@@ -1,0 +1,367 @@
+//! One report while it grows.
+
+use crate::body::{self, Body};
+use crate::frames::{Site, guilty};
+use crate::header::{Header, Place};
+use crate::prefix::Caller;
+use crate::{Kind, Report, oops};
+
+/// The most text a report keeps, in bytes.
+const TEXT_LIMIT: usize = 64 << 10;
+/// The most functions a report remembers: the guilty one is near the top of a stack.
+const SITE_LIMIT: usize = 512;
+/// How many other lines of the kernel may follow the header before it counts as a lie.
+const PROOF_WINDOW: u32 = 10;
+/// How many other lines of the kernel may stand between two lines of a report.
+const GAP: u32 = 40;
+/// The same after the end mark.
+const TAIL: u32 = 12;
+
+/// A report that may still get lines.
+#[derive(Debug)]
+pub(crate) struct Open {
+    pub(crate) header: Header,
+    pub(crate) caller: Option<Caller>,
+    /// The header had a kernel prefix: so must the rest.
+    pub(crate) stamped: bool,
+    pub(crate) corrupted: bool,
+    pub(crate) panicked: bool,
+    /// Saw a line that only the kernel's dump has.
+    pub(crate) proven: bool,
+    /// Saw its end mark.
+    pub(crate) ended: bool,
+    /// Lines of the kernel since the last that belonged.
+    pub(crate) gap: u32,
+    /// Text was lost after the header.
+    pub(crate) lost: bool,
+    /// A header that was taken for this one's rival: two reports were being printed at once.
+    pub(crate) rival: Option<Box<Open>>,
+    line: u64,
+    text: String,
+    /// Length of `text` up to the last line that belonged.
+    kept: usize,
+    sites: Vec<Site>,
+    stack: u32,
+    traces: u32,
+    cpu_lines: u32,
+    die_seen: bool,
+    /// Another program's line came between; corrupted if the report goes on.
+    split: bool,
+    access: Option<&'static str>,
+    lock: Option<String>,
+    lock_next: bool,
+    comm: Option<(u32, String)>,
+}
+
+/// What became of a report that was closed.
+pub(crate) enum Verdict {
+    /// It is one.
+    Real(Report),
+    /// The header was never proven.
+    Unproven,
+}
+
+impl Open {
+    pub(crate) fn new(header: Header, line: u64, raw: &str, caller: Option<Caller>, stamped: bool) -> Self {
+        let die_seen = header.die;
+        let mut open = Open {
+            header,
+            caller,
+            stamped,
+            corrupted: false,
+            panicked: false,
+            proven: false,
+            ended: false,
+            gap: 0,
+            lost: false,
+            rival: None,
+            line,
+            text: String::new(),
+            kept: 0,
+            sites: Vec::new(),
+            stack: 0,
+            traces: 0,
+            cpu_lines: 0,
+            die_seen,
+            split: false,
+            access: None,
+            lock: None,
+            lock_next: false,
+            comm: None,
+        };
+        open.keep(raw, true);
+        open
+    }
+
+    /// Appends `raw` to the text.
+    fn keep(&mut self, raw: &str, belongs: bool) {
+        if self.text.len() + raw.len() < TEXT_LIMIT {
+            self.text.push_str(raw);
+            self.text.push('\n');
+        } else if !self.text.ends_with("[truncated]\n") && self.text.len() < TEXT_LIMIT + 100 {
+            self.text.push_str("[truncated]\n");
+        }
+        if belongs {
+            self.kept = self.text.len();
+        }
+    }
+
+    /// Takes a line that may belong to the report; `body` is what `message` is.
+    pub(crate) fn push(&mut self, body: Body<'_>, message: &str, raw: &str) {
+        self.lock_lines(message);
+        let belongs = !matches!(body, Body::Other | Body::Weak | Body::Request);
+        if belongs {
+            self.corrupted |= self.split && !self.ended;
+            self.split = false;
+            self.gap = 0;
+        } else {
+            self.gap += u32::from(body == Body::Other);
+        }
+        let strong = belongs && !matches!(body, Body::Rule | Body::End);
+        self.proven |= strong;
+        self.keep(raw, belongs);
+        self.take(body);
+    }
+
+    /// A line of a program in the middle of the report.
+    pub(crate) fn push_foreign(&mut self, raw: &str) {
+        self.split = true;
+        self.keep(raw, false);
+    }
+
+    fn take(&mut self, body: Body<'_>) {
+        match body {
+            Body::Frame(frame) => {
+                self.site(frame.function, frame.module, frame.reliable, false);
+            }
+            // A jump to nowhere is kept without a name: the pointers that follow are not where it happened.
+            Body::Pointer { function, kernel: true } => self.site(function.unwrap_or(""), false, true, true),
+            Body::Pointer { .. } => {}
+            Body::NewStack => self.next_stack(),
+            Body::Trace => self.traces += 1,
+            Body::Backtrace => self.sites.clear(),
+            Body::Cpu { cpu, pid, comm } => {
+                self.cpu_lines += 1;
+                if self.comm.is_none() {
+                    self.comm = Some((cpu, format!("{comm}:{pid}")));
+                }
+            }
+            Body::Task { comm, pid } => {
+                self.next_stack();
+                if self.comm.is_none() && self.header.task.is_none() {
+                    self.header.task = Some(format!("{comm}:{pid}"));
+                }
+            }
+            Body::End => self.ended = true,
+            Body::Rule => {
+                let framed = matches!(
+                    self.header.kind,
+                    Kind::Kasan | Kind::Kfence | Kind::Kcsan | Kind::Kmsan | Kind::Ubsan
+                );
+                self.ended |= framed && self.proven;
+            }
+            Body::Access { write } => {
+                self.access = self.access.or(Some(if write { " Write" } else { " Read" }));
+            }
+            Body::InFlight { function } => {
+                if self.header.function.is_none() {
+                    self.header.function = Some(function.to_string());
+                }
+            }
+            Body::Strong | Body::Weak | Body::Request | Body::Other => {}
+        }
+    }
+
+    fn next_stack(&mut self) {
+        self.stack += 1;
+    }
+
+    fn site(&mut self, function: &str, module: bool, reliable: bool, pointer: bool) {
+        if self.sites.len() < SITE_LIMIT {
+            let function = function.to_string();
+            self.sites.push(Site { function, module, reliable, pointer, stack: self.stack });
+        }
+    }
+
+    /// Lockdep names the place of the offending lock before any stack.
+    fn lock_lines(&mut self, message: &str) {
+        use Kind::*;
+        if !matches!(self.header.kind, Deadlock | LockState | LockMisuse | Preemptible) || self.lock.is_some()
+        {
+            return;
+        }
+        let text = message.trim();
+        if let Some(site) = text.strip_prefix("caller is ").or(self.lock_next.then_some(text)) {
+            self.lock = body::frame(site).map(|f| f.function.to_string());
+            self.lock_next = false;
+            return;
+        }
+        match body::lock_site(message) {
+            Some(Some(function)) => self.lock = Some(function.to_string()),
+            Some(None) => self.lock_next = true,
+            None => {}
+        }
+    }
+
+    /// Whether the header `other`, which came while this report was open, is a part of this report.
+    pub(crate) fn absorbs(&mut self, other: &Header) -> bool {
+        use Kind::*;
+        let mine = self.header.kind;
+        if other.kind == Panic {
+            let near = self.proven && self.gap <= TAIL;
+            let consequence = oops::is_consequence(other);
+            self.panicked |= near || consequence;
+            return near || consequence;
+        }
+        if self.panicked || (mine == Panic && self.proven) {
+            return true;
+        }
+        if oops::is_oops(mine) && (other.die || oops::is_oops(other.kind)) && !self.ended && !self.die_seen {
+            self.die_seen = other.die;
+            return true;
+        }
+        // KASAN names the slab in SLUB's words on old kernels, and a null pointer is an oops as well.
+        if mine == Kasan
+            && (oops::is_oops(other.kind) || other.kind == SlabCorruption)
+            && self.gap <= 2
+            && self.proven
+        {
+            return true;
+        }
+        let fresh = self.sites.is_empty() && self.cpu_lines == 0 && self.gap <= 2;
+        let messages = [Refcount, ListCorruption, Odebug];
+        if fresh && self.header.message && matches!(other.kind, Warning | KernelBug)
+            || fresh && mine == other.kind && messages.contains(&mine)
+        {
+            self.adopt(other, false);
+            return true;
+        }
+        if other.message && messages.contains(&other.kind) && mine == Warning && self.traces == 0 {
+            self.adopt(other, true);
+            return true;
+        }
+        if messages.contains(&mine)
+            && (other.kind == InvalidOpcode || other.kind == Oops)
+            && !self.ended
+            && self.sites.is_empty()
+        {
+            self.die_seen = true;
+            return true;
+        }
+        if mine == RcuStall && other.kind == RcuStall && (other.message || self.sites.is_empty()) {
+            return true;
+        }
+        if mine == MemoryLeak && other.kind == MemoryLeak && self.sites.is_empty() {
+            return true;
+        }
+        if mine == WorkqueueLockup && other.kind == WorkqueueLockup && self.sites.is_empty() {
+            return true;
+        }
+        // A second complaint from within a dump that has an end mark and has not reached it.
+        let marked = oops::is_oops(mine) || mine == Warning || messages.contains(&mine);
+        marked && self.proven && !self.ended && self.gap <= 2 && !fresh && self.traces == 0
+    }
+
+    /// Takes over what the other header of the same report knows.
+    fn adopt(&mut self, other: &Header, title: bool) {
+        if title {
+            self.header.kind = other.kind;
+            self.header.stem.clone_from(&other.stem);
+        }
+        self.header.message = false;
+        self.header.cpu = self.header.cpu.or(other.cpu);
+        self.header.task = self.header.task.take().or_else(|| other.task.clone());
+        self.header.function = self.header.function.take().or_else(|| other.function.clone());
+        self.die_seen |= other.die;
+    }
+
+    /// Keeps the line of an absorbed header.
+    pub(crate) fn push_absorbed(&mut self, raw: &str) {
+        self.gap = 0;
+        self.keep(raw, true);
+    }
+
+    /// Whether the report got all lines that it can get.
+    pub(crate) fn is_over(&self) -> bool {
+        let limit = match (self.proven || self.ended, self.ended) {
+            (_, true) => TAIL,
+            (true, false) => GAP,
+            (false, false) => PROOF_WINDOW,
+        };
+        self.gap >= limit
+    }
+
+    /// Whether nothing of the stack has come yet.
+    pub(crate) fn is_fresh(&self) -> bool {
+        self.traces == 0 && !self.ended
+    }
+
+    /// Whether more than one dump was printed into this report.
+    pub(crate) fn holds_two(&self) -> bool {
+        self.cpu_lines > 1 || self.traces > 1
+    }
+
+    /// Closes the report. `cut` tells that the console ended, or went on elsewhere, before the report was complete.
+    pub(crate) fn close(self, cut: bool) -> Verdict {
+        let truncated = !self.proven;
+        // The text of an old kernel's warning stands between its header and its dump.
+        let near = self.gap == 0 || self.gap == 1 && self.header.kind == Kind::Warning;
+        if truncated && !(self.lost || cut && self.header.exact && near) {
+            return Verdict::Unproven;
+        }
+        Verdict::Real(self.into_report(truncated))
+    }
+
+    /// Closes the report as real.
+    pub(crate) fn into_report(mut self, truncated: bool) -> Report {
+        self.text.truncate(self.kept);
+        let named = self.header.function.take().or_else(|| {
+            let lock = self.lock.take()?;
+            (!crate::frames::is_machinery(&lock)).then_some(lock)
+        });
+        if self.header.fallback.is_some() {
+            // What the header names beats a frame that the unwinder doubts.
+            self.sites.retain(|s| s.reliable);
+        }
+        let found = || guilty(self.header.search(), &self.sites).map(str::to_string);
+        let function =
+            named.or_else(found).or_else(|| self.header.fallback.take()).or_else(|| self.pointed_at());
+        let access = if self.header.kind == Kind::Kasan { self.access.unwrap_or("") } else { "" };
+        let stem = &self.header.stem;
+        let title = match (&function, self.header.place) {
+            (Some(function), Place::InFunction) => format!("{stem}{access} in {function}"),
+            _ => format!("{stem}{access}"),
+        };
+        let (cpu, task) = self.comm.map_or((None, None), |(cpu, task)| (Some(cpu), Some(task)));
+        Report {
+            kind: self.header.kind,
+            title,
+            function,
+            task: self.header.task.or(task),
+            cpu: self.header.cpu.or(cpu),
+            line: self.line,
+            corrupted: self.corrupted || self.lost || truncated,
+            panicked: self.panicked || self.header.stem.starts_with("kernel panic"),
+            text: self.text,
+        }
+    }
+
+    /// Where an oops happened, even if that is mere machinery.
+    fn pointed_at(&self) -> Option<String> {
+        let first = self.sites.iter().find(|s| s.pointer)?;
+        (oops::is_oops(self.header.kind) && !first.function.is_empty()).then(|| first.function.clone())
+    }
+
+    /// The pid of the task, if it is known.
+    pub(crate) fn pid(&self) -> Option<u64> {
+        let task = self.header.task.as_ref().or(self.comm.as_ref().map(|(_, task)| task))?;
+        task.rsplit_once(':')?.1.parse().ok()
+    }
+
+    /// Whether the stack shows a task that is being buried.
+    pub(crate) fn is_exiting(&self) -> bool {
+        self.sites
+            .iter()
+            .any(|s| matches!(s.function.as_str(), "do_exit" | "make_task_dead" | "rewind_stack_do_exit"))
+    }
+}

@@ -1,0 +1,89 @@
+//! A cursor over one message, for formats that the kernel prints exactly.
+
+/// The rest of a message that is being read from left to right.
+#[derive(Clone, Copy)]
+pub(crate) struct Scan<'a>(pub(crate) &'a str);
+
+impl<'a> Scan<'a> {
+    /// Takes `literal` if it stands here.
+    pub(crate) fn eat(&mut self, literal: &str) -> bool {
+        match self.0.strip_prefix(literal) {
+            Some(rest) => {
+                self.0 = rest;
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// As `eat`, for chains of `?`.
+    pub(crate) fn lit(&mut self, literal: &str) -> Option<()> {
+        self.eat(literal).then_some(())
+    }
+
+    /// Takes a decimal number.
+    pub(crate) fn number(&mut self) -> Option<u64> {
+        let end = self.0.find(|c: char| !c.is_ascii_digit()).unwrap_or(self.0.len());
+        let value = self.0[..end].parse().ok()?;
+        self.0 = &self.0[end..];
+        Some(value)
+    }
+
+    /// Takes everything up to `literal`, and `literal`.
+    pub(crate) fn until(&mut self, literal: &str) -> Option<&'a str> {
+        let (head, rest) = self.0.split_once(literal)?;
+        self.0 = rest;
+        Some(head)
+    }
+
+    /// Takes the longest run of characters that `f` accepts; `None` if it is empty.
+    pub(crate) fn run(&mut self, f: impl Fn(char) -> bool) -> Option<&'a str> {
+        let end = self.0.find(|c: char| !f(c)).unwrap_or(self.0.len());
+        let (head, rest) = self.0.split_at(end);
+        self.0 = rest;
+        (!head.is_empty()).then_some(head)
+    }
+
+    /// Skips spaces and tabs.
+    pub(crate) fn spaces(&mut self) {
+        self.0 = self.0.trim_start_matches([' ', '\t']);
+    }
+}
+
+/// A symbol as the kernel prints it in `F+0x1/0x2`, at the start of `text`: its name without compiler suffixes.
+pub(crate) fn symbol(text: &str) -> Option<(&str, &str)> {
+    let mut scan = Scan(text);
+    let name = scan.run(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '$' | ':'))?;
+    if name.starts_with(|c: char| c.is_ascii_digit()) {
+        return None;
+    }
+    scan.lit("+0x")?;
+    scan.run(|c| c.is_ascii_hexdigit())?;
+    if scan.eat("/0x") {
+        scan.run(|c| c.is_ascii_hexdigit())?;
+    }
+    Some((plain(name), scan.0))
+}
+
+/// Drops what the compiler adds to a symbol: `.constprop.0`, `.isra.1`, `.part.3`, `.cold`, `.llvm.123`.
+pub(crate) fn plain(name: &str) -> &str {
+    let from = name.len().min(1);
+    match name[from..].find('.') {
+        Some(dot) => &name[..from + dot],
+        None => name,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn symbols_lose_suffixes() {
+        assert_eq!(symbol("do_madvise.part.0+0x1a/0x2b0 [klp]"), Some(("do_madvise", " [klp]")));
+        assert_eq!(symbol("F+0x5 more"), Some(("F", " more")));
+        assert_eq!(symbol("0xffffffff+0x1"), None);
+        assert_eq!(symbol("word more"), None);
+        assert_eq!(plain(".text"), ".text");
+    }
+}

@@ -1,0 +1,112 @@
+//! Reports that need no lockup and no oops: memory, devices, modules. Most are complete in one line.
+
+use crate::Kind;
+use crate::header::{Header, blank_numbers};
+use crate::scan::{Scan, plain};
+
+/// `Out of memory: Kill process 12 (comm) score 9 or sacrifice child`, `Out of memory: Killed process 12 (comm) ...`
+pub(crate) fn out_of_memory(text: &str) -> Option<Header> {
+    let mut scan = Scan(text);
+    let memcg = scan.eat("Memory cgroup out of memory");
+    if !memcg {
+        scan.lit("Out of memory")?;
+    }
+    if scan.eat(" (") {
+        scan.until(")")?;
+    }
+    scan.lit(": Kill")?;
+    scan.eat("ed");
+    scan.lit(" process ")?;
+    let pid = scan.number()?;
+    scan.eat(",");
+    scan.lit(" (")?;
+    // A comm may hold brackets itself.
+    let (comm, rest) = scan.0.split_once(") ")?;
+    if !rest.starts_with("score ") && !rest.contains("total-vm:") {
+        return None;
+    }
+    let stem = if memcg { "memory cgroup out of memory: killed " } else { "out of memory: killed " };
+    let header = Header::new(Kind::Oom, format!("{stem}{}", blank_numbers(comm))).given();
+    Some(Header { task: Some(format!("{comm}:{pid}")), ..header })
+}
+
+/// kmemleak.
+pub(crate) fn leak(text: &str) -> Option<Header> {
+    if let Some(rest) = text.strip_prefix("kmemleak: ") {
+        let mut scan = Scan(rest);
+        scan.number().filter(|&n| n > 0)?;
+        scan.lit(" new suspected memory leaks (see ")?;
+        return Some(Header::new(Kind::MemoryLeak, "kmemleak: new suspected memory leaks").given());
+    }
+    let mut scan = Scan(text);
+    scan.lit("unreferenced object 0x")?;
+    scan.run(|c| c.is_ascii_hexdigit())?;
+    scan.lit(" (size ")?;
+    Some(Header::new(Kind::MemoryLeak, "memory leak"))
+}
+
+/// `unregister_netdevice: waiting for lo to become free. Usage count = 1`
+pub(crate) fn netdevice(text: &str) -> Option<Header> {
+    let rest = text.strip_prefix("unregister_netdevice: waiting for ")?;
+    let (device, count) = rest.split_once(" to become free. Usage count = ")?;
+    count.trim().parse::<i64>().ok()?;
+    let stem = format!("unregister_netdevice: waiting for {} to become free", blank_numbers(device));
+    Some(Header::new(Kind::NetdeviceRefs, stem).given())
+}
+
+/// File systems and block devices.
+pub(crate) fn io(text: &str) -> Option<Header> {
+    let mut scan = Scan(text);
+    let block = scan.eat("blk_update_request: ") | scan.eat("print_req_error: ");
+    let kind =
+        ["critical medium", "critical target", "critical space allocation", "I/O", "timeout", "protection"];
+    if let Some(kind) = kind.into_iter().find(|k| scan.eat(&format!("{k} error, dev "))) {
+        let device = scan.until(", sector ")?;
+        scan.number()?;
+        let _ = block;
+        return Some(Header::new(Kind::IoError, format!("{kind} error, dev {device}")).given());
+    }
+    if scan.eat("Buffer I/O error on dev") {
+        scan.eat("ice");
+        scan.lit(" ")?;
+        let device = scan.until(", logical block ")?;
+        return Some(Header::new(Kind::IoError, format!("Buffer I/O error on dev {device}")).given());
+    }
+    for fs in ["EXT4-fs", "EXT3-fs", "EXT2-fs", "BTRFS", "F2FS-fs", "FAT-fs"] {
+        let Some(rest) = text.strip_prefix(fs).and_then(|r| r.strip_prefix(" error (device ")) else {
+            continue;
+        };
+        let (_, rest) = rest.split_once("): ")?;
+        let function =
+            Scan(rest).run(|c| c.is_ascii_alphanumeric() || c == '_').map(|f| plain(f).to_string());
+        let stem = match &function {
+            Some(f) if rest[f.len()..].starts_with(':') => format!("{fs} error in {f}"),
+            _ => format!("{fs} error"),
+        };
+        return Some(Header { function, ..Header::new(Kind::FilesystemError, stem).given() });
+    }
+    None
+}
+
+/// Messages that start with the name of a task or module.
+pub(crate) fn after_comm(text: &str) -> Option<Header> {
+    let (name, rest) = text.split_once(": ")?;
+    if name.len() > 64 {
+        return None;
+    }
+    if let Some(tail) = rest.strip_prefix("page allocation failure") {
+        let exact = tail.starts_with(": order:") || tail.starts_with(". order:");
+        return exact.then(|| Header::new(Kind::PageAllocation, "page allocation failure"));
+    }
+    let module = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
+    let what = if let Some(symbol) = rest.strip_prefix("disagrees about version of symbol ") {
+        format!("disagrees about version of symbol {symbol}")
+    } else if let Some(symbol) = rest.strip_prefix("Unknown symbol ") {
+        format!("Unknown symbol {}", symbol.split(' ').next().unwrap_or(""))
+    } else if rest.starts_with("version magic '") && rest.contains("' should be '") {
+        "version magic mismatch".to_string()
+    } else {
+        return None;
+    };
+    module.then(|| Header::new(Kind::ModuleLoad, format!("{name}: {what}")).given())
+}
