@@ -33,12 +33,9 @@ pub(crate) fn run(args: &Args) -> Result<u8, Failure> {
             n => signals.extend(classifier.push(&buffer[..n])),
         }
     }
-    signals.extend(classifier.flush());
-    signals.sort_by_key(Signal::line);
-    let mut reports: Vec<_> = signals.into_iter().filter_map(|s| match s {
-        Signal::Report(report) => Some(report),
-        _ => None,
-    }).collect();
+    signals.extend(classifier.finish());
+    let report = |signal| if let Signal::Report(report) = signal { Some(report) } else { None };
+    let mut reports: Vec<_> = signals.into_iter().filter_map(report).collect();
     reports.sort_by_key(|r| r.line);
     if args.json {
         print_json(&reports);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use klpfarm_model::plan::Trial;
-use klpfarm_model::{Body, Plan, Scope, TrialEnd};
+use klpfarm_model::{Body, Phase, Plan, Scope, TrialEnd};
 use klpfarm_stress::wire::FromGuest;
 use klpfarm_vm::{GUEST_BINARY, Login, Machine, Output, Spec, Ssh};
 use tokio::sync::mpsc;
@@ -53,7 +53,7 @@ pub(crate) async fn drive(bench: &Bench, trial: Trial, report: Report, cancel: C
         replies: None,
         end: None,
     };
-    driver.emit(Body::TrialStarted).await;
+    driver.emit(Phase::Boot, Body::TrialStarted).await;
     let mut outputs = driver.start().await;
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -108,8 +108,8 @@ impl Driver<'_> {
         self.bench.run_dir.join(Plan::trial_dir(self.trial.number))
     }
 
-    async fn emit(&self, body: Body) {
-        let scope = Scope { trial: self.trial.number, arm: self.trial.arm, phase: self.dispatcher.phase() };
+    async fn emit(&self, phase: Phase, body: Body) {
+        let scope = Scope { trial: self.trial.number, arm: self.trial.arm, phase };
         // Nobody listening means that the run is being torn down.
         let _ = self.report.send((scope, body)).await;
     }
@@ -144,7 +144,7 @@ impl Driver<'_> {
         for action in self.dispatcher.handle(self.power_on.elapsed(), input) {
             tracing::trace!(trial = self.trial.number, ?action);
             match action {
-                Action::Emit(body) => self.emit(body).await,
+                Action::Emit(phase, body) => self.emit(phase, body).await,
                 Action::Login { limit } => self.login(limit),
                 Action::Ssh { command, input, limit } => self.over_ssh(command, input, limit),
                 Action::Tell(message) => {
@@ -209,7 +209,7 @@ impl Driver<'_> {
         let dir = self.dir();
         let patch = self.bench.plan.patch.name.clone();
         self.jobs.spawn(async move {
-            Done::Input(Input::Collected(evidence::collect(&machine, &dir, &patch, what, rx).await))
+            Done::Input(Input::Collected(evidence::collect(&machine, &dir, &patch, &what, rx).await))
         });
     }
 
@@ -223,6 +223,6 @@ impl Driver<'_> {
             machine.close(CLOSE).await;
         }
         let end = self.end.take().unwrap_or(TrialEnd::Interrupted);
-        self.emit(Body::TrialEnded { end }).await;
+        self.emit(Phase::End, Body::TrialEnded { end }).await;
     }
 }

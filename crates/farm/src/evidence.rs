@@ -19,7 +19,7 @@ pub(crate) async fn collect(
     machine: &Machine,
     dir: &Path,
     patch: &str,
-    what: Collect,
+    what: &Collect,
     mut replies: mpsc::UnboundedReceiver<(u64, String)>,
 ) -> Vec<(String, String)> {
     let until = Instant::now() + what.limit;
@@ -27,6 +27,7 @@ pub(crate) async fn collect(
     if tokio::fs::create_dir_all(dir.join("evidence")).await.is_err() {
         return kept.files;
     }
+    kept.keep("blocked.txt", "tasks that do not get on, with their stacks, as the probe last saw them", &what.blocked).await;
     let short = Duration::from_secs(5);
     for (command, file, text) in [
         ("info status", "qemu-status.txt", "QEMU's view of the machine"),
@@ -46,7 +47,6 @@ pub(crate) async fn collect(
     }
     if what.probe {
         let mut questions = vec![
-            ("blocked.txt", "stacks of blocked tasks", BLOCKED.to_owned()),
             ("dmesg.txt", "end of the kernel's log", "dmesg | tail -c 60000".to_owned()),
             ("livepatch.txt", "livepatch state in sysfs", format!("grep -r . /sys/kernel/livepatch/{patch} 2>/dev/null; lsmod; cat /proc/sys/kernel/tainted")),
             ("memory.txt", "meminfo, slabs, load", "cat /proc/meminfo /proc/loadavg; head -50 /proc/slabinfo".to_owned()),
@@ -73,12 +73,6 @@ pub(crate) async fn collect(
     }
     kept.files
 }
-
-/// Every thread in D state with its stack. Reads `stat`, `wchan` and `stack` only: other files take the lock that may be what all
-/// wait for.
-const BLOCKED: &str = r#"n=0; for t in /proc/[0-9]*/task/[0-9]*; do s=$(cat $t/stat) || continue; s=${s##*) }
-[ "${s%% *}" = D ] || continue; echo "task ${t##*/} ($(cat $t/comm)) state D wchan $(cat $t/wchan)"; cat $t/stack
-n=$((n+1)); [ $n -ge 64 ] && break; done 2>/dev/null; exit 0"#;
 
 struct Kept<'a> {
     dir: &'a Path,

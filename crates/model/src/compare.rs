@@ -45,7 +45,7 @@ pub(crate) fn slower_than_control(
                 FarmKind::LatencyGrown,
                 format!("{workload}: {op} takes far longer with the patch"),
                 workload,
-                format!("median x{:.1}, mean x{:.1} against the control arm\n{}", g.median, g.mean, own.table(workload, op)),
+                format!("p10 x{:.1}, median x{:.1} against the control arm\n{}", g.p10, g.median, own.table(workload, op)),
             ));
         }
         if slowdown >= limits.slowdown && (slowdown >= 2.0 * common || worst >= 2.0) {
@@ -112,25 +112,20 @@ impl<'a> Change<'a> {
         Some(after_rate / before.rate(self.before.window_ms))
     }
 
-    /// Growth of `op`'s latency from baseline to soak, relative to the processor's own speed: (median, mean).
+    /// Growth of `op`'s latency from baseline to soak: (10th percentile, median).
+    ///
+    /// Not the mean: under a load that fills all CPUs it is the time spent waiting for a CPU.
     fn latency(&self, workload: &str, op: &str) -> Option<(f64, f64)> {
         let (before, after) = self.both(workload)?;
         let (b, a) = (before.latency.get(op)?, after.latency.get(op)?);
-        if b.count < LEAST || a.count < LEAST.min(10) {
-            return None;
-        }
-        let speed = match (before.latency.get(YARDSTICK), after.latency.get(YARDSTICK)) {
-            (Some(b), Some(a)) => share(a.p50_ns, b.p50_ns),
-            _ => 1.0,
-        };
-        Some((share(a.p50_ns, b.p50_ns) / speed, share(a.mean_ns, b.mean_ns) / speed))
+        (b.count >= LEAST && a.count >= LEAST).then(|| (share(a.p10_ns, b.p10_ns), share(a.p50_ns, b.p50_ns)))
     }
 
     fn table(&self, workload: &str, op: &str) -> String {
         let line = |name: &str, l: Option<&LatencyMeasure>| match l {
             Some(l) => format!(
-                "{name}: {} operations, median {:.0} us, p99 {:.0} us, mean {:.0} us",
-                l.count, l.p50_ns as f64 / 1e3, l.p99_ns as f64 / 1e3, l.mean_ns as f64 / 1e3
+                "{name}: {} operations, p10 {:.0} us, median {:.0} us, p99 {:.0} us, mean {:.0} us",
+                l.count, l.p10_ns as f64 / 1e3, l.p50_ns as f64 / 1e3, l.p99_ns as f64 / 1e3, l.mean_ns as f64 / 1e3
             ),
             None => format!("{name}: none"),
         };
@@ -159,23 +154,25 @@ fn against<'a>(
     least.is_finite().then(|| least / own)
 }
 
+/// Growth of an operation's latency, relative to the control that grew most.
 struct Grown {
+    p10: f64,
     median: f64,
-    mean: f64,
 }
 
 impl Grown {
+    /// A lasting slow-down moves the whole distribution; what moves one of its points only is noise.
     fn factor(&self) -> f64 {
-        self.median.max(self.mean)
+        self.p10.min(self.median * 2.0)
     }
 }
 
-/// Growth of an operation's latency against the control that grew most.
 fn grown(own: &Change<'_>, controls: &[Change<'_>], workload: &str, op: &str) -> Option<Grown> {
-    let (median, mean) = own.latency(workload, op)?;
-    let (most_median, most_mean) = controls
+    let (p10, median) = own.latency(workload, op)?;
+    let (most_p10, most_median) = controls
         .iter()
         .filter_map(|c| c.latency(workload, op))
         .reduce(|a, b| (a.0.max(b.0), a.1.max(b.1)))?;
-    Some(Grown { median: median / most_median, mean: mean / most_mean })
+    // A control that happened to become faster accuses nobody.
+    Some(Grown { p10: p10 / most_p10.max(1.0), median: median / most_median.max(1.0) })
 }

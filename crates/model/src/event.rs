@@ -175,6 +175,9 @@ pub struct WorkloadMeasure {
 pub struct LatencyMeasure {
     /// Operations counted.
     pub count: u64,
+    /// Median over the seconds of each second's 10th percentile, in nanoseconds: what the operation costs when nothing gets
+    /// in its way.
+    pub p10_ns: u64,
     /// Median over the seconds of each second's median, in nanoseconds.
     pub p50_ns: u64,
     /// The same of the 99th percentiles.

@@ -47,6 +47,8 @@ pub(crate) struct Health {
     usual_idle: BTreeMap<String, u64>,
     seen: HashSet<(FindingKind, String)>,
     stopped: bool,
+    /// The latest tasks that do not get on, described.
+    last_blocked: String,
 }
 
 impl Health {
@@ -69,7 +71,13 @@ impl Health {
             usual_idle: BTreeMap::new(),
             seen: HashSet::new(),
             stopped: false,
+            last_blocked: String::new(),
         }
+    }
+
+    /// The latest tasks that do not get on.
+    pub(crate) fn last_blocked(&self) -> &str {
+        &self.last_blocked
     }
 
     pub(crate) fn phase(&mut self, phase: Phase) {
@@ -252,6 +260,7 @@ impl Health {
 
     fn blocked(&mut self, now: Duration, tasks: &[BlockedTask], total: u32, measure: &Measure) -> Vec<Body> {
         let mut bodies = Vec::new();
+        self.last_blocked = describe(tasks, total, tasks.len());
         for task in tasks {
             let workload = task.thread.and_then(|id| measure.thread(id)).filter(|t| t.counted).map(|t| t.workload.clone());
             let limit = millis(match &workload {
@@ -283,7 +292,7 @@ impl Health {
                 after_apply_ms: self.after_apply(now).map(|ms| ms.saturating_sub(task.for_ms)),
                 line: None,
                 corrupted: false,
-                evidence: describe(tasks, total),
+                evidence: describe(tasks, total, 12),
             }));
         }
         bodies
@@ -350,9 +359,9 @@ fn general(comm: &str) -> String {
     }
 }
 
-fn describe(tasks: &[BlockedTask], total: u32) -> String {
+fn describe(tasks: &[BlockedTask], total: u32, most: usize) -> String {
     let mut text = format!("{total} task(s) do not get on:\n");
-    for t in tasks.iter().take(12) {
+    for t in tasks.iter().take(most) {
         text.push_str(&format!(
             "{}:{} pid {} state {} for {:.1} s in {}\n",
             t.comm, t.tid, t.pid, t.state, t.for_ms as f64 / 1000.0, if t.wchan.is_empty() { "?" } else { &t.wchan }

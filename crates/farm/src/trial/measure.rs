@@ -39,6 +39,7 @@ struct Sums {
 struct Latencies {
     count: u64,
     sum_ns: u64,
+    p10_ns: Vec<u64>,
     p50_ns: Vec<u64>,
     p99_ns: Vec<u64>,
 }
@@ -88,11 +89,12 @@ impl Measure {
                 self.threads.remove(id);
             }
             FromGuest::Progress { threads, .. } => threads.iter().for_each(|p| self.progress(p)),
-            FromGuest::Latency { workload, op, count, p50_ns, p99_ns, sum_ns, .. } => {
+            FromGuest::Latency { workload, op, count, p10_ns, p50_ns, p99_ns, sum_ns, .. } => {
                 let sums = self.window.workloads.entry(workload.clone()).or_default();
                 let l = sums.latency.entry(op.clone()).or_default();
                 l.count += count;
                 l.sum_ns += sum_ns;
+                l.p10_ns.push(*p10_ns);
                 l.p50_ns.push(*p50_ns);
                 l.p99_ns.push(*p99_ns);
             }
@@ -130,6 +132,7 @@ impl Latencies {
     fn summary(&self) -> LatencyMeasure {
         LatencyMeasure {
             count: self.count,
+            p10_ns: median(&self.p10_ns),
             p50_ns: median(&self.p50_ns),
             p99_ns: median(&self.p99_ns),
             mean_ns: self.sum_ns / self.count.max(1),

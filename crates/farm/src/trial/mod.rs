@@ -42,8 +42,8 @@ pub(crate) enum Input {
 /// What is to be done.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Action {
-    /// Report it.
-    Emit(Body),
+    /// Report it, as of this phase.
+    Emit(Phase, Body),
     /// Log in afresh, run `true`, and keep the first connection that works for [`Action::Ssh`].
     Login {
         /// At most so long.
@@ -75,8 +75,10 @@ pub(crate) enum Upload {
 }
 
 /// Which evidence to gather.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Collect {
+    /// Tasks that do not get on, as the probe last saw them.
+    pub(crate) blocked: String,
     /// The probe answers: commands can be run in the guest.
     pub(crate) probe: bool,
     /// Tasks that hold up the transition to this state.
@@ -114,7 +116,7 @@ enum Step {
 
 /// How often a patch's state is asked for, and a fresh login is tried.
 const POLL: Duration = Duration::from_millis(300);
-const LOGIN_EVERY: Duration = Duration::from_secs(5);
+const LOGIN_EVERY: Duration = Duration::from_secs(10);
 const RATES_EVERY: Duration = Duration::from_secs(5);
 /// A tick that comes so late means that the host did not let us run.
 const LATE: Duration = Duration::from_secs(1);
@@ -142,6 +144,7 @@ pub(crate) struct Dispatcher {
     login_at: Option<Duration>,
     login_running: bool,
     ssh_ms: Option<u64>,
+    booted_ms: u64,
     rates_at: Duration,
     load_runs: bool,
     applied: Option<Duration>,
@@ -162,14 +165,9 @@ impl Dispatcher {
             plan, trial, step: Step::PowerOn, phase: Phase::Boot, deadline, health,
             measure: Measure::default(), classifier: Classifier::new(), console_at: None,
             next_id: 1, awaited: 0, poll_at: zero, last_tick: zero, login_at: None, login_running: false,
-            ssh_ms: None, rates_at: zero, load_runs: false, applied: None, functions: Vec::new(),
+            ssh_ms: None, booted_ms: 0, rates_at: zero, load_runs: false, applied: None, functions: Vec::new(),
             has_transition: false, stragglers: None, calls: Vec::new(), count_round: 0, out: VecDeque::new(),
         }
-    }
-
-    /// The phase that events emitted now belong to.
-    pub(crate) fn phase(&self) -> Phase {
-        self.phase
     }
 
     /// Take one input and say what is to be done, in order.
@@ -192,7 +190,7 @@ impl Dispatcher {
     // ---- small verbs -------------------------------------------------------------------------------------------------
 
     fn emit(&mut self, body: Body) {
-        self.out.push_back(Action::Emit(body));
+        self.out.push_back(Action::Emit(self.phase, body));
     }
 
     fn end(&mut self, end: TrialEnd) {
@@ -277,7 +275,7 @@ impl Dispatcher {
         if let Ok(ms) = result {
             self.ssh_ms = Some(ms);
             if self.step == Step::Login {
-                self.ssh_ms = Some(millis(now));
+                self.booted_ms = millis(now);
                 self.prepare(now, 0);
             }
         }
@@ -564,7 +562,7 @@ impl Dispatcher {
                 self.report(now, bodies);
             }
             Output::Exited { status, stderr } => {
-                let signals = self.classifier.flush();
+                let signals = self.classifier.finish();
                 self.console(now, signals);
                 // After a finding the guest's end is no news; before one, nobody but the host can have ended QEMU.
                 if matches!(self.step, Step::Listen(_) | Step::Collecting) {
@@ -589,7 +587,7 @@ impl Dispatcher {
         self.report(now, bodies);
         match message {
             FromGuest::Hello { release, taint, .. } if self.step == Step::Hello => {
-                let ssh_ms = self.ssh_ms.unwrap_or_default();
+                let ssh_ms = self.booted_ms;
                 self.emit(Body::MachineReady { release: release.clone(), ssh_ms, taint });
                 self.ready(now, &release);
             }
@@ -734,6 +732,7 @@ impl Dispatcher {
         let limit = self.scaled(30);
         self.deadline = now + limit + Duration::from_secs(5);
         let probe = self.health.probe_alive(now);
-        self.out.push_back(Action::Collect(Collect { probe, stragglers: self.stragglers, limit }));
+        let blocked = self.health.last_blocked().to_owned();
+        self.out.push_back(Action::Collect(Collect { blocked, probe, stragglers: self.stragglers, limit }));
     }
 }

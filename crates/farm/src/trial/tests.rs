@@ -1,0 +1,328 @@
+//! The dispatcher against a fake machine: a guest that does as it is told, and the ways in which a real one does not.
+
+use std::path::Path;
+
+use klpfarm_model::{Accel, FindingKind, ImageFacts, Patch, Pipeline, Resolved, Sidecar, Workload};
+use klpfarm_stress::wire::{BlockedTask, Thread, ThreadProgress};
+use klpfarm_vm::QmpEvent;
+
+use super::*;
+
+fn plan() -> Arc<Plan> {
+    let text = "name: gate\nimage: debian-12\nworkloads: [w]\nphases: {age: 2s, baseline: 6s, soak: 30s, revert: 2s}\n";
+    let pipeline = Pipeline::parse(Path::new("gate.yaml"), text).unwrap();
+    let workload = Workload::parse(Path::new("w.yaml"), "name: w\nrun: {builtin: w}\n").unwrap();
+    let patch = Patch {
+        file: "x.ko".into(),
+        name: "x".into(),
+        sha256: String::new(),
+        size: 1,
+        vermagic: "6.1 SMP".into(),
+        depends: Vec::new(),
+        signed: false,
+        sidecar: Sidecar::default(),
+    };
+    let image = ImageFacts { name: "debian-12".into(), hash: String::new(), release: None };
+    let with = Resolved { image, workloads: vec![workload], patch, accel: Accel::Kvm, jobs: 1, tier: None, seed: 1 };
+    Arc::new(Plan::new(&pipeline, with).unwrap())
+}
+
+/// What the fake machine does differently from a sound one.
+#[derive(Default)]
+struct Faults {
+    no_login: bool,
+    release: Option<&'static str>,
+    insmod: Option<Result<SshOutput, String>>,
+    transition_hangs: bool,
+    no_transition_file: bool,
+    revert_hangs: bool,
+    unreached: bool,
+    /// Seconds after applying at which this comes out of the machine.
+    after_apply: Vec<(u64, Output)>,
+    threads_stop: bool,
+    probe_stops: bool,
+    /// All inputs stop for this long, as on a suspended host.
+    host_pause: bool,
+}
+
+/// A machine that answers at once.
+struct Fake {
+    arm: Arm,
+    faults: Faults,
+    now: Duration,
+    loaded_at: Option<Duration>,
+    enabled: bool,
+    listed: bool,
+    load: bool,
+    ops: u64,
+    commands: Vec<String>,
+}
+
+struct Told {
+    bodies: Vec<(Phase, Body)>,
+    end: TrialEnd,
+    commands: Vec<String>,
+    seconds: u64,
+}
+
+impl Told {
+    fn findings(&self) -> Vec<(FindingKind, String)> {
+        let finding = |(_, body): &(Phase, Body)| match body {
+            Body::Finding(f) => Some((f.kind, f.title.clone())),
+            _ => None,
+        };
+        self.bodies.iter().filter_map(finding).collect()
+    }
+
+    fn phases(&self) -> Vec<Phase> {
+        self.bodies.iter().filter(|(_, b)| matches!(b, Body::PhaseStarted)).map(|(p, _)| *p).collect()
+    }
+
+    fn assert_only(&self, kind: impl Into<FindingKind>) {
+        let kind = kind.into();
+        assert!(self.findings().iter().any(|(k, _)| *k == kind), "{:?}", self.findings());
+        assert_eq!(self.end, TrialEnd::Stopped);
+        assert!(self.bodies.iter().any(|(_, b)| matches!(b, Body::Evidence { .. })), "no evidence was kept");
+    }
+}
+
+fn tell(arm: Arm, faults: Faults) -> Told {
+    let plan = plan();
+    let trial = *plan.trials.iter().find(|t| t.arm == arm).unwrap();
+    let mut dispatcher = Dispatcher::new(plan, trial);
+    let mut fake = Fake {
+        arm, faults, now: Duration::ZERO, loaded_at: None, enabled: false, listed: false, load: false, ops: 0, commands: Vec::new(),
+    };
+    let mut bodies = Vec::new();
+    let mut queue = VecDeque::from([Input::Started(Ok(()))]);
+    let mut paused = false;
+    for step in 0.. {
+        assert!(step < 20_000, "the trial never ends");
+        let input = queue.pop_front().unwrap_or_else(|| {
+            fake.now += Duration::from_millis(200);
+            if fake.faults.host_pause && !paused && fake.loaded_at.is_some_and(|at| fake.now > at + Duration::from_secs(3)) {
+                paused = true;
+                fake.now += Duration::from_secs(300);
+            }
+            queue.extend(fake.second());
+            Input::Tick
+        });
+        for action in dispatcher.handle(fake.now, input) {
+            match action {
+                Action::Emit(phase, body) => bodies.push((phase, body)),
+                Action::End(end) => return Told { bodies, end, commands: fake.commands, seconds: fake.now.as_secs() },
+                other => queue.extend(fake.answer(other)),
+            }
+        }
+    }
+    unreachable!()
+}
+
+impl Fake {
+    fn answer(&mut self, action: Action) -> Vec<Input> {
+        match action {
+            Action::Login { .. } if self.faults.no_login => vec![Input::Login(Err("no route".into()))],
+            Action::Login { .. } => vec![Input::Login(Ok(50))],
+            Action::Ssh { command, .. } => {
+                self.commands.push(command.clone());
+                let ok = || Ok(SshOutput { code: 0, text: "blind nothing just a test\n".into() });
+                if !command.starts_with("insmod") {
+                    return vec![Input::Ssh(ok())];
+                }
+                let result = self.faults.insmod.take().unwrap_or_else(ok);
+                self.loaded_at = Some(self.now);
+                (self.enabled, self.listed) = (true, true);
+                vec![Input::Ssh(result)]
+            }
+            Action::Tell(ToGuest { id, ask }) => self.ask(id, ask),
+            Action::Collect(_) => vec![Input::Collected(vec![("evidence/x".into(), "x".into())])],
+            Action::Emit(..) | Action::End(_) => unreachable!(),
+        }
+    }
+
+    fn ask(&mut self, id: u64, ask: Ask) -> Vec<Input> {
+        let probe = |m| Input::Output(Output::Probe(m));
+        let mut out = String::new();
+        let mut more = Vec::new();
+        match ask {
+            Ask::Hello => {
+                let release = self.faults.release.unwrap_or("6.1").to_owned();
+                return vec![probe(FromGuest::Hello { version: 1, release, cpus: 2, at_ms: 0, taint: 0 })];
+            }
+            Ask::Start { workload, .. } => {
+                self.load = true;
+                more.push(probe(FromGuest::Thread(Thread { id: 1, workload, process: 0, thread: 0, pid: 7, tid: 8, counted: true })));
+            }
+            Ask::Stop { .. } => self.load = false,
+            Ask::Exec { argv, .. } => out = self.exec(&argv[2]),
+            Ask::Read { .. } => {}
+        }
+        more.push(probe(FromGuest::Reply { id, code: 0, out }));
+        more
+    }
+
+    fn exec(&mut self, line: &str) -> String {
+        self.commands.push(line.to_owned());
+        if line.starts_with("echo 0 > /sys") {
+            self.enabled = false;
+        } else if line.starts_with("rmmod") {
+            self.listed = false;
+        } else if line.contains("set_ftrace_filter") {
+            return format!("calls do_it {}\n", if self.faults.unreached { 0 } else { 90 });
+        } else if line.contains("echo listed") {
+            let in_transition = if self.enabled { self.faults.transition_hangs } else { self.faults.revert_hangs };
+            if !self.listed || (!self.enabled && !in_transition && !self.faults.no_transition_file) {
+                return String::new();
+            }
+            let transition = if self.faults.no_transition_file { String::new() } else { format!("transition {}\n", u8::from(in_transition)) };
+            return format!("listed\nenabled {}\n{transition}function vmlinux/do_it,1/\n", u8::from(self.enabled));
+        }
+        String::new()
+    }
+
+    /// What comes on its own each tick.
+    fn second(&mut self) -> Vec<Input> {
+        let mut inputs = Vec::new();
+        let since = self.loaded_at.map(|at| self.now.saturating_sub(at));
+        let due: Vec<(u64, Output)> =
+            self.faults.after_apply.extract_if(.., |(s, _)| since.is_some_and(|d| d.as_secs() >= *s)).collect();
+        inputs.extend(due.into_iter().map(|(_, output)| Input::Output(output)));
+        if self.arm == Arm::Control && self.now.as_secs() > 12 {
+            self.loaded_at.get_or_insert(self.now);
+        }
+        if since.is_some() && self.faults.probe_stops {
+            return inputs;
+        }
+        let at_ms = millis(self.now);
+        let stuck = since.filter(|_| self.faults.threads_stop && self.load).map(millis);
+        if stuck.is_none() {
+            self.ops += 20;
+        }
+        if self.load {
+            let p = ThreadProgress { id: 1, ops: self.ops, latency_us: 5, idle_ms: stuck.unwrap_or(3), errors: 0, errno: 0 };
+            inputs.push(Input::Output(Output::Probe(FromGuest::Progress { at_ms, threads: vec![p] })));
+        }
+        if let Some(for_ms) = stuck {
+            let task = BlockedTask {
+                pid: 7, tid: 8, comm: "w".into(), state: 'D', for_ms, wchan: "f".into(),
+                stack: "schedule+0x1/0x2\nklp_f+0x1/0x2 [x]\n".into(), thread: Some(1),
+            };
+            inputs.push(Input::Output(Output::Probe(FromGuest::Blocked { at_ms, tasks: vec![task], total: 1 })));
+        }
+        inputs
+    }
+}
+
+#[test]
+fn a_loaded_trial_goes_through_all_phases() {
+    use Phase as P;
+    let told = tell(Arm::Loaded, Faults::default());
+    assert_eq!(told.end, TrialEnd::Completed);
+    assert_eq!(told.phases(), [P::Boot, P::Age, P::Baseline, P::Apply, P::Transition, P::Soak, P::Revert, P::Reach, P::End]);
+    assert_eq!(told.findings(), []);
+    let measured: Vec<Phase> = told.bodies.iter().filter(|(_, b)| matches!(b, Body::Measured(_))).map(|(p, _)| *p).collect();
+    assert_eq!(measured, [P::Age, P::Baseline, P::Soak, P::Revert]);
+    assert!(told.bodies.iter().any(|(_, b)| matches!(b, Body::Reach { calls: 90, .. })));
+    assert!(told.bodies.iter().any(|(_, b)| matches!(b, Body::Reverted { unloaded: true })));
+}
+
+#[test]
+fn a_control_trial_never_sees_the_patch() {
+    let told = tell(Arm::Control, Faults::default());
+    assert_eq!(told.end, TrialEnd::Completed);
+    assert!(!told.commands.iter().any(|c| c.contains("x.ko") || c.contains("insmod")), "{:?}", told.commands);
+}
+
+#[test]
+fn a_quiescent_trial_applies_with_the_load_stopped() {
+    let told = tell(Arm::Quiescent, Faults::default());
+    assert_eq!(told.end, TrialEnd::Completed);
+    // With the load running at the moment of applying, a machine whose threads stop would be found; with it stopped it is not,
+    // until the load starts again.
+    assert!(told.phases().contains(&Phase::Soak));
+}
+
+#[test]
+fn on_4_4_the_patch_is_in_force_at_once_and_never_unloaded() {
+    let told = tell(Arm::Loaded, Faults { no_transition_file: true, ..Faults::default() });
+    assert_eq!(told.end, TrialEnd::Completed);
+    assert!(told.bodies.iter().any(|(_, b)| matches!(b, Body::TransitionDone { per_task: false, .. })));
+    assert!(told.bodies.iter().any(|(_, b)| matches!(b, Body::Reverted { unloaded: false })));
+    assert!(!told.commands.iter().any(|c| c.starts_with("rmmod")));
+}
+
+#[test]
+fn stalled_threads_are_found_and_named_after_the_patch() {
+    let told = tell(Arm::Loaded, Faults { threads_stop: true, ..Faults::default() });
+    told.assert_only(FarmKind::ThreadStalled);
+    assert!(told.findings()[0].1.contains("klp_f"), "{:?}", told.findings());
+}
+
+#[test]
+fn a_silent_guest_is_found() {
+    tell(Arm::Loaded, Faults { probe_stops: true, ..Faults::default() }).assert_only(FarmKind::ProbeSilent);
+}
+
+#[test]
+fn a_suspended_host_is_forgiven() {
+    let told = tell(Arm::Loaded, Faults { host_pause: true, ..Faults::default() });
+    assert_eq!((told.end.clone(), told.findings()), (TrialEnd::Completed, Vec::new()));
+    assert!(told.seconds > 300);
+}
+
+#[test]
+fn a_stalled_transition_is_found() {
+    tell(Arm::Loaded, Faults { transition_hangs: true, ..Faults::default() }).assert_only(FarmKind::TransitionStalled);
+    tell(Arm::Loaded, Faults { revert_hangs: true, ..Faults::default() }).assert_only(FarmKind::RevertStalled);
+}
+
+#[test]
+fn a_refused_load_is_found() {
+    let refused = Ok(SshOutput { code: 1, text: "insmod: Invalid argument".into() });
+    tell(Arm::Quiescent, Faults { insmod: Some(refused), ..Faults::default() }).assert_only(FarmKind::LoadRefused);
+    let stuck = Err("did not end".to_owned());
+    tell(Arm::Loaded, Faults { insmod: Some(stuck), ..Faults::default() }).assert_only(FarmKind::LoadStuck);
+}
+
+#[test]
+fn the_machines_own_words_are_findings() {
+    let qmp = |event| Faults { after_apply: vec![(2, Output::Qmp(event))], ..Faults::default() };
+    tell(Arm::Loaded, qmp(QmpEvent::Panicked)).assert_only(FarmKind::Panicked);
+    let reset = QmpEvent::Shutdown { reason: "guest-reset".into(), guest: true };
+    tell(Arm::Loaded, qmp(reset)).assert_only(FarmKind::Rebooted);
+    let taint = Output::Probe(FromGuest::Taint { at_ms: 0, value: 1 << 9 | 1 << 15 });
+    tell(Arm::Loaded, Faults { after_apply: vec![(2, taint)], ..Faults::default() }).assert_only(FarmKind::Tainted);
+    let expected = Output::Probe(FromGuest::Taint { at_ms: 0, value: 1 << 12 | 1 << 13 | 1 << 15 });
+    let told = tell(Arm::Loaded, Faults { after_apply: vec![(2, expected)], ..Faults::default() });
+    assert_eq!(told.findings(), []);
+}
+
+#[test]
+fn a_second_boot_on_the_console_is_found() {
+    let boot = || Output::Console(b"[    0.000000] Linux version 6.1 (x@y) #1 SMP\n".to_vec());
+    let told = tell(Arm::Loaded, Faults { after_apply: vec![(1, boot()), (2, boot())], ..Faults::default() });
+    told.assert_only(FarmKind::Rebooted);
+}
+
+#[test]
+fn qemu_ending_by_itself_is_the_farms_error() {
+    let exited = Output::Exited { status: "signal: 9".into(), stderr: "killed".into() };
+    let told = tell(Arm::Loaded, Faults { after_apply: vec![(2, exited)], ..Faults::default() });
+    assert!(matches!(&told.end, TrialEnd::FarmError { message } if message.contains("signal: 9")), "{:?}", told.end);
+}
+
+#[test]
+fn no_login_and_another_kernel_are_the_farms_errors() {
+    let told = tell(Arm::Loaded, Faults { no_login: true, ..Faults::default() });
+    assert!(matches!(&told.end, TrialEnd::FarmError { message } if message.contains("no SSH login")), "{:?}", told.end);
+    let told = tell(Arm::Loaded, Faults { release: Some("5.10"), ..Faults::default() });
+    assert!(matches!(&told.end, TrialEnd::FarmError { message } if message.contains("built for kernel 6.1")), "{:?}", told.end);
+}
+
+#[test]
+fn an_unreached_function_is_counted_again_before_it_is_believed() {
+    let told = tell(Arm::Loaded, Faults { unreached: true, ..Faults::default() });
+    let counts = told.commands.iter().filter(|c| c.contains("set_ftrace_filter")).count();
+    assert_eq!(counts, COUNT_ROUNDS as usize);
+    assert!(told.bodies.iter().any(|(_, b)| matches!(b, Body::Reach { calls: 0, window_ms: 12_000, .. })));
+}
