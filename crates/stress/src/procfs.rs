@@ -1,0 +1,172 @@
+//! Reading `/proc` without ever taking another task's mmap lock: `stat`, `schedstat`, `wchan` and `comm` only.
+//! A monitor that read `cmdline`, `maps`, `status` or `environ` would hang together with its patient.
+
+use std::fs::File;
+use std::io::Read;
+
+/// What we take from one line of `/proc/PID/stat`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Stat {
+    pub(crate) pid: u32,
+    pub(crate) comm: String,
+    pub(crate) state: char,
+    pub(crate) session: u32,
+    /// User and system time, in clock ticks.
+    pub(crate) ticks: u64,
+    pub(crate) threads: u32,
+    /// Start time in ticks since boot: together with the id it names one task for ever.
+    pub(crate) start: u64,
+}
+
+/// Reads a line of `/proc/PID/stat`. The name may hold spaces and parentheses: it ends at the last `)`.
+pub(crate) fn parse_stat(line: &str) -> Option<Stat> {
+    let open = line.find('(')?;
+    let close = line.rfind(')')?;
+    let comm = line.get(open + 1..close)?.to_owned();
+    // Field 3 (state) is the first here, so field N of proc(5) is number N - 3.
+    let mut fields = line.get(close + 1..)?.split_ascii_whitespace();
+    let state = fields.next()?.chars().next()?;
+    let session = fields.nth(2)?.parse().ok()?;
+    let user: u64 = fields.nth(7)?.parse().ok()?;
+    let system: u64 = fields.next()?.parse().ok()?;
+    let threads = fields.nth(4)?.parse().ok()?;
+    let start = fields.nth(1)?.parse().ok()?;
+    let pid = line.get(..open)?.trim().parse().ok()?;
+    Some(Stat { pid, comm, state, session, ticks: user.wrapping_add(system), threads, start })
+}
+
+/// A task seen by [`Scanner::scan`].
+#[derive(Debug, Clone)]
+pub(crate) struct Task {
+    pub(crate) pid: u32,
+    pub(crate) tid: u32,
+    pub(crate) stat: Stat,
+}
+
+/// Walks all tasks with buffers of its own: nothing grows once it has seen the busiest moment.
+#[derive(Default)]
+pub(crate) struct Scanner {
+    buffer: Vec<u8>,
+    pids: Vec<u32>,
+    tids: Vec<u32>,
+    path: String,
+}
+
+impl Scanner {
+    /// Calls `each` for every task (thread) there is now. Tasks that vanish meanwhile are left out.
+    pub(crate) fn scan(&mut self, mut each: impl FnMut(Task)) {
+        let mut pids = std::mem::take(&mut self.pids);
+        numbers_in("/proc", &mut pids);
+        for &pid in &pids {
+            let Some(stat) = self.stat(pid, pid) else { continue };
+            if stat.threads <= 1 {
+                each(Task { pid, tid: pid, stat });
+                continue;
+            }
+            let mut tids = std::mem::take(&mut self.tids);
+            numbers_in(&format!("/proc/{pid}/task"), &mut tids);
+            for &tid in &tids {
+                if let Some(stat) = self.stat(pid, tid) {
+                    each(Task { pid, tid, stat });
+                }
+            }
+            self.tids = tids;
+        }
+        self.pids = pids;
+    }
+
+    /// `stat` of one task.
+    pub(crate) fn stat(&mut self, pid: u32, tid: u32) -> Option<Stat> {
+        parse_stat(&self.read(pid, tid, "stat")?)
+    }
+
+    /// How many time slices a task has had (`schedstat`), or its CPU ticks on kernels without that file.
+    pub(crate) fn slices(&mut self, pid: u32, tid: u32, stat: &Stat) -> u64 {
+        self.read(pid, tid, "schedstat")
+            .and_then(|line| line.split_ascii_whitespace().nth(2)?.parse().ok())
+            .unwrap_or(stat.ticks)
+    }
+
+    /// Where a task sleeps; empty if unknown.
+    pub(crate) fn wchan(&mut self, pid: u32, tid: u32) -> String {
+        self.read(pid, tid, "wchan").filter(|w| w != "0").unwrap_or_default()
+    }
+
+    fn read(&mut self, pid: u32, tid: u32, name: &str) -> Option<String> {
+        use std::fmt::Write;
+        self.path.clear();
+        if pid == tid && name == "stat" {
+            // The process's own file counts all threads' time; the thread's is wanted, but costs a longer path.
+            write!(self.path, "/proc/{pid}/stat").ok()?;
+        } else {
+            write!(self.path, "/proc/{pid}/task/{tid}/{name}").ok()?;
+        }
+        self.buffer.clear();
+        File::open(&self.path).ok()?.take(4096).read_to_end(&mut self.buffer).ok()?;
+        Some(String::from_utf8_lossy(&self.buffer).into_owned())
+    }
+}
+
+fn numbers_in(dir: &str, to: &mut Vec<u32>) {
+    to.clear();
+    if let Ok(entries) = std::fs::read_dir(dir) {
+        to.extend(entries.flatten().filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok()));
+    }
+}
+
+/// The value of a `Name:   123 kB` line of `/proc/meminfo`, in KiB.
+pub(crate) fn meminfo(text: &str, name: &str) -> Option<u64> {
+    text.lines()
+        .find_map(|l| l.strip_prefix(name)?.strip_prefix(':'))
+        .and_then(|rest| rest.split_ascii_whitespace().next()?.parse().ok())
+}
+
+/// The number of tasks in a line of `/proc/loadavg` (`0.00 0.01 0.05 1/123 456`).
+pub(crate) fn tasks_in_loadavg(text: &str) -> Option<u64> {
+    text.split_ascii_whitespace().nth(3)?.split_once('/')?.1.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const TAIL: &str = "D 1 42 41 0 -1 4194304 9 0 0 0 7 5 0 0 20 0 3 0 1234 0 0 18446744073709551615 0";
+
+    #[test]
+    fn names_with_spaces_and_parentheses() {
+        for comm in ["bash", "a b", "a) (b", "((", ")", "x) D 1 2 3", ""] {
+            let stat = parse_stat(&format!("77 ({comm}) {TAIL}")).unwrap();
+            assert_eq!(stat.comm, comm);
+            assert_eq!((stat.pid, stat.state, stat.session), (77, 'D', 41));
+            assert_eq!((stat.ticks, stat.threads, stat.start), (12, 3, 1234));
+        }
+    }
+
+    #[test]
+    fn our_own_line_is_understood() {
+        let own = std::process::id();
+        let stat = Scanner::default().stat(own, own).unwrap();
+        assert_eq!(stat.pid, own);
+        let mut found = 0;
+        Scanner::default().scan(|t| found += u32::from(t.pid == own));
+        assert!(found >= 1);
+    }
+
+    proptest! {
+        #[test]
+        fn no_line_is_fatal(line in ".{0,80}", cut in 0usize..100) {
+            let _ = parse_stat(&line);
+            let full = format!("77 (a b) {TAIL}");
+            let _ = parse_stat(&full[..cut.min(full.len())]);
+        }
+    }
+
+    #[test]
+    fn memory_and_load() {
+        let text = "MemTotal:  1000 kB\nMemAvailable:    812 kB\nSlab: 7 kB\n";
+        assert_eq!(meminfo(text, "MemAvailable"), Some(812));
+        assert_eq!(meminfo(text, "Mem"), None);
+        assert_eq!(tasks_in_loadavg("0.00 0.09 0.07 3/205 1234\n"), Some(205));
+    }
+}

@@ -1,0 +1,155 @@
+//! Helper processes that read files for the probe. `/proc/PID/stack` waits for a lock that a task stuck in `execve` holds;
+//! a helper that waits too long is killed, told of, and replaced.
+
+use super::spawner::{Event, Request, Spawner};
+use crate::sys;
+use klpfarm_stress::wire::MAX_LINE;
+use std::collections::VecDeque;
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::process::ExitCode;
+
+/// Most bytes of a file that are read.
+const MAX_READ: usize = MAX_LINE / 4;
+/// Helpers at a time: spares, in case new ones cannot be made any more.
+const HELPERS: usize = 3;
+/// A helper that has not answered for this long is taken for stuck, in nanoseconds.
+const PATIENCE_NS: u64 = 3_000_000_000;
+/// Requests that may wait.
+const MAX_WAITING: usize = 256;
+
+/// What a file is read for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// The stack of a task that started at this time.
+    Stack { tid: u32, start: u64 },
+    /// An answer to the farm.
+    Answer { id: u64 },
+}
+
+/// A file read, or the errno; ETIMEDOUT if the helper got stuck.
+pub(super) type Answer = (Purpose, Result<String, i32>);
+
+struct Helper {
+    socket: OwnedFd,
+    token: u64,
+    pid: Option<i32>,
+    busy: Option<(Purpose, u64)>,
+}
+
+#[derive(Default)]
+pub(super) struct Readers {
+    helpers: Vec<Helper>,
+    waiting: VecDeque<(String, Purpose)>,
+    buffer: Vec<u8>,
+}
+
+impl Readers {
+    /// Asks for a file; false if too many wait already.
+    pub(super) fn ask(&mut self, path: String, purpose: Purpose) -> bool {
+        if self.waiting.len() >= MAX_WAITING || self.waiting.iter().any(|(_, p)| *p == purpose) {
+            return false;
+        }
+        self.waiting.push_back((path, purpose));
+        true
+    }
+
+    pub(super) fn fds(&self) -> impl Iterator<Item = i32> + '_ {
+        self.helpers.iter().filter(|h| h.busy.is_some()).map(|h| h.socket.as_raw_fd())
+    }
+
+    /// True if the event was about a helper.
+    pub(super) fn note(&mut self, event: Event) -> bool {
+        match event {
+            Event::Spawned { token, pid } => match self.helpers.iter_mut().find(|h| h.token == token) {
+                Some(helper) => helper.pid = Some(pid),
+                None => return false,
+            },
+            Event::Failed { token, .. } | Event::Exited { token, .. } => {
+                let known = self.helpers.len();
+                self.helpers.retain(|h| h.token != token || h.busy.is_some());
+                return known != self.helpers.len();
+            }
+        }
+        true
+    }
+
+    /// Takes answers, gives out requests, replaces what got stuck.
+    pub(super) fn turn(&mut self, now: u64, spawner: &mut Spawner, mut each: impl FnMut(Answer)) {
+        self.buffer.resize(MAX_READ + 4, 0);
+        let buffer = &mut self.buffer;
+        self.helpers.retain_mut(|helper| {
+            let Some((purpose, since)) = helper.busy else { return true };
+            match sys::read_some(&helper.socket, buffer) {
+                Ok(n) if n >= 4 => {
+                    let errno = i32::from_ne_bytes([buffer[0], buffer[1], buffer[2], buffer[3]]);
+                    let text = String::from_utf8_lossy(&buffer[4..n]).into_owned();
+                    each((purpose, if errno == 0 { Ok(text) } else { Err(errno) }));
+                    helper.busy = None;
+                    true
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock && now < since + PATIENCE_NS => true,
+                _ => {
+                    each((purpose, Err(libc::ETIMEDOUT)));
+                    if let Some(pid) = helper.pid {
+                        sys::kill(pid, libc::SIGKILL);
+                    }
+                    false
+                }
+            }
+        });
+        while self.helpers.len() < HELPERS {
+            match new_helper(spawner) {
+                Ok(helper) => self.helpers.push(helper),
+                Err(_) => break,
+            }
+        }
+        for helper in self.helpers.iter_mut().filter(|h| h.busy.is_none()) {
+            let Some((path, purpose)) = self.waiting.pop_front() else { break };
+            // A helper that died without a word answers at the next turn: reading from it fails.
+            let _ = sys::write_some(&helper.socket, path.as_bytes());
+            helper.busy = Some((purpose, now));
+        }
+    }
+}
+
+fn new_helper(spawner: &mut Spawner) -> io::Result<Helper> {
+    let (ours, theirs) = sys::message_pair()?;
+    sys::set_nonblocking(&ours)?;
+    let null = std::fs::OpenOptions::new().write(true).open("/dev/null")?.into();
+    let request = Request {
+        token: 0,
+        argv: vec![super::OURSELVES.into(), "reader".into()],
+        env: Vec::new(),
+        nice: -15,
+        oom: None,
+    };
+    let token = spawner.spawn(request, &[&null, &theirs])?;
+    Ok(Helper { socket: ours, token, pid: None, busy: None })
+}
+
+/// The helper: reads the files named on descriptor 3 until that closes.
+pub(crate) fn main() -> ExitCode {
+    // SAFETY: the probe gave us this descriptor; without it reading fails and we end.
+    let socket = unsafe { BorrowedFd::borrow_raw(3) };
+    sys::set_name("klpfarm-reader");
+    let mut name = vec![0u8; 4096];
+    let mut answer = Vec::with_capacity(MAX_READ + 4);
+    loop {
+        let n = match sys::read_some(&socket, &mut name) {
+            Ok(0) | Err(_) => return ExitCode::SUCCESS,
+            Ok(n) => n,
+        };
+        let path = String::from_utf8_lossy(&name[..n]).into_owned();
+        answer.clear();
+        answer.extend_from_slice(&[0; 4]);
+        let read = std::fs::File::open(path).and_then(|f| f.take(MAX_READ as u64).read_to_end(&mut answer));
+        if let Err(error) = read {
+            answer.truncate(4);
+            answer.copy_from_slice(&error.raw_os_error().unwrap_or(libc::EIO).to_ne_bytes());
+        }
+        if sys::write_some(&socket, &answer).is_err() {
+            return ExitCode::SUCCESS;
+        }
+    }
+}
