@@ -12,6 +12,7 @@ const PIPELINES: &[(&str, &str)] = &[("gate", include_str!("../../../pipelines/g
 
 const WORKLOADS: &[(&str, &str)] = &[
     ("madvise-allocator", include_str!("../../../workloads/madvise-allocator.yaml")),
+    ("madvise-solo", include_str!("../../../workloads/madvise-solo.yaml")),
     ("page-fault-storm", include_str!("../../../workloads/page-fault-storm.yaml")),
     ("fork-exec-churn", include_str!("../../../workloads/fork-exec-churn.yaml")),
     ("file-io-fsync", include_str!("../../../workloads/file-io-fsync.yaml")),

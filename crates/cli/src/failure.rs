@@ -16,6 +16,8 @@ pub(crate) enum Failure {
     Input(String),
     /// The farm or the host failed.
     Farm(String),
+    /// The user ended it.
+    Interrupted(String),
 }
 
 impl Failure {
@@ -33,13 +35,14 @@ impl Failure {
     }
 
     pub(crate) fn report(&self) -> ExitCode {
-        let (Self::Input(text) | Self::Farm(text)) = self;
+        let (Self::Input(text) | Self::Farm(text) | Self::Interrupted(text)) = self;
         for line in text.lines() {
             eprintln!("klpfarm: {}", klpfarm_report::printable(line));
         }
         ExitCode::from(match self {
             Self::Input(_) => code::INPUT,
             Self::Farm(_) => code::FARM,
+            Self::Interrupted(_) => code::INTERRUPTED,
         })
     }
 }

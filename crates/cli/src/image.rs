@@ -148,7 +148,7 @@ async fn build(recipe: &klpfarm_image::Recipe, force: bool) -> Result<Image, Fai
     // A build that is given up removes what it made so far.
     let result = tokio::select! {
         result = building => result.map_err(failure),
-        () = crate::interrupt::first() => Err(Failure::Farm("interrupted; nothing half-made is left".into())),
+        () = crate::interrupt::first() => Err(Failure::Interrupted("interrupted; nothing half-made is left".into())),
     };
     bar.finish_and_clear();
     result

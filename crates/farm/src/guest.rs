@@ -33,7 +33,7 @@ if [ -w hung_task_timeout_secs ]; then
   echo {hung_task_secs} > hung_task_check_interval_secs 2>/dev/null
 else echo "blind hung-task this kernel has no hung-task detector"; fi
 [ "$(cat soft_watchdog 2>/dev/null || cat watchdog 2>/dev/null)" = 1 ] || echo "blind soft-lockup the kernel's watchdog is off"
-[ "$(cat nmi_watchdog 2>/dev/null)" = 1 ] || echo "blind hard-lockup no NMI watchdog in this guest; the probe's silence and the vCPU registers stand in for it"
+[ "$(cat nmi_watchdog 2>/dev/null)" = 1 ] || echo "blind hard-lockup no NMI watchdog in this guest: a CPU stuck with interrupts off shows by silence or an RCU stall only"
 [ "$(cat sysrq 2>/dev/null)" = 1 ] || echo 1 > sysrq 2>/dev/null
 [ -d /sys/kernel/tracing/events ] || mount -t tracefs tracefs /sys/kernel/tracing 2>/dev/null || mount -t debugfs debugfs /sys/kernel/debug 2>/dev/null
 [ -d /sys/kernel/livepatch ] || [ -e /sys/kernel/livepatch ] || echo "blind livepatch this kernel lists no /sys/kernel/livepatch: is CONFIG_LIVEPATCH on?"

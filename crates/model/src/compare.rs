@@ -11,6 +11,20 @@ use crate::{FarmKind, Finding, Phase, Plan, Source};
 /// Fewer observations than this in a phase say nothing.
 const LEAST: u64 = 30;
 
+/// A workload that sleeps less than this share of its time, in the baseline and in all control trials, is one whose calls do not
+/// sleep: only then its falling asleep says something.
+const AWAKE: f64 = 0.06;
+
+/// Falling asleep for this share of the time more than before and than any control trial is a finding. One call in 200 that takes
+/// 300 ms makes a third.
+const ASLEEP: f64 = 0.10;
+
+/// Growth during the soak, beyond what the control trials grew by, that counts as a leak: unreclaimable slab and memory that is no
+/// longer available in KiB, tasks. A quiet leak of 100 bytes a call passes the first within a minute of a thousand calls a second.
+const SLAB_KIB: i64 = 8 << 10;
+const AVAILABLE_KIB: i64 = 96 << 10;
+const TASKS: i64 = 150;
+
 /// The operation that measures the processor and not the kernel.
 const YARDSTICK: &str = "yardstick";
 
@@ -48,6 +62,14 @@ pub(crate) fn slower_than_control(
                 format!("p10 x{:.1}, median x{:.1} against the control arm\n{}", g.p10, g.median, own.table(workload, op)),
             ));
         }
+        if let Some(share) = fell_asleep(&own, &controls, workload) {
+            found.push(finding(
+                FarmKind::LatencyGrown,
+                format!("{workload}: calls sleep that do not sleep without the patch"),
+                workload,
+                format!("its threads spent {:.0} % of their time asleep, and hardly any before the patch and without it", share * 100.0),
+            ));
+        }
         if slowdown >= limits.slowdown && (slowdown >= 2.0 * common || worst >= 2.0) {
             found.push(finding(
                 FarmKind::RateCollapsed,
@@ -56,6 +78,12 @@ pub(crate) fn slower_than_control(
                 format!("{slowdown:.1} times fewer than the control arm, each against its own baseline\n{}", own.rates(workload)),
             ));
         }
+    }
+    if let Some(evidence) = leaked(&own, &controls) {
+        found.push(Finding {
+            workload: None,
+            ..finding(FarmKind::ResourcesLeaked, "the kernel gives out what it does not get back".into(), "", evidence)
+        });
     }
     let scope = Scope { trial: place.number, arm: place.arm, phase: Phase::Soak };
     found.into_iter().map(|finding| Seen { seq: *seq, scope, finding }).collect()
@@ -152,6 +180,34 @@ fn against<'a>(
 ) -> Option<f64> {
     let least = controls.iter().filter_map(of).fold(f64::INFINITY, f64::min);
     least.is_finite().then(|| least / own)
+}
+
+/// What grew in the soak beyond all control trials, in words.
+fn leaked(own: &Change<'_>, controls: &[Change<'_>]) -> Option<String> {
+    let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+    let growth = |m: &Measured| {
+        let (first, last) = m.resources?;
+        let slab = number(last.slab_unreclaimable_kib) - number(first.slab_unreclaimable_kib);
+        let used = number(first.available_kib) - number(last.available_kib);
+        Some([slab, used, number(last.tasks) - number(first.tasks)])
+    };
+    let own = growth(own.after)?;
+    let usual = controls.iter().filter_map(|c| growth(c.after)).reduce(|a, b| std::array::from_fn(|i| a[i].max(b[i])))?;
+    let names = [("unreclaimable slab", "KiB", SLAB_KIB), ("memory in use", "KiB", AVAILABLE_KIB), ("tasks", "", TASKS)];
+    let parts: Vec<String> = (0..3)
+        .filter(|&i| own[i] - usual[i].max(0) >= names[i].2)
+        .map(|i| format!("{}: grew by {} {} during the soak, by {} in the control arm", names[i].0, own[i], names[i].1, usual[i]))
+        .collect();
+    (!parts.is_empty()).then(|| parts.join("\n"))
+}
+
+/// The share of time a workload sleeps now, if it hardly slept before nor does without the patch.
+fn fell_asleep(own: &Change<'_>, controls: &[Change<'_>], workload: &str) -> Option<f64> {
+    let asleep = |m: &Measured| m.workloads.get(workload).and_then(|w| w.asleep);
+    let usual = controls.iter().flat_map(|c| [c.before, c.after]).chain([own.before]);
+    let most = usual.map(asleep).try_fold(0.0, |most: f64, share| share.map(|s| most.max(s)))?;
+    let share = asleep(own.after)?;
+    (most < AWAKE && share - most >= ASLEEP).then_some(share)
 }
 
 /// Growth of an operation's latency, relative to the control that grew most.

@@ -155,6 +155,20 @@ pub struct Measured {
     pub window_ms: u64,
     /// Per workload.
     pub workloads: BTreeMap<String, WorkloadMeasure>,
+    /// Memory and tasks when the phase began and when it ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resources: Option<(Resources, Resources)>,
+}
+
+/// What a kernel has given out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resources {
+    /// `MemAvailable`, in KiB.
+    pub available_kib: u64,
+    /// `SUnreclaim`, in KiB.
+    pub slab_unreclaimable_kib: u64,
+    /// Tasks.
+    pub tasks: u64,
 }
 
 /// One workload in one phase.
@@ -166,6 +180,9 @@ pub struct WorkloadMeasure {
     pub threads: u32,
     /// Longest time any thread went without finishing an operation, in milliseconds.
     pub longest_idle_ms: u64,
+    /// Share of the threads' time spent asleep in calls, 0 to 1; absent where the guest can't tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asleep: Option<f64>,
     /// Per operation kind.
     pub latency: BTreeMap<String, LatencyMeasure>,
 }

@@ -49,6 +49,8 @@ pub enum FarmKind {
     RateCollapsed,
     /// An operation takes far longer than in the control arm.
     LatencyGrown,
+    /// Memory or tasks are given out and not given back.
+    ResourcesLeaked,
     /// No SSH login succeeds.
     SshDead,
     /// The probe went silent.
@@ -75,10 +77,6 @@ pub enum FarmKind {
     PoweredOff,
     /// The watchdog device fired.
     WatchdogFired,
-    /// The guest stopped on an I/O error.
-    HostIoError,
-    /// KVM or QEMU could not go on executing the guest.
-    InternalError,
 }
 
 impl FindingKind {
@@ -92,6 +90,7 @@ impl FindingKind {
                     | FarmKind::TaskBlocked
                     | FarmKind::RateCollapsed
                     | FarmKind::LatencyGrown
+                    | FarmKind::ResourcesLeaked
                     | FarmKind::SshDead
                     | FarmKind::ProbeSilent
             ),

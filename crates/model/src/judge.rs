@@ -13,7 +13,6 @@ use crate::{Arm, FarmKind, Finding, FindingKind, Phase, Plan, plan};
 #[derive(Debug, Default)]
 pub(crate) struct TrialRecord {
     pub(crate) end: Option<TrialEnd>,
-    pub(crate) applied: bool,
     pub(crate) findings: Vec<Seen>,
     pub(crate) measured: BTreeMap<Phase, (u64, Measured)>,
     files: Vec<PathBuf>,
@@ -38,7 +37,10 @@ impl TrialRecord {
 struct Record {
     trials: BTreeMap<u32, TrialRecord>,
     reach: BTreeMap<String, f64>,
-    blind: BTreeSet<String>,
+    /// Reason by detector; the last one stands for all trials.
+    blind: BTreeMap<String, String>,
+    /// Functions the patch replaces, without their objects.
+    functions: BTreeSet<String>,
     interrupted: bool,
     took_ms: u64,
 }
@@ -47,8 +49,8 @@ struct Record {
 pub fn judge(plan: &Plan, events: &[Event]) -> Verdict {
     let record = read(plan, events);
     let findings = attributed(plan, &record);
+    let arms = count(plan, &record, &findings);
     let evidence = group(plan, &record, findings);
-    let arms = count(plan, &record);
     let farm_errors = farm_errors(&record);
     let reach: Vec<Reach> =
         record.reach.iter().map(|(f, c)| Reach { function: f.clone(), calls_per_s: *c }).collect();
@@ -64,7 +66,7 @@ pub fn judge(plan: &Plan, events: &[Event]) -> Verdict {
         arms,
         evidence,
         reach,
-        blind: record.blind.into_iter().collect(),
+        blind: record.blind.into_iter().map(|(detector, reason)| format!("{detector}: {reason}")).collect(),
         farm_errors,
         plan: plan.hash(),
         took_ms: record.took_ms,
@@ -76,7 +78,8 @@ fn read(plan: &Plan, events: &[Event]) -> Record {
     let mut record = Record {
         trials: plan.trials.iter().map(|t| (t.number, TrialRecord::default())).collect(),
         reach: BTreeMap::new(),
-        blind: BTreeSet::new(),
+        blind: BTreeMap::new(),
+        functions: BTreeSet::new(),
         interrupted: false,
         took_ms: 0,
     };
@@ -88,7 +91,10 @@ fn read(plan: &Plan, events: &[Event]) -> Record {
         let Some(scope) = event.scope else { continue };
         let Some(trial) = record.trials.get_mut(&scope.trial) else { continue };
         match &event.body {
-            Body::Applied { .. } => trial.applied = true,
+            Body::Applied { functions, .. } => {
+                let name = |f: &String| f.rsplit('/').next().unwrap_or_default().to_owned();
+                record.functions.extend(functions.iter().map(name));
+            }
             Body::Measured(m) => {
                 trial.measured.insert(scope.phase, (event.seq, m.clone()));
             }
@@ -98,7 +104,7 @@ fn read(plan: &Plan, events: &[Event]) -> Record {
             Body::Evidence { file, .. } => trial.files.push(plan::Plan::trial_dir(scope.trial).join(file)),
             Body::TrialEnded { end } => trial.end = Some(end.clone()),
             Body::Blind { detector, reason } => {
-                record.blind.insert(format!("{detector}: {reason}"));
+                record.blind.insert(detector.clone(), reason.clone());
             }
             Body::Reach { function, calls, window_ms } => {
                 let rate = *calls as f64 * 1000.0 / (*window_ms).max(1) as f64;
@@ -193,7 +199,7 @@ fn rank(kind: FindingKind) -> u8 {
         FindingKind::Farm(F::TransitionStalled | F::RevertStalled | F::RevertRefused | F::NotInForce) => 4,
         FindingKind::Farm(F::ThreadStalled | F::TaskBlocked) => 5,
         FindingKind::Kernel(_) => 6,
-        FindingKind::Farm(F::RateCollapsed | F::LatencyGrown) => 8,
+        FindingKind::Farm(F::RateCollapsed | F::LatencyGrown | F::ResourcesLeaked) => 8,
         FindingKind::Farm(F::SshDead | F::ProbeSilent) => 9,
         FindingKind::Farm(_) => 7,
     }
@@ -272,13 +278,13 @@ fn excerpt(text: &str) -> String {
     out
 }
 
-fn count(plan: &Plan, record: &Record) -> BTreeMap<Arm, ArmCount> {
+fn count(plan: &Plan, record: &Record, findings: &[(Attribution, Seen)]) -> BTreeMap<Arm, ArmCount> {
     let mut arms: BTreeMap<Arm, ArmCount> = BTreeMap::new();
     for trial in &plan.trials {
         let seen = &record.trials[&trial.number];
         let arm = arms.entry(trial.arm).or_default();
         arm.planned += 1;
-        match (seen.valid(), seen.findings.is_empty()) {
+        match (seen.valid(), !findings.iter().any(|(_, s)| s.scope.trial == trial.number)) {
             (false, _) => arm.void += 1,
             (true, true) => arm.clean += 1,
             (true, false) => arm.failed += 1,
@@ -331,6 +337,9 @@ fn decide(
             "the workloads never call {}: add a workload to the pipeline that does",
             r.function
         ));
+    }
+    for function in record.functions.iter().filter(|f| !reach.iter().any(|r| r.function == **f)) {
+        causes.push(format!("it can't be told whether the workloads call {function}: its calls could not be counted"));
     }
     if !causes.is_empty() {
         return (Outcome::Inconclusive, causes);

@@ -87,6 +87,13 @@ impl Scanner {
             .unwrap_or(stat.ticks)
     }
 
+    /// Nanoseconds a task has had a CPU, and has waited for one (`schedstat`).
+    pub(crate) fn times(&mut self, pid: u32, tid: u32) -> Option<(u64, u64)> {
+        let line = self.read(pid, tid, "schedstat")?;
+        let mut fields = line.split_ascii_whitespace().map_while(|f| f.parse().ok());
+        Some((fields.next()?, fields.next()?))
+    }
+
     /// Where a task sleeps; empty if unknown.
     pub(crate) fn wchan(&mut self, pid: u32, tid: u32) -> String {
         self.read(pid, tid, "wchan").filter(|w| w != "0").unwrap_or_default()

@@ -65,6 +65,20 @@ pub enum FromGuest {
         /// Sum of all, in nanoseconds.
         sum_ns: u64,
     },
+    /// Where the time of a builtin workload's threads went since the last such line, once a second. What is neither running nor
+    /// waiting for a CPU is asleep, in a call.
+    Usage {
+        /// Milliseconds since boot.
+        at_ms: u64,
+        /// Workload name.
+        workload: String,
+        /// Time that went by, summed over the threads, in microseconds.
+        wall_us: u64,
+        /// Time on a CPU (first field of `/proc/PID/schedstat`), in microseconds.
+        cpu_us: u64,
+        /// Time ready to run but without a CPU (second field), in microseconds.
+        wait_us: u64,
+    },
     /// The workload saw something that no sound kernel does.
     Fault(Fault),
     /// Tasks that have been uninterruptible without running for a second or more, and workload threads that finished no

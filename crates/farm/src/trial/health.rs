@@ -183,7 +183,6 @@ impl Health {
             }
             QmpEvent::Shutdown { guest: true, .. } => (FarmKind::PoweredOff, "the guest powered itself off"),
             QmpEvent::Watchdog => (FarmKind::WatchdogFired, "the watchdog device fired"),
-            QmpEvent::IoError { .. } => (FarmKind::HostIoError, "the virtual disk failed on the host"),
             QmpEvent::Stopped => {
                 self.stopped = true;
                 return Vec::new();
@@ -192,7 +191,8 @@ impl Health {
                 self.stopped = false;
                 return Vec::new();
             }
-            QmpEvent::Shutdown { guest: false, .. } | QmpEvent::Other(_) => return Vec::new(),
+            // An I/O error is the host's: the dispatcher ends the trial.
+            QmpEvent::Shutdown { guest: false, .. } | QmpEvent::IoError { .. } | QmpEvent::Other(_) => return Vec::new(),
         };
         self.find(now, kind, Source::Qmp, title.into(), format!("QMP event: {event:?}"))
     }
@@ -224,9 +224,8 @@ impl Health {
             FaultKind::WrongErrno => (FarmKind::WrongErrno, "wrong result of"),
             FaultKind::WrongContent => (FarmKind::WrongContent, "wrong content after"),
             FaultKind::Died => (FarmKind::WorkloadDied, "a process died in"),
-            FaultKind::CannotRun => {
-                return vec![Body::Note { text: format!("{}: can't run: {}", fault.workload, fault.detail) }];
-            }
+            // It ran until now: what keeps it from going on may well be the patch, and the control arm tells.
+            FaultKind::CannotRun => (FarmKind::WorkloadDied, "can't run on:"),
         };
         let finding = Finding {
             kind: kind.into(),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use klpfarm_model::event::{LatencyMeasure, Measured, WorkloadMeasure};
+use klpfarm_model::event::{LatencyMeasure, Measured, Resources, WorkloadMeasure};
 use klpfarm_stress::wire::{FromGuest, Thread, ThreadProgress};
 
 /// Sums up one phase; threads are remembered over phases.
@@ -24,6 +24,7 @@ struct Tracked {
 
 #[derive(Debug, Default)]
 struct Window {
+    resources: Option<(Resources, Resources)>,
     workloads: BTreeMap<String, Sums>,
 }
 
@@ -32,6 +33,8 @@ struct Sums {
     ops: u64,
     threads: std::collections::BTreeSet<u32>,
     longest_idle_ms: u64,
+    wall_us: u64,
+    awake_us: u64,
     latency: BTreeMap<String, Latencies>,
 }
 
@@ -56,7 +59,7 @@ impl Measure {
     /// The phase's summary.
     pub(crate) fn summary(&self, now: Duration) -> Measured {
         let workloads = self.window.workloads.iter().map(|(name, sums)| (name.clone(), sums.summary())).collect();
-        Measured { window_ms: millis(now.saturating_sub(self.since)), workloads }
+        Measured { window_ms: millis(now.saturating_sub(self.since)), workloads, resources: self.window.resources }
     }
 
     /// Longest idle time of a workload in this phase so far.
@@ -98,17 +101,35 @@ impl Measure {
                 l.p50_ns.push(*p50_ns);
                 l.p99_ns.push(*p99_ns);
             }
+            FromGuest::Memory { available_kib, slab_unreclaimable_kib, tasks, .. } => {
+                let now = Resources {
+                    available_kib: *available_kib,
+                    slab_unreclaimable_kib: *slab_unreclaimable_kib,
+                    tasks: *tasks,
+                };
+                let (first, _) = self.window.resources.unwrap_or((now, now));
+                self.window.resources = Some((first, now));
+            }
+            FromGuest::Usage { workload, wall_us, cpu_us, wait_us, .. } => {
+                let sums = self.window.workloads.entry(workload.clone()).or_default();
+                sums.wall_us += wall_us;
+                sums.awake_us += cpu_us + wait_us;
+            }
             _ => {}
         }
     }
 
     fn progress(&mut self, p: &ThreadProgress) {
-        let Some(tracked) = self.threads.get_mut(&p.id) else { return };
+        // A program that counts its own operations is not measured by its time slices as well.
+        let counts = |t: &Tracked, name: &str| t.thread.counted && t.thread.workload == name;
+        let Some(tracked) = self.threads.get(&p.id) else { return };
+        let name = tracked.thread.workload.clone();
+        let superseded = !tracked.thread.counted && self.threads.values().any(|t| counts(t, &name));
+        let Some(tracked) = self.threads.get_mut(&p.id).filter(|_| !superseded) else { return };
         let ops = p.ops.saturating_sub(tracked.ops);
         tracked.ops = p.ops;
-        let name = &tracked.thread.workload;
         *self.rates.entry(name.clone()).or_default() += ops;
-        let sums = self.window.workloads.entry(name.clone()).or_default();
+        let sums = self.window.workloads.entry(name).or_default();
         sums.ops += ops;
         sums.threads.insert(p.id);
         if tracked.thread.counted {
@@ -123,6 +144,7 @@ impl Sums {
             ops: self.ops,
             threads: u32::try_from(self.threads.len()).unwrap_or(u32::MAX),
             longest_idle_ms: self.longest_idle_ms,
+            asleep: (self.wall_us > 0).then(|| (1.0 - self.awake_us as f64 / self.wall_us as f64).max(0.0)),
             latency: self.latency.iter().map(|(op, l)| (op.clone(), l.summary())).collect(),
         }
     }

@@ -13,7 +13,7 @@ use klpfarm_kmsg::Classifier;
 use klpfarm_model::plan::Trial;
 use klpfarm_model::{Arm, Body, FarmKind, Phase, Plan, Source, TrialEnd};
 use klpfarm_stress::wire::{Ask, FromGuest, Run, ToGuest};
-use klpfarm_vm::{Output, SshOutput};
+use klpfarm_vm::{Output, QmpEvent, SshOutput};
 
 use crate::guest::{self, PatchState};
 use health::Health;
@@ -557,6 +557,9 @@ impl Dispatcher {
                 self.console(now, signals);
             }
             Output::Probe(message) => self.probe(now, message),
+            Output::Qmp(QmpEvent::IoError { reason }) => {
+                self.farm_error(format!("the machine's disk failed on the host ({reason}): is the host's disk full?"));
+            }
             Output::Qmp(event) => {
                 let bodies = self.health.qmp(now, &event);
                 self.report(now, bodies);

@@ -4,7 +4,6 @@ use std::path::Path;
 
 use klpfarm_model::{Accel, FindingKind, ImageFacts, Patch, Pipeline, Resolved, Sidecar, Workload};
 use klpfarm_stress::wire::{BlockedTask, Thread, ThreadProgress};
-use klpfarm_vm::QmpEvent;
 
 use super::*;
 
@@ -309,6 +308,9 @@ fn qemu_ending_by_itself_is_the_farms_error() {
     let exited = Output::Exited { status: "signal: 9".into(), stderr: "killed".into() };
     let told = tell(Arm::Loaded, Faults { after_apply: vec![(2, exited)], ..Faults::default() });
     assert!(matches!(&told.end, TrialEnd::FarmError { message } if message.contains("signal: 9")), "{:?}", told.end);
+    let failed = Output::Qmp(QmpEvent::IoError { reason: "No space left on device".into() });
+    let told = tell(Arm::Loaded, Faults { after_apply: vec![(2, failed)], ..Faults::default() });
+    assert!(matches!(&told.end, TrialEnd::FarmError { message } if message.contains("disk full")), "{:?}", told.end);
 }
 
 #[test]

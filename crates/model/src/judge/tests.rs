@@ -141,6 +141,15 @@ fn an_unreached_function_is_never_qualified() {
 }
 
 #[test]
+fn a_function_whose_calls_could_not_be_counted_is_never_qualified() {
+    let applied = || Body::Applied { took_ms: 1, functions: vec!["vmlinux/do_it".into()] };
+    let verdict = Story::default().add(1, Phase::Transition, applied()).rest_clean().judge();
+    assert_eq!(verdict.verdict, Outcome::Inconclusive);
+    assert!(verdict.causes[0].contains("do_it"), "{:?}", verdict.causes);
+    assert_eq!(Story::default().add(1, Phase::Transition, applied()).reach(5).rest_clean().judge().verdict, Outcome::Qualified);
+}
+
+#[test]
 fn an_interrupted_or_empty_run_is_inconclusive() {
     assert_eq!(Story::default().judge().verdict, Outcome::Inconclusive);
     let some = Story::default().end(1, TrialEnd::Completed).end(2, TrialEnd::Interrupted);
@@ -166,10 +175,10 @@ fn measured(ops: u64, p10_us: u64, p50_us: u64) -> Body {
         count: 100, p10_ns: p10_us * 1000, p50_ns: p50_us * 1000, p99_ns: 0, mean_ns: 0,
     };
     let of = |ops, p10, p50| WorkloadMeasure {
-        ops, threads: 1, longest_idle_ms: 0, latency: BTreeMap::from([("madvise".to_owned(), latency(p10, p50))]),
+        ops, threads: 1, longest_idle_ms: 0, asleep: Some(0.02), latency: BTreeMap::from([("madvise".to_owned(), latency(p10, p50))]),
     };
     let workloads = BTreeMap::from([("w".to_owned(), of(ops, p10_us, p50_us)), ("other".to_owned(), of(1000, 10, 20))]);
-    Body::Measured(Measured { window_ms: 10_000, workloads })
+    Body::Measured(Measured { window_ms: 10_000, workloads, resources: None })
 }
 
 fn slow(ops: [(u64, u64, u64); 4]) -> Verdict {
@@ -189,6 +198,7 @@ fn a_slow_down_against_the_control_rejects() {
     let rate = slow([usual, (100, 20, 50), usual, usual]);
     assert_eq!(rate.verdict, Outcome::Rejected, "{:?}", rate.causes);
     assert!(rate.causes[0].contains("w does far fewer operations"), "{:?}", rate.causes);
+    assert_eq!((rate.arms[&Arm::Loaded].failed, rate.arms[&Arm::Loaded].clean), (1, 0));
     let latency = slow([usual, (900, 220, 250), usual, usual]);
     assert!(latency.causes[0].contains("madvise takes far longer"), "{:?}", latency.causes);
 }
@@ -200,6 +210,42 @@ fn a_slow_host_rejects_nothing() {
     assert_eq!(slow([usual, slower, usual, slower]).verdict, Outcome::Qualified);
     // One point of the distribution alone is noise.
     assert_eq!(slow([usual, (900, 20, 400), usual, usual]).verdict, Outcome::Qualified);
+}
+
+#[test]
+fn calls_that_begin_to_sleep_reject() {
+    let asleep = |share: f64| {
+        let Body::Measured(mut m) = measured(1000, 20, 50) else { unreachable!() };
+        m.workloads.get_mut("w").unwrap().asleep = Some(share);
+        Body::Measured(m)
+    };
+    let judge = |shares: [f64; 4]| {
+        let [lb, ls, cb, cs] = shares.map(asleep);
+        let story = Story::default().add(1, Phase::Baseline, lb).add(1, Phase::Soak, ls);
+        story.add(2, Phase::Baseline, cb).add(2, Phase::Soak, cs).rest_clean().judge()
+    };
+    assert_eq!(judge([0.01, 0.30, 0.01, 0.02]).verdict, Outcome::Rejected);
+    assert_eq!(judge([0.01, 0.05, 0.01, 0.02]).verdict, Outcome::Qualified);
+    // A workload that sleeps anyway says nothing by sleeping more.
+    assert_eq!(judge([0.01, 0.60, 0.01, 0.30]).verdict, Outcome::Qualified);
+}
+
+#[test]
+fn a_leak_beyond_the_control_rejects() {
+    use crate::event::Resources;
+    let grown = |slab_kib: u64| {
+        let Body::Measured(mut m) = measured(1000, 20, 50) else { unreachable!() };
+        let first = Resources { available_kib: 500_000, slab_unreclaimable_kib: 30_000, tasks: 90 };
+        let last = Resources { slab_unreclaimable_kib: 30_000 + slab_kib, ..first };
+        m.resources = Some((first, last));
+        Body::Measured(m)
+    };
+    let judge = |own, control| {
+        let story = Story::default().add(1, Phase::Baseline, grown(0)).add(1, Phase::Soak, grown(own));
+        story.add(2, Phase::Baseline, grown(0)).add(2, Phase::Soak, grown(control)).rest_clean().judge()
+    };
+    assert_eq!(judge(40_000, 500).verdict, Outcome::Rejected);
+    assert_eq!(judge(40_000, 39_000).verdict, Outcome::Qualified);
 }
 
 fn body() -> impl Strategy<Value = Body> {

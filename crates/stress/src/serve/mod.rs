@@ -377,7 +377,11 @@ impl Probe {
         }
         self.news(now);
         if whole_second {
-            self.workloads.iter_mut().for_each(|w| w.latencies(&mut self.outbox));
+            for workload in &mut self.workloads {
+                workload.latencies(&mut self.outbox);
+                // Read anew, not the tick's time: the scan before this took its own.
+                workload.usage(&mut self.scanner, crate::sys::now_ns(), &mut self.outbox);
+            }
             self.faults.flush(&mut self.outbox);
         }
         if self.ticks.is_multiple_of(2) {

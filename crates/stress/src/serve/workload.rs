@@ -70,6 +70,8 @@ pub(super) struct Live {
     slot: Option<usize>,
     slices: u64,
     changed: u64,
+    /// When its times were last read, and what they were: on a CPU, waiting for one; all in nanoseconds.
+    times: Option<(u64, u64, u64)>,
 }
 
 /// What all workloads share.
@@ -245,7 +247,7 @@ impl Workload {
             };
             *shared.next_thread += 1;
             shared.outbox.push(&FromGuest::Thread(thread.clone()));
-            self.threads.push(Live { thread, slot: Some(i), slices: 0, changed: shared.now });
+            self.threads.push(Live { thread, slot: Some(i), slices: 0, changed: shared.now, times: None });
         }
     }
 
@@ -390,7 +392,7 @@ impl Workload {
         let thread = Thread { id: *shared.next_thread, workload, process, thread, pid, tid, counted };
         *shared.next_thread += 1;
         shared.outbox.push(&FromGuest::Thread(thread.clone()));
-        self.threads.push(Live { thread, slot: None, slices: 0, changed: shared.now });
+        self.threads.push(Live { thread, slot: None, slices: 0, changed: shared.now, times: None });
     }
 
     /// All its processes are gone.

@@ -85,6 +85,28 @@ impl Workload {
         }
     }
 
+    /// Where the threads' time went since last time.
+    pub(in crate::serve) fn usage(&mut self, scanner: &mut Scanner, now: u64, outbox: &mut Outbox) {
+        let (mut wall, mut cpu, mut wait) = (0, 0, 0);
+        for live in self.threads.iter_mut().filter(|t| t.slot.is_some()) {
+            let Some((on_cpu, waited)) = scanner.times(live.thread.pid, live.thread.tid) else { continue };
+            if let Some((then, cpu_then, wait_then)) = live.times.replace((now, on_cpu, waited)) {
+                wall += now.saturating_sub(then);
+                cpu += on_cpu.saturating_sub(cpu_then);
+                wait += waited.saturating_sub(wait_then);
+            }
+        }
+        if wall > 0 {
+            outbox.push(&FromGuest::Usage {
+                at_ms: sys::boot_ms(),
+                workload: self.name.clone(),
+                wall_us: wall / 1000,
+                cpu_us: cpu / 1000,
+                wait_us: wait / 1000,
+            });
+        }
+    }
+
     /// Compares the threads known with the tasks there are.
     pub(in crate::serve) fn scanned(
         &mut self,
