@@ -35,7 +35,9 @@ fn is_path(name: &str) -> bool {
 /// Load the pipeline `name` (a path, or a shipped one's name) and all it names.
 pub(crate) fn load(name: &str) -> Result<Loaded, Failure> {
     let (file, text) = match PIPELINES.iter().find(|(n, _)| *n == name) {
-        Some((n, text)) if !Path::new(name).is_file() => (PathBuf::from(format!("pipelines/{n}.yaml")), (*text).to_owned()),
+        Some((n, text)) if !Path::new(name).is_file() => {
+            (PathBuf::from(format!("pipelines/{n}.yaml")), (*text).to_owned())
+        }
         _ => (PathBuf::from(name), read_pipeline(name)?),
     };
     let pipeline = Pipeline::parse(&file, &text).map_err(|e| Failure::inputs(&e))?;
@@ -50,7 +52,13 @@ pub(crate) fn load(name: &str) -> Result<Loaded, Failure> {
     }
     for (i, w) in workloads.iter().enumerate() {
         if workloads[..i].iter().any(|other| other.name == w.name) {
-            problems.push(place(&file, &text, &w.name, "workloads", &format!("two of them are named `{}`", w.name)));
+            problems.push(place(
+                &file,
+                &text,
+                &w.name,
+                "workloads",
+                &format!("two of them are named `{}`", w.name),
+            ));
         }
     }
     match recipe(base, &pipeline.image) {
@@ -80,7 +88,20 @@ fn place(file: &Path, text: &str, name: &str, field: &str, problem: &str) -> Str
 }
 
 fn workload(base: &Path, name: &str) -> Result<Workload, String> {
-    let parse = |file: &Path, text: &str| Workload::parse(file, text).map_err(|e| e.to_string());
+    let parse = |file: &Path, text: &str| {
+        let workload = Workload::parse(file, text).map_err(|e| e.to_string())?;
+        if let Some(builtin) = &workload.run.builtin {
+            klpfarm_stress::check_stressor(builtin, workload.run.args.keys().map(String::as_str)).map_err(
+                |e| {
+                    let line = klpfarm_model::yaml::line_of(text, &["run"])
+                        .map(|n| format!(":{n}"))
+                        .unwrap_or_default();
+                    format!("{}{line}: run: {e}", file.display())
+                },
+            )?;
+        }
+        Ok(workload)
+    };
     if is_path(name) {
         let file = base.join(name);
         let text = std::fs::read_to_string(&file).map_err(|e| format!("workload {}: {e}", file.display()))?;
@@ -123,10 +144,17 @@ pub(crate) fn patch(file: &Path) -> Result<(Patch, Vec<u8>), Failure> {
     let unreadable = |e: std::io::Error| Failure::input(format!("patch {}: {e}", file.display()));
     let meta = std::fs::metadata(file).map_err(unreadable)?;
     if !meta.is_file() {
-        return Err(Failure::input(format!("patch {}: is no file; give a built module, X.ko", file.display())));
+        return Err(Failure::input(format!(
+            "patch {}: is no file; give a built module, X.ko",
+            file.display()
+        )));
     }
     if meta.len() > MOST {
-        return Err(Failure::input(format!("patch {}: is larger than {} MiB, which no livepatch is", file.display(), MOST >> 20)));
+        return Err(Failure::input(format!(
+            "patch {}: is larger than {} MiB, which no livepatch is",
+            file.display(),
+            MOST >> 20
+        )));
     }
     let data = std::fs::read(file).map_err(unreadable)?;
     let beside = file.with_extension("yaml");

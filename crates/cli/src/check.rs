@@ -16,9 +16,15 @@ pub(crate) fn run(args: &Args) -> Result<u8, Failure> {
     for name in &args.pipelines {
         match catalog::load(name) {
             Ok(loaded) => {
-                print(&format!("{name}: ok ({} workload(s), image {})\n", loaded.workloads.len(), loaded.recipe.name));
+                print(&format!(
+                    "{name}: ok ({} workload(s), image {})\n",
+                    loaded.workloads.len(),
+                    loaded.recipe.name
+                ));
             }
-            Err(Failure::Input(text) | Failure::Farm(text) | Failure::Interrupted(text)) => problems.push(text),
+            Err(Failure::Input(text) | Failure::Farm(text) | Failure::Interrupted(text)) => {
+                problems.push(text)
+            }
         }
     }
     if problems.is_empty() { Ok(0) } else { Err(Failure::Input(problems.join("\n"))) }

@@ -57,28 +57,48 @@ pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
 
 async fn qemu() -> Vec<Line> {
     let least = format!("{}.{}", klpfarm_vm::QEMU_LEAST.0, klpfarm_vm::QEMU_LEAST.1);
-    let line = |status, detail: String, hint: &str| Line { name: "qemu", status, detail, hint: hint.to_owned() };
+    let line =
+        |status, detail: String, hint: &str| Line { name: "qemu", status, detail, hint: hint.to_owned() };
     let (text, version) = match klpfarm_vm::qemu_version().await {
         Ok(found) => found,
         Err(error) => {
-            let kvm = Line { name: "kvm", status: Status::Missing, detail: "can't be tried without QEMU".into(), hint: String::new() };
-            return vec![line(Status::Missing, error.to_string(), "apt-get install qemu-system-x86 qemu-utils"), kvm];
+            let kvm = Line {
+                name: "kvm",
+                status: Status::Missing,
+                detail: "can't be tried without QEMU".into(),
+                hint: String::new(),
+            };
+            return vec![
+                line(Status::Missing, error.to_string(), "apt-get install qemu-system-x86 qemu-utils"),
+                kvm,
+            ];
         }
     };
     let qemu = match version {
         Some(v) if klpfarm_vm::supported(v) => line(Status::Ok, text, ""),
-        Some(_) => line(Status::Degraded, text, &format!("klpfarm is tried with QEMU {least} and newer; install a newer one")),
+        Some(_) => line(
+            Status::Degraded,
+            text,
+            &format!("klpfarm is tried with QEMU {least} and newer; install a newer one"),
+        ),
         None => line(Status::Degraded, text, "the version can't be told"),
     };
     let kvm = match klpfarm_vm::probe_kvm().await {
-        Ok(KvmProbe::Works(ms)) => Line { name: "kvm", status: Status::Ok, detail: format!("a tiny guest ran in {ms} ms"), hint: String::new() },
+        Ok(KvmProbe::Works(ms)) => Line {
+            name: "kvm",
+            status: Status::Ok,
+            detail: format!("a tiny guest ran in {ms} ms"),
+            hint: String::new(),
+        },
         Ok(KvmProbe::Fails(why)) => Line {
             name: "kvm",
             status: Status::Degraded,
             detail: format!("{why}; guests are emulated (tcg)"),
             hint: "runs take longer; use a host with KVM, or --accel kvm to insist".into(),
         },
-        Err(error) => Line { name: "kvm", status: Status::Degraded, detail: error.to_string(), hint: String::new() },
+        Err(error) => {
+            Line { name: "kvm", status: Status::Degraded, detail: error.to_string(), hint: String::new() }
+        }
     };
     vec![qemu, kvm]
 }
@@ -104,7 +124,9 @@ fn memory() -> Line {
     let three = 3 * (1024 + host::QEMU_OVERHEAD_MIB);
     let (status, hint) = match available {
         m if m >= three => (Status::Ok, String::new()),
-        m if m >= three / 3 => (Status::Degraded, format!("three machines at once need {three} MiB; fewer will run at once")),
+        m if m >= three / 3 => {
+            (Status::Degraded, format!("three machines at once need {three} MiB; fewer will run at once"))
+        }
         _ => (Status::Missing, "a machine of the gate needs 1224 MiB; end other programs".to_owned()),
     };
     Line { name: "memory", status, detail: format!("{available} MiB available"), hint }
@@ -114,8 +136,16 @@ fn disk(home: &std::path::Path) -> Line {
     let free = host::free_disk_mib(home).unwrap_or(0);
     let (status, hint) = match free {
         f if f >= 8192 => (Status::Ok, ""),
-        f if f >= 2048 => (Status::Degraded, "an image takes about 1.5 GiB, its making three times that; set KLPFARM_HOME to a larger disk"),
+        f if f >= 2048 => (
+            Status::Degraded,
+            "an image takes about 1.5 GiB, its making three times that; set KLPFARM_HOME to a larger disk",
+        ),
         _ => (Status::Missing, "set KLPFARM_HOME to a folder with 8 GiB free"),
     };
-    Line { name: "disk", status, detail: format!("{free} MiB free at {}", home.display()), hint: hint.to_owned() }
+    Line {
+        name: "disk",
+        status,
+        detail: format!("{free} MiB free at {}", home.display()),
+        hint: hint.to_owned(),
+    }
 }

@@ -14,7 +14,9 @@ pub(crate) async fn accel(wanted: Option<Accel>) -> Result<(Accel, String), Fail
     }
     match klpfarm_vm::probe_kvm().await.map_err(Failure::farm)? {
         KvmProbe::Works(ms) => Ok((Accel::Kvm, format!("kvm (a tiny guest ran in {ms} ms)"))),
-        KvmProbe::Fails(why) => Ok((Accel::Tcg, format!("tcg, emulation: KVM does not run guests here: {why}"))),
+        KvmProbe::Fails(why) => {
+            Ok((Accel::Tcg, format!("tcg, emulation: KVM does not run guests here: {why}")))
+        }
     }
 }
 
@@ -51,7 +53,9 @@ pub(crate) fn jobs(wanted: Option<u32>, trials: u32, cpus: u32, memory_mib: u32)
         return Ok(wanted);
     }
     if fit == 0 {
-        return Err(Failure::farm(format!("a machine needs {each} MiB of memory, but only {available} MiB are available")));
+        return Err(Failure::farm(format!(
+            "a machine needs {each} MiB of memory, but only {available} MiB are available"
+        )));
     }
     let cores = std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(1));
     Ok((cores / cpus.max(1)).max(3).min(fit).min(trials.max(1)))

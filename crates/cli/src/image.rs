@@ -62,7 +62,9 @@ pub(crate) enum ModuleCommand {
 
 fn failure(error: Error) -> Failure {
     match error {
-        Error::Recipe(_) | Error::UnknownRecipe { .. } | Error::NoImage { .. } | Error::Module { .. } => Failure::input(error),
+        Error::Recipe(_) | Error::UnknownRecipe { .. } | Error::NoImage { .. } | Error::Module { .. } => {
+            Failure::input(error)
+        }
         error => Failure::farm(error),
     }
 }
@@ -165,7 +167,12 @@ fn list(json: bool) -> Result<(), Failure> {
     }
     for image in images {
         let m = &image.manifest;
-        print(&format!("{:<28} {:<28} {}\n", m.id, m.release.as_deref().unwrap_or("kernel unknown"), m.created));
+        print(&format!(
+            "{:<28} {:<28} {}\n",
+            m.id,
+            m.release.as_deref().unwrap_or("kernel unknown"),
+            m.created
+        ));
     }
     Ok(())
 }

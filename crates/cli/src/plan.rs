@@ -61,7 +61,9 @@ pub(crate) async fn plan(choice: &Choice) -> Result<Planned, Failure> {
     let image = image::built(&image::store()?, &loaded.recipe)?;
     has_packages(&loaded, &image)?;
     if let Some(release) = image.release() {
-        patch.check_release(&image.manifest.name, release).map_err(|e| Failure::input(format!("patch {e}")))?;
+        patch
+            .check_release(&image.manifest.name, release)
+            .map_err(|e| Failure::input(format!("patch {e}")))?;
     }
     let pipeline = &loaded.pipeline;
     let trials = pipeline.arms.loaded + pipeline.arms.quiescent + pipeline.arms.control;
@@ -72,7 +74,15 @@ pub(crate) async fn plan(choice: &Choice) -> Result<Planned, Failure> {
         hash: image.manifest.recipe_hash.clone(),
         release: image.release().map(str::to_owned),
     };
-    let with = Resolved { image: facts, workloads: loaded.workloads, patch, accel, jobs, tier: choice.tier, seed: choice.seed };
+    let with = Resolved {
+        image: facts,
+        workloads: loaded.workloads,
+        patch,
+        accel,
+        jobs,
+        tier: choice.tier,
+        seed: choice.seed,
+    };
     let plan = Plan::new(pipeline, with).map_err(Failure::input)?;
     Ok(Planned { plan, image, patch: data, accel_because })
 }
@@ -82,7 +92,9 @@ fn has_packages(loaded: &catalog::Loaded, image: &Image) -> Result<(), Failure> 
     let there = &image.manifest.packages;
     let mut problems = Vec::new();
     for workload in &loaded.workloads {
-        for package in workload.packages.iter().filter(|p| !there.is_empty() && !there.iter().any(|t| t.name == **p)) {
+        for package in
+            workload.packages.iter().filter(|p| !there.is_empty() && !there.iter().any(|t| t.name == **p))
+        {
             problems.push(format!(
                 "workload {} needs package {package}, which image {} does not have: add it to `packages` of the recipe",
                 workload.name, image.manifest.name
@@ -103,14 +115,30 @@ pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
     let workloads: Vec<&str> = plan.workloads.iter().map(|w| w.name.as_str()).collect();
     let mut text = format!(
         "patch     {} ({}), for {}\nimage     {} ({})\naccel     {}\ntier      {}\nmachine   {} CPUs, {} MiB, {} at once\nworkloads {}\nphases    age {} s, baseline {} s, soak {} s, revert {} s\n",
-        plan.patch.name, &plan.patch.sha256[..12], plan.patch.release(),
-        plan.image.name, plan.image.release.as_deref().unwrap_or("kernel unknown"),
-        planned.accel_because, plan.tier, p.machine.cpus, p.machine.memory_mib, plan.jobs, workloads.join(", "),
-        p.phases.age.as_secs(), p.phases.baseline.as_secs(), plan.soak().as_secs(), p.phases.revert.as_secs(),
+        plan.patch.name,
+        &plan.patch.sha256[..12],
+        plan.patch.release(),
+        plan.image.name,
+        plan.image.release.as_deref().unwrap_or("kernel unknown"),
+        planned.accel_because,
+        plan.tier,
+        p.machine.cpus,
+        p.machine.memory_mib,
+        plan.jobs,
+        workloads.join(", "),
+        p.phases.age.as_secs(),
+        p.phases.baseline.as_secs(),
+        plan.soak().as_secs(),
+        p.phases.revert.as_secs(),
     );
     for trial in &plan.trials {
-        text.push_str(&format!("trial {:<3} {:<10} applies {:.1} s into the baseline, seed {}\n",
-            trial.number, trial.arm, (p.phases.baseline + trial.jitter).as_secs_f64(), trial.seed));
+        text.push_str(&format!(
+            "trial {:<3} {:<10} applies {:.1} s into the baseline, seed {}\n",
+            trial.number,
+            trial.arm,
+            (p.phases.baseline + trial.jitter).as_secs_f64(),
+            trial.seed
+        ));
     }
     text.push_str(&format!("plan      {}\n", plan.hash()));
     print(&text);

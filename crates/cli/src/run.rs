@@ -41,7 +41,10 @@ pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
     };
     for place in [&home, &dir] {
         if let Some(free) = host::free_disk_mib(place).filter(|free| *free < LEAST_DISK_MIB) {
-            return Err(Failure::farm(format!("{}: only {free} MiB are free; a run needs {LEAST_DISK_MIB} MiB", place.display())));
+            return Err(Failure::farm(format!(
+                "{}: only {free} MiB are free; a run needs {LEAST_DISK_MIB} MiB",
+                place.display()
+            )));
         }
     }
     if version.is_some_and(|v| !klpfarm_vm::supported(v)) {
@@ -68,7 +71,8 @@ pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
     let Some(events) = interruptible(events, &cancel).await else {
         return Ok(code::INTERRUPTED);
     };
-    let events = events.map_err(|e| Failure::farm(format!("{}: the journal can't be written: {e}", dir.display())))?;
+    let events =
+        events.map_err(|e| Failure::farm(format!("{}: the journal can't be written: {e}", dir.display())))?;
     let verdict = judge(&planned.plan, &events);
     Run::conclude(&dir, &planned.plan, &events, &verdict).map_err(Failure::farm)?;
     if args.json {
@@ -133,6 +137,7 @@ fn scratch(home: &Path) -> Result<tempfile::TempDir, Failure> {
 /// A folder named by time and patch that is not there yet.
 fn fresh_dir(runs: &Path, patch: &str) -> PathBuf {
     let stamp = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ").to_string();
-    let names = std::iter::once(format!("{stamp}-{patch}")).chain((2..).map(|n| format!("{stamp}-{patch}-{n}")));
+    let names =
+        std::iter::once(format!("{stamp}-{patch}")).chain((2..).map(|n| format!("{stamp}-{patch}-{n}")));
     names.map(|name| runs.join(name)).find(|dir| !dir.exists()).unwrap_or_else(|| runs.join(stamp))
 }

@@ -21,7 +21,8 @@ fn repository() -> PathBuf {
 }
 
 fn home() -> PathBuf {
-    std::env::var_os("KLPFARM_TEST_HOME").map_or_else(|| Path::new(env!("CARGO_TARGET_TMPDIR")).join("home"), PathBuf::from)
+    std::env::var_os("KLPFARM_TEST_HOME")
+        .map_or_else(|| Path::new(env!("CARGO_TARGET_TMPDIR")).join("home"), PathBuf::from)
 }
 
 fn klpfarm() -> Command {
@@ -46,7 +47,9 @@ fn module(image: &str, example: &str) -> PathBuf {
     std::fs::create_dir_all(&out).unwrap();
     succeed(klpfarm().args(["image", "build", image]));
     let source = repository().join("examples").join(example);
-    PathBuf::from(succeed(klpfarm().args(["module", "build", "--image", image, "--out"]).arg(out).arg(source)))
+    PathBuf::from(succeed(
+        klpfarm().args(["module", "build", "--image", image, "--out"]).arg(out).arg(source),
+    ))
 }
 
 /// A pipeline with short phases.
@@ -86,7 +89,11 @@ fn assert_nothing_left() {
         assert!(!(name.starts_with("qemu-system") && ours), "a QEMU was left behind: {:?}", entry.path());
     }
     for entry in std::fs::read_dir(&home).unwrap().flatten() {
-        assert!(!entry.file_name().to_string_lossy().starts_with(".scratch"), "{:?} was left behind", entry.path());
+        assert!(
+            !entry.file_name().to_string_lossy().starts_with(".scratch"),
+            "{:?} was left behind",
+            entry.path()
+        );
     }
 }
 
@@ -105,7 +112,10 @@ fn a_faulty_patch_is_rejected_by_the_loaded_arm_alone() {
     }
     let cause = verdict["causes"][0].as_str().unwrap();
     assert!(cause.contains("only when the load was running at the moment of applying, 1/1"), "{cause}");
-    assert!(verdict["evidence"][0]["function"].as_str().is_some_and(|f| f.contains("madvise")), "{verdict:#}");
+    assert!(
+        verdict["evidence"][0]["function"].as_str().is_some_and(|f| f.contains("madvise")),
+        "{verdict:#}"
+    );
     let trial = out.join("trials/1");
     assert!(std::fs::metadata(trial.join("console.log")).unwrap().len() > 1000);
     let registers = std::fs::read_to_string(trial.join("evidence/registers.txt")).unwrap();
@@ -131,7 +141,8 @@ fn a_good_patch_is_qualified() {
     let patch = module("debian-12", "madvise-fixed");
     let dir = temporary();
     let out = dir.path().join("run");
-    let output = run(&pipeline(dir.path(), "debian-12", ALL_ARMS), &patch, &out).arg("--json").output().unwrap();
+    let output =
+        run(&pipeline(dir.path(), "debian-12", ALL_ARMS), &patch, &out).arg("--json").output().unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", text(&output));
     let verdict: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(verdict["verdict"], "qualified");
@@ -293,7 +304,8 @@ fn the_images_can_be_listed_and_shown() {
     let list = succeed(klpfarm().args(["image", "list", "--json"]));
     let list: Value = serde_json::from_str(&list).unwrap();
     assert!(list.as_array().unwrap().iter().any(|i| i["name"] == "debian-12"), "{list:#}");
-    let shown: Value = serde_json::from_str(&succeed(klpfarm().args(["image", "show", "debian-12", "--json"]))).unwrap();
+    let shown: Value =
+        serde_json::from_str(&succeed(klpfarm().args(["image", "show", "debian-12", "--json"]))).unwrap();
     for file in ["disk", "kernel", "initrd", "headers"] {
         assert!(Path::new(shown[file].as_str().unwrap()).exists(), "{file}: {shown:#}");
     }

@@ -36,14 +36,31 @@ fn temporary() -> tempfile::TempDir {
 #[test]
 fn every_problem_of_a_pipeline_is_told_with_its_place() {
     let dir = temporary();
-    let text = "name: bad\nimage: debian-99\nworkloads:\n  - madvise-allocator\n  - nonsense\n  - ./missing.yaml\n";
+    let text =
+        "name: bad\nimage: debian-99\nworkloads:\n  - madvise-allocator\n  - nonsense\n  - ./missing.yaml\n";
     std::fs::write(dir.path().join("bad.yaml"), text).unwrap();
     let done = klpfarm(&["check", "bad.yaml"], dir.path(), b"");
     assert_eq!(done.code, Some(2));
-    for part in ["bad.yaml:2: image: ", "debian-12", "bad.yaml:5: workloads: no workload `nonsense`", "missing.yaml"] {
+    for part in
+        ["bad.yaml:2: image: ", "debian-12", "bad.yaml:5: workloads: no workload `nonsense`", "missing.yaml"]
+    {
         assert!(done.err.contains(part), "{} lacks {part}", done.err);
     }
-    std::fs::write(dir.path().join("typo.yaml"), "name: typo\nimage: debian-12\nworkloads: [syscall-mix]\nsoak: 3s\n").unwrap();
+    std::fs::write(dir.path().join("w.yaml"), "name: w\nrun: {builtin: syscall-mix, args: {procesess: 2}}\n")
+        .unwrap();
+    std::fs::write(dir.path().join("args.yaml"), "name: args\nimage: debian-12\nworkloads: [./w.yaml]\n")
+        .unwrap();
+    let done = klpfarm(&["check", "args.yaml"], dir.path(), b"");
+    assert!(
+        done.code == Some(2) && done.err.contains("w.yaml:2: run: syscall-mix has no parameter `procesess`"),
+        "{}",
+        done.err
+    );
+    std::fs::write(
+        dir.path().join("typo.yaml"),
+        "name: typo\nimage: debian-12\nworkloads: [syscall-mix]\nsoak: 3s\n",
+    )
+    .unwrap();
     let done = klpfarm(&["check", "typo.yaml"], dir.path(), b"");
     assert_eq!(done.code, Some(2));
     assert!(done.err.contains("typo.yaml:4:1: soak: unknown field `soak`"), "{}", done.err);
@@ -59,7 +76,8 @@ fn shipped_pipelines_are_sound() {
 fn what_is_no_livepatch_is_refused_with_the_reason() {
     let dir = temporary();
     std::fs::write(dir.path().join("x.ko"), b"hello").unwrap();
-    for (patch, reason) in [("x.ko", "no 64-bit ELF file"), ("gone.ko", "No such file"), (".", "is no file")] {
+    for (patch, reason) in [("x.ko", "no 64-bit ELF file"), ("gone.ko", "No such file"), (".", "is no file")]
+    {
         let done = klpfarm(&["plan", "gate", "--patch", patch], dir.path(), b"");
         assert_eq!(done.code, Some(2), "{}", done.err);
         assert!(done.err.contains(reason), "{} lacks {reason}", done.err);
@@ -69,7 +87,9 @@ fn what_is_no_livepatch_is_refused_with_the_reason() {
 #[test]
 fn usage_errors_exit_with_2() {
     let dir = temporary();
-    for args in [&["frobnicate"][..], &["run"], &["run", "gate", "--patch", "x.ko", "--tier", "gold"], &["check"]] {
+    for args in
+        [&["frobnicate"][..], &["run"], &["run", "gate", "--patch", "x.ko", "--tier", "gold"], &["check"]]
+    {
         assert_eq!(klpfarm(args, dir.path(), b"").code, Some(2), "{args:?}");
     }
     assert_eq!(klpfarm(&["judge", "nowhere"], dir.path(), b"").code, Some(2));
@@ -94,10 +114,16 @@ fn triage_reads_files_and_standard_input() {
     let dir = temporary();
     std::fs::write(dir.path().join("console.log"), LOG).unwrap();
     let done = klpfarm(&["triage", "console.log"], dir.path(), b"");
-    assert_eq!((done.code, done.out.as_str()), (Some(0), "2: [hung-task] INFO: task hung in klp_new_madvise\n"));
+    assert_eq!(
+        (done.code, done.out.as_str()),
+        (Some(0), "2: [hung-task] INFO: task hung in klp_new_madvise\n")
+    );
     let done = klpfarm(&["triage", "-", "--json"], dir.path(), LOG);
     let found: Value = serde_json::from_str(&done.out).unwrap();
-    assert_eq!((&found[0]["kind"], &found[0]["line"], found.as_array().unwrap().len()), (&"hung-task".into(), &2.into(), 1));
+    assert_eq!(
+        (&found[0]["kind"], &found[0]["line"], found.as_array().unwrap().len()),
+        (&"hung-task".into(), &2.into(), 1)
+    );
     assert_eq!(klpfarm(&["triage", "gone.log"], dir.path(), b"").code, Some(2));
     let done = klpfarm(&["triage", "-", "--json"], dir.path(), b"all is well\n");
     assert_eq!((done.code, done.out.trim()), (Some(0), "[]"));

@@ -125,7 +125,12 @@ impl Driver<'_> {
         self.power_on = Instant::now();
         match started {
             Ok((machine, outputs)) => {
-                tracing::debug!(trial = self.trial.number, qemu = machine.pid(), ssh = machine.ssh_port(), "machine started");
+                tracing::debug!(
+                    trial = self.trial.number,
+                    qemu = machine.pid(),
+                    ssh = machine.ssh_port(),
+                    "machine started"
+                );
                 self.machine = Some(Arc::new(machine));
                 self.step(Input::Started(Ok(()))).await;
                 Some(outputs)
@@ -138,7 +143,9 @@ impl Driver<'_> {
     }
 
     async fn step(&mut self, input: Input) {
-        if let (Some(replies), Input::Output(Output::Probe(FromGuest::Reply { id, out, .. }))) = (&self.replies, &input) {
+        if let (Some(replies), Input::Output(Output::Probe(FromGuest::Reply { id, out, .. }))) =
+            (&self.replies, &input)
+        {
             let _ = replies.send((*id, out.clone()));
         }
         for action in self.dispatcher.handle(self.power_on.elapsed(), input) {

@@ -27,7 +27,12 @@ pub(crate) async fn collect(
     if tokio::fs::create_dir_all(dir.join("evidence")).await.is_err() {
         return kept.files;
     }
-    kept.keep("blocked.txt", "tasks that do not get on, with their stacks, as the probe last saw them", &what.blocked).await;
+    kept.keep(
+        "blocked.txt",
+        "tasks that do not get on, with their stacks, as the probe last saw them",
+        &what.blocked,
+    )
+    .await;
     let short = Duration::from_secs(5);
     for (command, file, text) in [
         ("info status", "qemu-status.txt", "QEMU's view of the machine"),
@@ -48,11 +53,24 @@ pub(crate) async fn collect(
     if what.probe {
         let mut questions = vec![
             ("dmesg.txt", "end of the kernel's log", "dmesg | tail -c 60000".to_owned()),
-            ("livepatch.txt", "livepatch state in sysfs", format!("grep -r . /sys/kernel/livepatch/{patch} 2>/dev/null; lsmod; cat /proc/sys/kernel/tainted")),
-            ("memory.txt", "meminfo, slabs, load", "cat /proc/meminfo /proc/loadavg; head -50 /proc/slabinfo".to_owned()),
+            (
+                "livepatch.txt",
+                "livepatch state in sysfs",
+                format!(
+                    "grep -r . /sys/kernel/livepatch/{patch} 2>/dev/null; lsmod; cat /proc/sys/kernel/tainted"
+                ),
+            ),
+            (
+                "memory.txt",
+                "meminfo, slabs, load",
+                "cat /proc/meminfo /proc/loadavg; head -50 /proc/slabinfo".to_owned(),
+            ),
         ];
         if let Some(wanted) = what.stragglers {
-            questions.insert(0, ("stragglers.txt", "tasks that hold up the transition", guest::stragglers(wanted)));
+            questions.insert(
+                0,
+                ("stragglers.txt", "tasks that hold up the transition", guest::stragglers(wanted)),
+            );
         }
         for (id, (file, text, line)) in (FIRST_ID..).zip(questions) {
             let ask = Ask::Exec { argv: guest::shell(&line), limit_ms: 10_000 };

@@ -137,7 +137,8 @@ impl PatchState {
 /// Names of functions that [`count_calls`] may be given: plain words, no object name.
 pub(crate) fn countable(functions: &[String]) -> Vec<String> {
     let name = |f: &String| f.rsplit('/').next().unwrap_or_default().to_owned();
-    let plain = |f: &String| !f.is_empty() && f.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'.');
+    let plain =
+        |f: &String| !f.is_empty() && f.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'.');
     functions.iter().map(name).filter(plain).take(32).collect()
 }
 
@@ -147,7 +148,8 @@ mod tests {
 
     #[test]
     fn livepatch_states_of_all_kernels() {
-        let new = PatchState::read("listed\nenabled 1\ntransition 1\nfunction vmlinux/__x64_sys_madvise,1/\n");
+        let new =
+            PatchState::read("listed\nenabled 1\ntransition 1\nfunction vmlinux/__x64_sys_madvise,1/\n");
         assert!(new.listed && new.enabled && !new.settled());
         assert_eq!(new.functions, ["vmlinux/__x64_sys_madvise"]);
         let old = PatchState::read("listed\nenabled 1\nfunction vmlinux/sys_madvise/\n");
@@ -158,7 +160,8 @@ mod tests {
 
     #[test]
     fn only_plain_names_reach_a_shell() {
-        let functions = ["vmlinux/do_exit", "m/a.isra.0", "vmlinux/$(reboot)", "vmlinux/a;b"].map(str::to_owned);
+        let functions =
+            ["vmlinux/do_exit", "m/a.isra.0", "vmlinux/$(reboot)", "vmlinux/a;b"].map(str::to_owned);
         assert_eq!(countable(&functions), ["do_exit", "a.isra.0"]);
     }
 }

@@ -43,10 +43,8 @@ pub(crate) fn slower_than_control(
         return Vec::new();
     }
     let limits = &plan.pipeline.limits;
-    let slow: Vec<(&str, f64)> = own
-        .workloads()
-        .filter_map(|w| Some((w, against(&controls, |c| c.rate(w), own.rate(w)?)?)))
-        .collect();
+    let slow: Vec<(&str, f64)> =
+        own.workloads().filter_map(|w| Some((w, against(&controls, |c| c.rate(w), own.rate(w)?)?))).collect();
     // What slows all workloads alike is the host, unless an operation's own latency says otherwise.
     let common = slow.iter().map(|(_, s)| *s).fold(f64::INFINITY, f64::min).max(1.0);
     let mut found = Vec::new();
@@ -59,7 +57,12 @@ pub(crate) fn slower_than_control(
                 FarmKind::LatencyGrown,
                 format!("{workload}: {op} takes far longer with the patch"),
                 workload,
-                format!("p10 x{:.1}, median x{:.1} against the control arm\n{}", g.p10, g.median, own.table(workload, op)),
+                format!(
+                    "p10 x{:.1}, median x{:.1} against the control arm\n{}",
+                    g.p10,
+                    g.median,
+                    own.table(workload, op)
+                ),
             ));
         }
         if let Some(share) = fell_asleep(&own, &controls, workload) {
@@ -75,14 +78,22 @@ pub(crate) fn slower_than_control(
                 FarmKind::RateCollapsed,
                 format!("{workload} does far fewer operations with the patch"),
                 workload,
-                format!("{slowdown:.1} times fewer than the control arm, each against its own baseline\n{}", own.rates(workload)),
+                format!(
+                    "{slowdown:.1} times fewer than the control arm, each against its own baseline\n{}",
+                    own.rates(workload)
+                ),
             ));
         }
     }
     if let Some(evidence) = leaked(&own, &controls) {
         found.push(Finding {
             workload: None,
-            ..finding(FarmKind::ResourcesLeaked, "the kernel gives out what it does not get back".into(), "", evidence)
+            ..finding(
+                FarmKind::ResourcesLeaked,
+                "the kernel gives out what it does not get back".into(),
+                "",
+                evidence,
+            )
         });
     }
     let scope = Scope { trial: place.number, arm: place.arm, phase: Phase::Soak };
@@ -153,7 +164,11 @@ impl<'a> Change<'a> {
         let line = |name: &str, l: Option<&LatencyMeasure>| match l {
             Some(l) => format!(
                 "{name}: {} operations, p10 {:.0} us, median {:.0} us, p99 {:.0} us, mean {:.0} us",
-                l.count, l.p10_ns as f64 / 1e3, l.p50_ns as f64 / 1e3, l.p99_ns as f64 / 1e3, l.mean_ns as f64 / 1e3
+                l.count,
+                l.p10_ns as f64 / 1e3,
+                l.p50_ns as f64 / 1e3,
+                l.p99_ns as f64 / 1e3,
+                l.mean_ns as f64 / 1e3
             ),
             None => format!("{name}: none"),
         };
@@ -173,11 +188,7 @@ fn share(a: u64, b: u64) -> f64 {
 
 /// How many times less `own` is than the least of the controls: the control that looks most like the patched trial decides,
 /// so that one lucky control accuses nobody.
-fn against<'a>(
-    controls: &[Change<'a>],
-    of: impl Fn(&Change<'a>) -> Option<f64>,
-    own: f64,
-) -> Option<f64> {
+fn against<'a>(controls: &[Change<'a>], of: impl Fn(&Change<'a>) -> Option<f64>, own: f64) -> Option<f64> {
     let least = controls.iter().filter_map(of).fold(f64::INFINITY, f64::min);
     least.is_finite().then(|| least / own)
 }
@@ -192,11 +203,23 @@ fn leaked(own: &Change<'_>, controls: &[Change<'_>]) -> Option<String> {
         Some([slab, used, number(last.tasks) - number(first.tasks)])
     };
     let own = growth(own.after)?;
-    let usual = controls.iter().filter_map(|c| growth(c.after)).reduce(|a, b| std::array::from_fn(|i| a[i].max(b[i])))?;
-    let names = [("unreclaimable slab", "KiB", SLAB_KIB), ("memory in use", "KiB", AVAILABLE_KIB), ("tasks", "", TASKS)];
+    let usual = controls
+        .iter()
+        .filter_map(|c| growth(c.after))
+        .reduce(|a, b| std::array::from_fn(|i| a[i].max(b[i])))?;
+    let names = [
+        ("unreclaimable slab", "KiB", SLAB_KIB),
+        ("memory in use", "KiB", AVAILABLE_KIB),
+        ("tasks", "", TASKS),
+    ];
     let parts: Vec<String> = (0..3)
         .filter(|&i| own[i] - usual[i].max(0) >= names[i].2)
-        .map(|i| format!("{}: grew by {} {} during the soak, by {} in the control arm", names[i].0, own[i], names[i].1, usual[i]))
+        .map(|i| {
+            format!(
+                "{}: grew by {} {} during the soak, by {} in the control arm",
+                names[i].0, own[i], names[i].1, usual[i]
+            )
+        })
         .collect();
     (!parts.is_empty()).then(|| parts.join("\n"))
 }

@@ -232,7 +232,13 @@ fn same_cause(a: &Finding, b: &Finding) -> bool {
     a.title == b.title || (rank(a.kind) == rank(b.kind) && a.function.is_some() && a.function == b.function)
 }
 
-fn evidence(plan: &Plan, record: &Record, attribution: Attribution, lead: Finding, seen: &[Seen]) -> Evidence {
+fn evidence(
+    plan: &Plan,
+    record: &Record,
+    attribution: Attribution,
+    lead: Finding,
+    seen: &[Seen],
+) -> Evidence {
     let hit: BTreeSet<u32> = seen.iter().map(|s| s.scope.trial).collect();
     let mut arms: BTreeMap<Arm, Hits> = BTreeMap::new();
     for trial in plan.trials.iter().filter(|t| record.trials[&t.number].valid()) {
@@ -321,9 +327,15 @@ fn decide(
     causes.extend(farm_errors.iter().map(|e| format!("the farm failed, not the patch: {e}")));
     for item in evidence {
         causes.push(match item.attribution {
-            Attribution::ControlToo => format!("{}: seen without the patch as well ({}), so it says nothing of the patch", item.title, hits(item)),
+            Attribution::ControlToo => format!(
+                "{}: seen without the patch as well ({}), so it says nothing of the patch",
+                item.title,
+                hits(item)
+            ),
             Attribution::BeforeApply => format!("{}: seen before the patch was applied", item.title),
-            Attribution::NoControl => format!("{}: no control trial went through, so it can't be attributed", item.title),
+            Attribution::NoControl => {
+                format!("{}: no control trial went through, so it can't be attributed", item.title)
+            }
             Attribution::Patch => continue,
         });
     }
@@ -339,7 +351,9 @@ fn decide(
         ));
     }
     for function in record.functions.iter().filter(|f| !reach.iter().any(|r| r.function == **f)) {
-        causes.push(format!("it can't be told whether the workloads call {function}: its calls could not be counted"));
+        causes.push(format!(
+            "it can't be told whether the workloads call {function}: its calls could not be counted"
+        ));
     }
     if !causes.is_empty() {
         return (Outcome::Inconclusive, causes);
@@ -385,7 +399,10 @@ fn in_words(item: &Evidence) -> String {
             "only when the load was running at the moment of applying, {}/{}; not when applied idle, 0/{}",
             loaded.hit, loaded.of, quiescent.of
         ),
-        (_, 0) => format!("with the load running at the moment of applying, {}/{}; no idle trial to compare", loaded.hit, loaded.of),
+        (_, 0) => format!(
+            "with the load running at the moment of applying, {}/{}; no idle trial to compare",
+            loaded.hit, loaded.of
+        ),
         _ => format!(
             "whether the load was running at the moment of applying, {}/{}, or started afterwards, {}/{}",
             loaded.hit, loaded.of, quiescent.hit, quiescent.of

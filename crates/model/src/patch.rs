@@ -121,14 +121,18 @@ impl Patch {
         if header.e_type(elf.endian()) != ET_REL {
             return Err(refuse("is an ELF file but no kernel module (not relocatable); give X.ko"));
         }
-        let info = Modinfo::read(&elf)
-            .ok_or_else(|| refuse("has no .modinfo section: it is an object file, not a linked module; give X.ko"))?;
+        let info = Modinfo::read(&elf).ok_or_else(|| {
+            refuse("has no .modinfo section: it is an object file, not a linked module; give X.ko")
+        })?;
         let vermagic = info
             .get("vermagic")
             .ok_or_else(|| refuse("has no vermagic: it is not a finished kernel module; give X.ko as the kernel's build makes it"))?;
-        let livepatch = info.get("livepatch").is_some_and(|v| v.starts_with('Y')) || wants_livepatch_api(&elf);
+        let livepatch =
+            info.get("livepatch").is_some_and(|v| v.starts_with('Y')) || wants_livepatch_api(&elf);
         if !livepatch {
-            return Err(refuse("is a kernel module but no livepatch (no `livepatch=Y` mark, and it calls neither klp_enable_patch nor klp_register_patch)"));
+            return Err(refuse(
+                "is a kernel module but no livepatch (no `livepatch=Y` mark, and it calls neither klp_enable_patch nor klp_register_patch)",
+            ));
         }
         let name = this_module_name(&elf)
             .or_else(|| info.get("name").map(str::to_owned))

@@ -187,34 +187,72 @@ impl Pipeline {
                 found.push((field.to_owned(), message));
             }
         };
-        check(is_name(&self.name), "name", format!("`{}` is no name: use lower-case letters, digits and dashes", self.name));
-        check(!self.image.is_empty(), "image", "is empty; name an image recipe, for example debian-12".into());
-        check(!self.workloads.is_empty(), "workloads", "is empty; a patch is never qualified without load".into());
+        check(
+            is_name(&self.name),
+            "name",
+            format!("`{}` is no name: use lower-case letters, digits and dashes", self.name),
+        );
+        check(
+            !self.image.is_empty(),
+            "image",
+            "is empty; name an image recipe, for example debian-12".into(),
+        );
+        check(
+            !self.workloads.is_empty(),
+            "workloads",
+            "is empty; a patch is never qualified without load".into(),
+        );
         for (i, name) in self.workloads.iter().enumerate() {
             check(!self.workloads[..i].contains(name), "workloads", format!("names `{name}` twice"));
         }
         let MachineShape { cpus, memory_mib } = self.machine;
         check((1..=255).contains(&cpus), "machine.cpus", format!("is {cpus}; 1 to 255 are possible"));
-        check((256..=1 << 20).contains(&memory_mib), "machine.memory_mib", format!("is {memory_mib}; 256 or more is needed"));
+        check(
+            (256..=1 << 20).contains(&memory_mib),
+            "machine.memory_mib",
+            format!("is {memory_mib}; 256 or more is needed"),
+        );
         for &arm in Arm::ALL {
             let n = self.arms.of(arm);
             check(n <= 10_000, &format!("arms.{arm}"), format!("is {n}; at most 10000 trials"));
         }
-        check(self.arms.loaded > 0, "arms.loaded", "is 0; without a loaded trial nothing can be said of the patch".into());
-        check(self.arms.control > 0, "arms.control", "is 0; without a control trial no finding can be attributed".into());
+        check(
+            self.arms.loaded > 0,
+            "arms.loaded",
+            "is 0; without a loaded trial nothing can be said of the patch".into(),
+        );
+        check(
+            self.arms.control > 0,
+            "arms.control",
+            "is 0; without a control trial no finding can be attributed".into(),
+        );
         let zero = Duration::ZERO;
         let p = &self.phases;
-        check(p.baseline >= Duration::from_secs(5), "phases.baseline", "is too short to measure a rate; 5s or more".into());
+        check(
+            p.baseline >= Duration::from_secs(5),
+            "phases.baseline",
+            "is too short to measure a rate; 5s or more".into(),
+        );
         check(p.soak > zero, "phases.soak", "is zero; 30s or more show what a patch does under load".into());
         let l = &self.limits;
         for (field, value) in [
-            ("boot", l.boot), ("apply", l.apply), ("transition", l.transition), ("stall", l.stall),
-            ("blocked", l.blocked), ("ssh", l.ssh), ("probe", l.probe), ("hung_task", l.hung_task),
+            ("boot", l.boot),
+            ("apply", l.apply),
+            ("transition", l.transition),
+            ("stall", l.stall),
+            ("blocked", l.blocked),
+            ("ssh", l.ssh),
+            ("probe", l.probe),
+            ("hung_task", l.hung_task),
         ] {
             check(value >= Duration::from_secs(1), &format!("limits.{field}"), "is below one second".into());
         }
         for (field, value) in [("slowdown", l.slowdown), ("latency", l.latency)] {
-            check(value > 1.0 && value.is_finite(), &format!("limits.{field}"), format!("is {value}; a factor above 1 is needed"));
+            check(
+                value > 1.0 && value.is_finite(),
+                &format!("limits.{field}"),
+                format!("is {value}; a factor above 1 is needed"),
+            );
         }
         found
     }
@@ -231,7 +269,9 @@ mod tests {
 
     #[test]
     fn defaults_fill_in() {
-        let p = parse("name: gate\nimage: debian-12\nworkloads: [madvise-allocator]\nphases: {soak: 1m 30s}\n").unwrap();
+        let p =
+            parse("name: gate\nimage: debian-12\nworkloads: [madvise-allocator]\nphases: {soak: 1m 30s}\n")
+                .unwrap();
         assert_eq!(p.phases.soak, Duration::from_secs(90));
         assert_eq!(p.phases.baseline, Phases::default().baseline);
         assert_eq!((p.tier, p.arms), (Tier::Proposed, Arms::default()));
@@ -241,7 +281,12 @@ mod tests {
     fn every_problem_at_once_with_its_line() {
         let text = "name: Gate\nimage: debian-12\nworkloads: [a, a]\narms:\n  loaded: 1\n  control: 0\nmachine: {cpus: 0}\n";
         let error = parse(text).unwrap_err();
-        for expected in ["gate.yaml:1:1: name", "gate.yaml:3:1: workloads: names `a` twice", "gate.yaml:6:1: arms.control", "machine.cpus"] {
+        for expected in [
+            "gate.yaml:1:1: name",
+            "gate.yaml:3:1: workloads: names `a` twice",
+            "gate.yaml:6:1: arms.control",
+            "machine.cpus",
+        ] {
             assert!(error.contains(expected), "{error}\nlacks {expected}");
         }
     }
@@ -250,7 +295,12 @@ mod tests {
     fn wrong_types_and_unknown_fields() {
         let base = "name: gate\nimage: debian-12\nworkloads: [a]\n";
         let error = parse(&format!("{base}phases:\n  soak: soon\n")).unwrap_err();
-        assert!(error.starts_with("gate.yaml:5:") && error.contains("phases.soak") && error.contains("no duration"), "{error}");
+        assert!(
+            error.starts_with("gate.yaml:5:")
+                && error.contains("phases.soak")
+                && error.contains("no duration"),
+            "{error}"
+        );
         let error = parse(&format!("{base}phases:\n  sook: 3s\n")).unwrap_err();
         assert!(error.contains("phases.sook: unknown field"), "{error}");
         let error = parse(&format!("{base}tier: gold\n")).unwrap_err();

@@ -77,7 +77,8 @@ impl Workload {
             message,
         };
         if !is_name(&workload.name) {
-            let message = format!("`{}` is no name: use lower-case letters, digits and dashes", workload.name);
+            let message =
+                format!("`{}` is no name: use lower-case letters, digits and dashes", workload.name);
             return Err(problem("name", message));
         }
         match (&workload.run.builtin, &workload.run.command) {
@@ -85,9 +86,10 @@ impl Workload {
             (None, Some(argv)) if argv.iter().all(String::is_empty) => {
                 Err(problem("run.command", "is empty; name a program of the guest and its arguments".into()))
             }
-            (None, Some(_)) if !workload.run.args.is_empty() => {
-                Err(problem("run.args", "belongs to `builtin`; give a command's arguments in `command`".into()))
-            }
+            (None, Some(_)) if !workload.run.args.is_empty() => Err(problem(
+                "run.args",
+                "belongs to `builtin`; give a command's arguments in `command`".into(),
+            )),
             (None, Some(_)) => Ok(workload),
             (Some(_), Some(_)) => Err(problem("run", "has both `builtin` and `command`; keep one".into())),
             (None, None) => Err(problem("run", "needs `builtin: NAME` or `command: [PROGRAM, ...]`".into())),

@@ -74,7 +74,8 @@ impl Run {
     pub fn open(dir: &Path) -> Result<Self, FolderError> {
         let path = dir.join("plan.json");
         let text = fs::read_to_string(&path).map_err(io(&path))?;
-        let content = |line: Option<usize>, reason: String| FolderError::Content { path: path.clone(), line, reason };
+        let content =
+            |line: Option<usize>, reason: String| FolderError::Content { path: path.clone(), line, reason };
         let value: serde_json::Value =
             serde_json::from_str(&text).map_err(|e| content(Some(e.line()), e.to_string()))?;
         if value["schema"] != SCHEMA {
@@ -84,8 +85,11 @@ impl Run {
         let plan = serde_json::from_value(value).map_err(|e| content(None, e.to_string()))?;
         let path = dir.join("journal.jsonl");
         let text = fs::read_to_string(&path).map_err(io(&path))?;
-        let (events, torn) = journal::read(&text)
-            .map_err(|(line, reason)| FolderError::Content { path, line: Some(line), reason })?;
+        let (events, torn) = journal::read(&text).map_err(|(line, reason)| FolderError::Content {
+            path,
+            line: Some(line),
+            reason,
+        })?;
         Ok(Self { plan, events, torn })
     }
 

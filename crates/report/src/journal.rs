@@ -60,7 +60,9 @@ mod tests {
 
     #[test]
     fn a_torn_end_is_cut_off_and_a_damaged_middle_is_named() {
-        let event = |seq| serde_json::to_string(&Event { seq, at_ms: 0, scope: None, body: Body::TrialStarted }).unwrap();
+        let event = |seq| {
+            serde_json::to_string(&Event { seq, at_ms: 0, scope: None, body: Body::TrialStarted }).unwrap()
+        };
         let whole = format!("{}\n{}\n", event(1), event(2));
         for cut in 0..=whole.len() {
             let (events, torn) = read(&whole[..cut]).unwrap();

@@ -64,7 +64,8 @@ fn test_case(plan: &Plan, trial: &klpfarm_model::Trial, case: &Case, verdict: &V
     for item in &verdict.evidence {
         for seen in item.observations.iter().filter(|o| o.trial == trial.number) {
             let text = format!("{} (event {})\n{}\n", seen.title, seen.seq, seen.excerpt);
-            if item.attribution == Attribution::Patch { against.push((item.title.clone(), text)) } else { other.push((item.title.clone(), text)) }
+            let list = if item.attribution == Attribution::Patch { &mut against } else { &mut other };
+            list.push((item.title.clone(), text));
         }
     }
     let mut builder = match (&case.end, against.first(), other.first()) {

@@ -45,9 +45,19 @@ pub fn summary(verdict: &Verdict, dir: &std::path::Path, colour: bool) -> String
             Attribution::BeforeApply => "before applying",
             Attribution::NoControl => "can't be attributed",
         };
-        let _ = writeln!(out, "\n  [{}] {} ({word}, {} observation(s))", item.kind, one_line(&item.title, 200), item.count);
+        let _ = writeln!(
+            out,
+            "\n  [{}] {} ({word}, {} observation(s))",
+            item.kind,
+            one_line(&item.title, 200),
+            item.count
+        );
         if let Some(seen) = item.observations.first() {
-            let _ = writeln!(out, "    trial {} ({}), phase {}, journal event {}:", seen.trial, seen.arm, seen.phase, seen.seq);
+            let _ = writeln!(
+                out,
+                "    trial {} ({}), phase {}, journal event {}:",
+                seen.trial, seen.arm, seen.phase, seen.seq
+            );
             for line in printable(&seen.excerpt).lines().take(12) {
                 let _ = writeln!(out, "    | {line}");
             }

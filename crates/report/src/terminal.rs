@@ -74,13 +74,23 @@ impl Terminal {
             Body::Progress { rates, .. } => shown.rate = rates.values().sum(),
             Body::Finding(f) => {
                 shown.findings += 1;
-                let _ = self.bars.println(format!("trial {} {}: finding: {}", scope.trial, scope.arm, one_line(&f.title, 120)));
+                let _ = self.bars.println(format!(
+                    "trial {} {}: finding: {}",
+                    scope.trial,
+                    scope.arm,
+                    one_line(&f.title, 120)
+                ));
             }
             Body::TrialEnded { end } => {
                 if let Some(bar) = shown.bar.take() {
                     bar.finish_and_clear();
                 }
-                let _ = self.bars.println(format!("trial {} {}: {}", scope.trial, scope.arm, end_in_words(end, shown.findings)));
+                let _ = self.bars.println(format!(
+                    "trial {} {}: {}",
+                    scope.trial,
+                    scope.arm,
+                    end_in_words(end, shown.findings)
+                ));
                 return;
             }
             _ => {}
@@ -125,12 +135,16 @@ fn plain(event: &Event) -> Option<String> {
             format!("patch applied in {took_ms} ms: {}", one_line(&functions.join(", "), 200))
         }
         Body::TransitionDone { took_ms, per_task } => {
-            let how = if *per_task { "all tasks switched" } else { "switched at once (no consistency model)" };
+            let how =
+                if *per_task { "all tasks switched" } else { "switched at once (no consistency model)" };
             format!("{how}, {took_ms} ms after applying")
         }
-        Body::Reverted { unloaded } => {
-            (if *unloaded { "patch disabled and unloaded" } else { "patch disabled (this kernel can't unload it)" }).to_owned()
-        }
+        Body::Reverted { unloaded } => (if *unloaded {
+            "patch disabled and unloaded"
+        } else {
+            "patch disabled (this kernel can't unload it)"
+        })
+        .to_owned(),
         Body::Progress { rates, ssh_ms } => {
             let rates: Vec<String> = rates.iter().map(|(w, r)| format!("{w} {r:.0}/s")).collect();
             let ssh = ssh_ms.map(|ms| format!(", ssh {ms} ms")).unwrap_or_default();
@@ -142,7 +156,9 @@ fn plain(event: &Event) -> Option<String> {
         Body::Finding(f) => format!("FINDING [{}] {}", f.kind, one_line(&f.title, 200)),
         Body::Evidence { file, what } => format!("kept {file}: {what}"),
         Body::Note { text } => format!("note: {}", one_line(text, 200)),
-        Body::Blind { detector, reason } => format!("can't detect {}: {}", one_line(detector, 40), one_line(reason, 160)),
+        Body::Blind { detector, reason } => {
+            format!("can't detect {}: {}", one_line(detector, 40), one_line(reason, 160))
+        }
         Body::TrialEnded { end } => format!("ended: {}", end_in_words_plain(end)),
         Body::RunEnded { interrupted } => (if *interrupted { "interrupted" } else { "ended" }).to_owned(),
         Body::Measured(_) => return None,

@@ -1,4 +1,35 @@
-//! What the guest binary and the farm share: the [`wire`] protocol of the probe.
+//! What the guest binary and the farm share: the [`wire`] protocol of the probe, and which stressors there are.
 #![forbid(unsafe_code)]
 
 pub mod wire;
+
+/// Parameters that every stressor has.
+pub const COMMON_PARAMETERS: &[&str] = &["processes", "threads", "seed"];
+
+/// The builtin stressors with their own parameters, so that a workload's mistakes are found before anything boots. A test of the
+/// binary holds this list against the stressors themselves.
+pub const STRESSORS: &[(&str, &[&str])] = &[
+    ("madvise-allocator", &["map"]),
+    ("page-fault-storm", &["map"]),
+    ("fork-exec-churn", &[]),
+    ("file-io-fsync", &["dir", "size"]),
+    ("syscall-mix", &[]),
+];
+
+/// What is wrong with a builtin stressor's name or parameter names, if anything.
+///
+/// # Errors
+/// Names what is unknown and what there is.
+pub fn check_stressor<'a>(name: &str, parameters: impl IntoIterator<Item = &'a str>) -> Result<(), String> {
+    let Some((_, own)) = STRESSORS.iter().find(|(n, _)| *n == name) else {
+        let names: Vec<&str> = STRESSORS.iter().map(|(n, _)| *n).collect();
+        return Err(format!("no builtin stressor `{name}`; there are {}", names.join(", ")));
+    };
+    for parameter in parameters {
+        if !own.contains(&parameter) && !COMMON_PARAMETERS.contains(&parameter) {
+            let known: Vec<&str> = COMMON_PARAMETERS.iter().chain(*own).copied().collect();
+            return Err(format!("{name} has no parameter `{parameter}`; known are {}", known.join(", ")));
+        }
+    }
+    Ok(())
+}

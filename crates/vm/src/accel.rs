@@ -60,7 +60,17 @@ async fn run_tiny_guest(accel: &str, cpu: &str, limit: Duration) -> Result<KvmPr
     drive.push(image.path());
     let started = Instant::now();
     let mut child = Command::new(QEMU)
-        .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-machine", "q35", "-m", "64"])
+        .args([
+            "-nodefaults",
+            "-no-user-config",
+            "-display",
+            "none",
+            "-no-reboot",
+            "-machine",
+            "q35",
+            "-m",
+            "64",
+        ])
         .args(["-accel", accel, "-cpu", cpu, "-device", "isa-debug-exit,iobase=0x501,iosize=2", "-drive"])
         .arg(drive)
         .stdin(Stdio::null())

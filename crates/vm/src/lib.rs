@@ -10,7 +10,7 @@ mod qmp;
 mod spec;
 mod ssh;
 
-pub use accel::{KvmProbe, probe_kvm, qemu_version, supported, QEMU, QEMU_LEAST};
+pub use accel::{KvmProbe, QEMU, QEMU_LEAST, probe_kvm, qemu_version, supported};
 pub use error::VmError;
 pub use machine::{Machine, Output};
 pub use qmp::{Qmp, QmpEvent};

@@ -219,8 +219,10 @@ fn words(status: std::io::Result<ExitStatus>) -> String {
 /// QEMU chose the forwarded port; its human monitor tells which.
 async fn ssh_port(qmp: &Qmp) -> Result<u16, VmError> {
     let text = qmp.monitor("info usernet", Duration::from_secs(30)).await?;
-    forwarded_port(&text)
-        .ok_or_else(|| VmError::Qmp { command: "info usernet", reason: format!("no forwarded port in:\n{text}") })
+    forwarded_port(&text).ok_or_else(|| VmError::Qmp {
+        command: "info usernet",
+        reason: format!("no forwarded port in:\n{text}"),
+    })
 }
 
 fn forwarded_port(text: &str) -> Option<u16> {

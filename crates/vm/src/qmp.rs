@@ -165,7 +165,9 @@ mod tests {
     use super::*;
 
     /// A scripted QEMU: answers each line it gets with the lines `script` returns.
-    async fn scripted(script: impl Fn(Value) -> Vec<String> + Send + 'static) -> (Qmp, mpsc::Receiver<Output>, JoinSet<()>) {
+    async fn scripted(
+        script: impl Fn(Value) -> Vec<String> + Send + 'static,
+    ) -> (Qmp, mpsc::Receiver<Output>, JoinSet<()>) {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
@@ -201,7 +203,9 @@ mod tests {
         let limit = Duration::from_secs(20);
         let refusal = qmp.execute(qmp::stop {}, limit).await.unwrap_err().to_string();
         assert!(refusal.contains("stop") && refusal.contains("no"), "{refusal}");
-        assert!(matches!(events.recv().await, Some(Output::Qmp(QmpEvent::Other(name))) if name == "BRAND_NEW"));
+        assert!(
+            matches!(events.recv().await, Some(Output::Qmp(QmpEvent::Other(name))) if name == "BRAND_NEW")
+        );
         qmp.execute(qmp::cont {}, limit).await.unwrap();
     }
 
@@ -226,7 +230,9 @@ mod tests {
         let event = |text: &str| QmpEvent::read(serde_json::from_str(text).unwrap());
         let stamp = r#""timestamp": {"seconds": 1, "microseconds": 2}"#;
         assert_eq!(event(&format!(r#"{{"event": "STOP", {stamp}}}"#)), QmpEvent::Stopped);
-        let shutdown = format!(r#"{{"event": "SHUTDOWN", "data": {{"guest": true, "reason": "guest-reset"}}, {stamp}}}"#);
+        let shutdown = format!(
+            r#"{{"event": "SHUTDOWN", "data": {{"guest": true, "reason": "guest-reset"}}, {stamp}}}"#
+        );
         assert_eq!(event(&shutdown), QmpEvent::Shutdown { reason: "guest-reset".into(), guest: true });
         let panicked = format!(r#"{{"event": "GUEST_PANICKED", "data": {{"action": "pause"}}, {stamp}}}"#);
         assert_eq!(event(&panicked), QmpEvent::Panicked);

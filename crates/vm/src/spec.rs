@@ -86,7 +86,8 @@ impl Spec {
         args.socket("uart", &sockets.uart).add("-serial").add("chardev:uart");
         args.socket("probe", &sockets.probe);
         args.add("-device").add("virtio-serial-pci");
-        args.add("-device").add(format!("virtserialport,chardev=probe,name={}", klpfarm_stress::wire::PORT_NAME));
+        args.add("-device")
+            .add(format!("virtserialport,chardev=probe,name={}", klpfarm_stress::wire::PORT_NAME));
         args.socket("qmp", &sockets.qmp).add("-mon").add("chardev=qmp,mode=control");
         // Port 0: the kernel chooses a free one; QEMU tells it on request. `restrict`: no way out of the guest.
         args.add("-netdev").add("user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:0-:22");
@@ -155,13 +156,18 @@ mod tests {
 
     #[test]
     fn paths_with_commas_are_escaped_and_the_disk_is_never_written() {
-        assert!(line(&spec()).contains("file=/images/a,,b/disk.img,format=raw,snapshot=on"), "{}", line(&spec()));
+        assert!(
+            line(&spec()).contains("file=/images/a,,b/disk.img,format=raw,snapshot=on"),
+            "{}",
+            line(&spec())
+        );
     }
 
     #[test]
     fn a_machine_is_closed_to_the_outside() {
         let line = line(&spec());
-        for part in ["restrict=on", "hostfwd=tcp:127.0.0.1:0-:22", "-sandbox on", "spawn=deny", "-nodefaults"] {
+        for part in ["restrict=on", "hostfwd=tcp:127.0.0.1:0-:22", "-sandbox on", "spawn=deny", "-nodefaults"]
+        {
             assert!(line.contains(part), "{line} lacks {part}");
         }
     }

@@ -31,7 +31,9 @@ impl Login {
         let key = russh::keys::load_secret_key(key, None)
             .map_err(|e| VmError::Ssh(format!("{}: {e}", key.display())))?;
         let host_key = host_key
-            .map(|line| PublicKey::from_openssh(line).map_err(|e| VmError::Ssh(format!("host key `{line}`: {e}"))))
+            .map(|line| {
+                PublicKey::from_openssh(line).map_err(|e| VmError::Ssh(format!("host key `{line}`: {e}")))
+            })
             .transpose()?;
         Ok(Self { user: user.to_owned(), key: Arc::new(key), host_key })
     }
@@ -59,7 +61,9 @@ impl client::Handler for Pinned {
     async fn check_server_key(&mut self, key: &PublicKeyOrCertificate) -> Result<bool, Self::Error> {
         Ok(match (&self.0, key) {
             (None, _) => true,
-            (Some(pinned), PublicKeyOrCertificate::PublicKey { key, .. }) => key.key_data() == pinned.key_data(),
+            (Some(pinned), PublicKeyOrCertificate::PublicKey { key, .. }) => {
+                key.key_data() == pinned.key_data()
+            }
             (Some(_), _) => false,
         })
     }
@@ -97,7 +101,9 @@ impl Ssh {
     pub async fn run(&self, command: &str, input: &[u8], limit: Duration) -> Result<SshOutput, VmError> {
         tokio::time::timeout(limit, self.exec(command, input))
             .await
-            .map_err(|_| VmError::Ssh(format!("`{command}` did not end within {:.0} s", limit.as_secs_f64())))?
+            .map_err(|_| {
+                VmError::Ssh(format!("`{command}` did not end within {:.0} s", limit.as_secs_f64()))
+            })?
             .map_err(|e| VmError::Ssh(format!("`{command}`: {e}")))
     }
 
@@ -112,7 +118,9 @@ impl Ssh {
         let mut code = None;
         while let Some(message) = channel.wait().await {
             match message {
-                ChannelMsg::Data { data } | ChannelMsg::ExtendedData { data, .. } => text.extend_from_slice(&data),
+                ChannelMsg::Data { data } | ChannelMsg::ExtendedData { data, .. } => {
+                    text.extend_from_slice(&data)
+                }
                 ChannelMsg::ExitStatus { exit_status } => code = Some(exit_status),
                 ChannelMsg::ExitSignal { .. } => code = Some(128),
                 _ => {}

@@ -19,10 +19,25 @@ const LIVEPATCH_TAINTS: u64 = 1 << 12 | 1 << 13 | 1 << 15;
 
 /// Names of the other taint bits, from bit 0, same source.
 const TAINTS: [&str; 19] = [
-    "P proprietary module", "F module force-loaded", "S out-of-specification system", "R module force-unloaded",
-    "M machine check", "B bad page", "U user request", "D kernel died", "A ACPI table overridden", "W kernel warned",
-    "C staging driver", "I firmware workaround", "O out-of-tree module", "E unsigned module", "L soft lockup",
-    "K livepatched", "X auxiliary", "T randomised structures", "N test",
+    "P proprietary module",
+    "F module force-loaded",
+    "S out-of-specification system",
+    "R module force-unloaded",
+    "M machine check",
+    "B bad page",
+    "U user request",
+    "D kernel died",
+    "A ACPI table overridden",
+    "W kernel warned",
+    "C staging driver",
+    "I firmware workaround",
+    "O out-of-tree module",
+    "E unsigned module",
+    "L soft lockup",
+    "K livepatched",
+    "X auxiliary",
+    "T randomised structures",
+    "N test",
 ];
 
 /// Watches one machine.
@@ -108,7 +123,14 @@ impl Health {
     }
 
     /// Make a finding of it, once.
-    pub(crate) fn find(&mut self, now: Duration, kind: FarmKind, source: Source, title: String, evidence: String) -> Vec<Body> {
+    pub(crate) fn find(
+        &mut self,
+        now: Duration,
+        kind: FarmKind,
+        source: Source,
+        title: String,
+        evidence: String,
+    ) -> Vec<Body> {
         let finding = Finding {
             kind: kind.into(),
             title,
@@ -139,14 +161,21 @@ impl Health {
                     return Vec::new();
                 }
                 let evidence = format!("console line {line}: Linux version {release}");
-                self.find(now, FarmKind::Rebooted, Source::Console, "the machine restarted unexpectedly".into(), evidence)
+                self.find(
+                    now,
+                    FarmKind::Rebooted,
+                    Source::Console,
+                    "the machine restarted unexpectedly".into(),
+                    evidence,
+                )
             }
             Signal::Lost { line, count } => {
                 let count = count.map_or_else(|| "some".to_owned(), |n| n.to_string());
                 vec![Body::Note { text: format!("console line {line}: {count} kernel messages were lost") }]
             }
             Signal::Blind { detector, reason, .. } => {
-                let detector = serde_json::to_value(detector).ok().and_then(|v| v.as_str().map(str::to_owned));
+                let detector =
+                    serde_json::to_value(detector).ok().and_then(|v| v.as_str().map(str::to_owned));
                 vec![Body::Blind { detector: detector.unwrap_or_default(), reason }]
             }
             Signal::Livepatch { .. } => Vec::new(),
@@ -156,7 +185,9 @@ impl Health {
     fn report(&mut self, now: Duration, report: Report) -> Vec<Body> {
         // Complaints of a kernel that is still booting are its owner's business; what kills it is not.
         if self.phase == Phase::Boot && report.kind.severity() == Severity::Warning {
-            return vec![Body::Note { text: format!("while booting, console line {}: {}", report.line, report.title) }];
+            return vec![Body::Note {
+                text: format!("while booting, console line {}: {}", report.line, report.title),
+            }];
         }
         self.once(Finding {
             kind: FindingKind::Kernel(report.kind),
@@ -192,7 +223,9 @@ impl Health {
                 return Vec::new();
             }
             // An I/O error is the host's: the dispatcher ends the trial.
-            QmpEvent::Shutdown { guest: false, .. } | QmpEvent::IoError { .. } | QmpEvent::Other(_) => return Vec::new(),
+            QmpEvent::Shutdown { guest: false, .. } | QmpEvent::IoError { .. } | QmpEvent::Other(_) => {
+                return Vec::new();
+            }
         };
         self.find(now, kind, Source::Qmp, title.into(), format!("QMP event: {event:?}"))
     }
@@ -254,14 +287,24 @@ impl Health {
             .map(|bit| TAINTS.get(bit).map_or_else(|| format!("bit {bit}"), |t| (*t).to_owned()))
             .collect();
         let title = format!("the kernel became tainted: {}", names.join(", "));
-        self.find(now, FarmKind::Tainted, Source::Probe, title, format!("/proc/sys/kernel/tainted: {before} before, {value} now"))
+        self.find(
+            now,
+            FarmKind::Tainted,
+            Source::Probe,
+            title,
+            format!("/proc/sys/kernel/tainted: {before} before, {value} now"),
+        )
     }
 
     fn blocked(&mut self, now: Duration, tasks: &[BlockedTask], total: u32, measure: &Measure) -> Vec<Body> {
         let mut bodies = Vec::new();
         self.last_blocked = describe(tasks, total, tasks.len());
         for task in tasks {
-            let workload = task.thread.and_then(|id| measure.thread(id)).filter(|t| t.counted).map(|t| t.workload.clone());
+            let workload = task
+                .thread
+                .and_then(|id| measure.thread(id))
+                .filter(|t| t.counted)
+                .map(|t| t.workload.clone());
             let limit = millis(match &workload {
                 Some(name) => {
                     let usual = self.usual_idle.get(name).copied().unwrap_or(0);
@@ -313,14 +356,29 @@ impl Health {
             return Vec::new();
         }
         let mut bodies = Vec::new();
-        let silent = |at: Option<Duration>, limit: Duration| at.is_some_and(|at| now.saturating_sub(at) >= limit);
+        let silent =
+            |at: Option<Duration>, limit: Duration| at.is_some_and(|at| now.saturating_sub(at) >= limit);
         if silent(self.probe_at, self.probe) {
-            let evidence = format!("no line from the probe for {:.0} s while QEMU runs", self.probe.as_secs_f64());
-            bodies.extend(self.find(now, FarmKind::ProbeSilent, Source::Probe, "the guest went silent".into(), evidence));
+            let evidence =
+                format!("no line from the probe for {:.0} s while QEMU runs", self.probe.as_secs_f64());
+            bodies.extend(self.find(
+                now,
+                FarmKind::ProbeSilent,
+                Source::Probe,
+                "the guest went silent".into(),
+                evidence,
+            ));
         }
         if silent(self.ssh_at, self.ssh) {
-            let evidence = format!("no login for {:.0} s; the last attempt: {}", self.ssh.as_secs_f64(), self.ssh_error);
-            bodies.extend(self.find(now, FarmKind::SshDead, Source::Ssh, "no SSH login succeeds".into(), evidence));
+            let evidence =
+                format!("no login for {:.0} s; the last attempt: {}", self.ssh.as_secs_f64(), self.ssh_error);
+            bodies.extend(self.find(
+                now,
+                FarmKind::SshDead,
+                Source::Ssh,
+                "no SSH login succeeds".into(),
+                evidence,
+            ));
         }
         bodies
     }
@@ -333,7 +391,8 @@ fn waits_in(stack: &str, wchan: &str, patch: Option<&str>) -> Option<String> {
         .lines()
         .filter_map(|line| {
             let line = line.trim();
-            let symbol = line.rsplit_once("] ").filter(|(head, _)| head.starts_with('[')).map_or(line, |(_, s)| s);
+            let symbol =
+                line.rsplit_once("] ").filter(|(head, _)| head.starts_with('[')).map_or(line, |(_, s)| s);
             let name = symbol.split(['+', ' ']).next()?;
             let of_patch = patch.is_some_and(|p| symbol.contains(&format!("[{p}]")));
             (!name.is_empty()).then_some((name, of_patch))
@@ -363,7 +422,12 @@ fn describe(tasks: &[BlockedTask], total: u32, most: usize) -> String {
     for t in tasks.iter().take(most) {
         text.push_str(&format!(
             "{}:{} pid {} state {} for {:.1} s in {}\n",
-            t.comm, t.tid, t.pid, t.state, t.for_ms as f64 / 1000.0, if t.wchan.is_empty() { "?" } else { &t.wchan }
+            t.comm,
+            t.tid,
+            t.pid,
+            t.state,
+            t.for_ms as f64 / 1000.0,
+            if t.wchan.is_empty() { "?" } else { &t.wchan }
         ));
         for frame in t.stack.lines().take(16) {
             text.push_str(&format!("    {}\n", frame.trim()));
@@ -376,7 +440,8 @@ fn describe(tasks: &[BlockedTask], total: u32, most: usize) -> String {
 mod tests {
     use super::*;
 
-    const STACK: &str = "[<0>] __schedule+0x1/0x2\n[<0>] klp_wait+0x5c/0x70 [klp_held]\n[<0>] do_syscall_64+0x5b/0xc0\n";
+    const STACK: &str =
+        "[<0>] __schedule+0x1/0x2\n[<0>] klp_wait+0x5c/0x70 [klp_held]\n[<0>] do_syscall_64+0x5b/0xc0\n";
 
     #[test]
     fn the_patch_itself_is_named_first() {

@@ -58,8 +58,13 @@ impl Measure {
 
     /// The phase's summary.
     pub(crate) fn summary(&self, now: Duration) -> Measured {
-        let workloads = self.window.workloads.iter().map(|(name, sums)| (name.clone(), sums.summary())).collect();
-        Measured { window_ms: millis(now.saturating_sub(self.since)), workloads, resources: self.window.resources }
+        let workloads =
+            self.window.workloads.iter().map(|(name, sums)| (name.clone(), sums.summary())).collect();
+        Measured {
+            window_ms: millis(now.saturating_sub(self.since)),
+            workloads,
+            resources: self.window.resources,
+        }
     }
 
     /// Longest idle time of a workload in this phase so far.
@@ -177,11 +182,26 @@ mod tests {
     use super::*;
 
     fn thread(id: u32) -> FromGuest {
-        FromGuest::Thread(Thread { id, workload: "w".into(), process: 0, thread: id, pid: 1, tid: id, counted: true })
+        FromGuest::Thread(Thread {
+            id,
+            workload: "w".into(),
+            process: 0,
+            thread: id,
+            pid: 1,
+            tid: id,
+            counted: true,
+        })
     }
 
     fn progress(ops: &[(u32, u64)]) -> FromGuest {
-        let entry = |(id, ops): &(u32, u64)| ThreadProgress { id: *id, ops: *ops, latency_us: 1, idle_ms: 5, errors: 0, errno: 0 };
+        let entry = |(id, ops): &(u32, u64)| ThreadProgress {
+            id: *id,
+            ops: *ops,
+            latency_us: 1,
+            idle_ms: 5,
+            errors: 0,
+            errno: 0,
+        };
         FromGuest::Progress { at_ms: 0, threads: ops.iter().map(entry).collect() }
     }
 

@@ -17,8 +17,8 @@ use klpfarm_vm::{Output, QmpEvent, SshOutput};
 
 use crate::guest::{self, PatchState};
 use health::Health;
-pub(crate) use measure::millis;
 use measure::Measure;
+pub(crate) use measure::millis;
 
 /// What happens to a trial.
 #[derive(Debug)]
@@ -162,11 +162,32 @@ impl Dispatcher {
         let health = Health::new(&plan, trial.arm.patched());
         let zero = Duration::ZERO;
         Self {
-            plan, trial, step: Step::PowerOn, phase: Phase::Boot, deadline, health,
-            measure: Measure::default(), classifier: Classifier::new(), console_at: None,
-            next_id: 1, awaited: 0, poll_at: zero, last_tick: zero, login_at: None, login_running: false,
-            ssh_ms: None, booted_ms: 0, rates_at: zero, load_runs: false, applied: None, functions: Vec::new(),
-            has_transition: false, stragglers: None, calls: Vec::new(), count_round: 0, out: VecDeque::new(),
+            plan,
+            trial,
+            step: Step::PowerOn,
+            phase: Phase::Boot,
+            deadline,
+            health,
+            measure: Measure::default(),
+            classifier: Classifier::new(),
+            console_at: None,
+            next_id: 1,
+            awaited: 0,
+            poll_at: zero,
+            last_tick: zero,
+            login_at: None,
+            login_running: false,
+            ssh_ms: None,
+            booted_ms: 0,
+            rates_at: zero,
+            load_runs: false,
+            applied: None,
+            functions: Vec::new(),
+            has_transition: false,
+            stragglers: None,
+            calls: Vec::new(),
+            count_round: 0,
+            out: VecDeque::new(),
         }
     }
 
@@ -283,7 +304,10 @@ impl Dispatcher {
 
     fn preparations(&self) -> Vec<(String, Upload)> {
         let hung = self.plan.scaled(self.plan.pipeline.limits.hung_task).as_secs().max(1);
-        let mut list = vec![(guest::MAKE_DIR.to_owned(), Upload::Nothing), (guest::TAKE_BINARY.to_owned(), Upload::GuestBinary)];
+        let mut list = vec![
+            (guest::MAKE_DIR.to_owned(), Upload::Nothing),
+            (guest::TAKE_BINARY.to_owned(), Upload::GuestBinary),
+        ];
         if self.trial.arm.patched() {
             list.push((guest::take_patch(&self.plan.patch.name), Upload::Patch));
         }
@@ -307,12 +331,15 @@ impl Dispatcher {
         match (self.step, result) {
             (Step::Prepare(n), Ok(output)) => {
                 for line in output.text.lines() {
-                    if let Some((detector, reason)) = line.strip_prefix("blind ").and_then(|l| l.split_once(' ')) {
+                    if let Some((detector, reason)) =
+                        line.strip_prefix("blind ").and_then(|l| l.split_once(' '))
+                    {
                         self.emit(Body::Blind { detector: detector.to_owned(), reason: reason.to_owned() });
                     }
                 }
                 if output.code != 0 || output.text.contains("failed to start the probe") {
-                    let message = format!("preparing the guest failed ({}): {}", output.code, output.text.trim());
+                    let message =
+                        format!("preparing the guest failed ({}): {}", output.code, output.text.trim());
                     self.farm_error(message);
                 } else {
                     self.prepare(now, n + 1);
@@ -443,13 +470,18 @@ impl Dispatcher {
 
     fn transition_late(&mut self, now: Duration) {
         if self.functions.is_empty() {
-            let evidence = format!("insmod succeeded, but /sys/kernel/livepatch/{} is not there or not enabled", self.plan.patch.name);
+            let evidence = format!(
+                "insmod succeeded, but /sys/kernel/livepatch/{} is not there or not enabled",
+                self.plan.patch.name
+            );
             self.find(now, FarmKind::NotInForce, "the patch is loaded but not in force", evidence);
             return;
         }
         self.stragglers = Some(1);
         let seconds = self.plan.scaled(self.plan.pipeline.limits.transition).as_secs();
-        let evidence = format!("some tasks still run the old code {seconds} s after applying; evidence/stragglers.txt lists them");
+        let evidence = format!(
+            "some tasks still run the old code {seconds} s after applying; evidence/stragglers.txt lists them"
+        );
         self.find(now, FarmKind::TransitionStalled, "the transition does not end", evidence);
     }
 
@@ -457,7 +489,11 @@ impl Dispatcher {
         self.enter(Phase::Revert);
         self.measure.begin(now);
         self.step = Step::Disable;
-        self.exec(now, &guest::disable(&self.plan.patch.name), self.plan.scaled(self.plan.pipeline.limits.apply));
+        self.exec(
+            now,
+            &guest::disable(&self.plan.patch.name),
+            self.plan.scaled(self.plan.pipeline.limits.apply),
+        );
     }
 
     fn disabled(&mut self, now: Duration, code: i32, out: &str) {
@@ -518,7 +554,9 @@ impl Dispatcher {
 
     fn counted(&mut self, now: Duration, out: &str) {
         for line in out.lines() {
-            let Some((name, n)) = line.strip_prefix("calls ").and_then(|l| l.split_once(' ')) else { continue };
+            let Some((name, n)) = line.strip_prefix("calls ").and_then(|l| l.split_once(' ')) else {
+                continue;
+            };
             let Ok(n) = n.parse::<u64>() else { continue };
             match self.calls.iter_mut().find(|(f, _, _)| f == name) {
                 Some((_, calls, ms)) => {
@@ -539,7 +577,8 @@ impl Dispatcher {
                     self.emit(body);
                 }
                 None => {
-                    let reason = format!("calls of {function} can't be counted on this kernel: {}", out.trim());
+                    let reason =
+                        format!("calls of {function} can't be counted on this kernel: {}", out.trim());
                     self.emit(Body::Blind { detector: "reach".into(), reason });
                 }
             }
@@ -558,7 +597,9 @@ impl Dispatcher {
             }
             Output::Probe(message) => self.probe(now, message),
             Output::Qmp(QmpEvent::IoError { reason }) => {
-                self.farm_error(format!("the machine's disk failed on the host ({reason}): is the host's disk full?"));
+                self.farm_error(format!(
+                    "the machine's disk failed on the host ({reason}): is the host's disk full?"
+                ));
             }
             Output::Qmp(event) => {
                 let bodies = self.health.qmp(now, &event);
@@ -571,7 +612,11 @@ impl Dispatcher {
                 if matches!(self.step, Step::Listen(_) | Step::Collecting) {
                     self.end(TrialEnd::Stopped);
                 } else {
-                    self.farm_error(format!("QEMU ended by itself in phase {} ({status}) {stderr}", self.phase).trim().to_owned());
+                    self.farm_error(
+                        format!("QEMU ended by itself in phase {} ({status}) {stderr}", self.phase)
+                            .trim()
+                            .to_owned(),
+                    );
                 }
             }
         }
@@ -616,14 +661,21 @@ impl Dispatcher {
                 let message = format!("a workload could not be started: {}", out.trim());
                 // With the patch in force that is the patch's doing: the same load started before.
                 if self.applied.is_some() {
-                    self.find(now, FarmKind::WorkloadDied, "workloads can't be started with the patch in force", message);
+                    self.find(
+                        now,
+                        FarmKind::WorkloadDied,
+                        "workloads can't be started with the patch in force",
+                        message,
+                    );
                 } else {
                     self.farm_error(message);
                 }
             }
             Step::StartLoad(1, phase) => self.run_phase(now, phase),
             Step::StartLoad(n, phase) => self.step = Step::StartLoad(n - 1, phase),
-            Step::StopLoad(_) if code != 0 => self.farm_error(format!("a workload could not be stopped: {}", out.trim())),
+            Step::StopLoad(_) if code != 0 => {
+                self.farm_error(format!("a workload could not be stopped: {}", out.trim()))
+            }
             Step::StopLoad(1) => self.apply(now),
             Step::StopLoad(n) => self.step = Step::StopLoad(n - 1),
             _ if id != self.awaited => {}
@@ -686,7 +738,9 @@ impl Dispatcher {
             Step::Run(until) if now >= until => self.phase_done(now),
             Step::Listen(until) if now >= until => self.collect(now),
             Step::Collecting if late => self.end(TrialEnd::Stopped),
-            Step::Hello if late => self.farm_error("the probe did not answer: neither on the virtio port nor on the second UART".into()),
+            Step::Hello if late => self.farm_error(
+                "the probe did not answer: neither on the virtio port nor on the second UART".into(),
+            ),
             Step::Hello if now >= self.poll_at => {
                 self.poll_at = now + Duration::from_secs(1);
                 self.tell(Ask::Hello);
@@ -698,20 +752,38 @@ impl Dispatcher {
             Step::Prepare(_) if late => self.farm_error("preparing the guest did not end".into()),
             Step::StartLoad(..) | Step::StopLoad(_) if late => self.load_late(now),
             Step::Load if late => {
-                self.find(now, FarmKind::LoadStuck, "loading the patch does not end", "no answer over SSH".into());
+                self.find(
+                    now,
+                    FarmKind::LoadStuck,
+                    "loading the patch does not end",
+                    "no answer over SSH".into(),
+                );
             }
             Step::Transition if late => self.transition_late(now),
             Step::Untransition if late => {
                 self.stragglers = Some(0);
-                self.find(now, FarmKind::RevertStalled, "the transition back does not end", "some tasks still run the new code".into());
+                self.find(
+                    now,
+                    FarmKind::RevertStalled,
+                    "the transition back does not end",
+                    "some tasks still run the new code".into(),
+                );
             }
             Step::Transition | Step::Untransition if now >= self.poll_at => self.ask_state(now),
             Step::Unload if now >= self.poll_at => self.exec_unload(now),
             Step::Disable if late => {
-                self.find(now, FarmKind::RevertStalled, "disabling the patch does not end", "no answer of the probe".into());
+                self.find(
+                    now,
+                    FarmKind::RevertStalled,
+                    "disabling the patch does not end",
+                    "no answer of the probe".into(),
+                );
             }
             Step::Count if late => {
-                self.emit(Body::Blind { detector: "reach".into(), reason: "counting calls did not end".into() });
+                self.emit(Body::Blind {
+                    detector: "reach".into(),
+                    reason: "counting calls did not end".into(),
+                });
                 self.end(TrialEnd::Completed);
             }
             _ => {}
@@ -720,7 +792,12 @@ impl Dispatcher {
 
     fn load_late(&mut self, now: Duration) {
         if self.applied.is_some() {
-            self.find(now, FarmKind::WorkloadDied, "workloads can't be started with the patch in force", "no answer of the probe".into());
+            self.find(
+                now,
+                FarmKind::WorkloadDied,
+                "workloads can't be started with the patch in force",
+                "no answer of the probe".into(),
+            );
         } else {
             self.farm_error("the workloads did not start or stop in time".into());
         }

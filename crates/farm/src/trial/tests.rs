@@ -22,7 +22,8 @@ fn plan() -> Arc<Plan> {
         sidecar: Sidecar::default(),
     };
     let image = ImageFacts { name: "debian-12".into(), hash: String::new(), release: None };
-    let with = Resolved { image, workloads: vec![workload], patch, accel: Accel::Kvm, jobs: 1, tier: None, seed: 1 };
+    let with =
+        Resolved { image, workloads: vec![workload], patch, accel: Accel::Kvm, jobs: 1, tier: None, seed: 1 };
     Arc::new(Plan::new(&pipeline, with).unwrap())
 }
 
@@ -90,7 +91,15 @@ fn tell(arm: Arm, faults: Faults) -> Told {
     let trial = *plan.trials.iter().find(|t| t.arm == arm).unwrap();
     let mut dispatcher = Dispatcher::new(plan, trial);
     let mut fake = Fake {
-        arm, faults, now: Duration::ZERO, loaded_at: None, enabled: false, listed: false, load: false, ops: 0, commands: Vec::new(),
+        arm,
+        faults,
+        now: Duration::ZERO,
+        loaded_at: None,
+        enabled: false,
+        listed: false,
+        load: false,
+        ops: 0,
+        commands: Vec::new(),
     };
     let mut bodies = Vec::new();
     let mut queue = VecDeque::from([Input::Started(Ok(()))]);
@@ -99,7 +108,10 @@ fn tell(arm: Arm, faults: Faults) -> Told {
         assert!(step < 20_000, "the trial never ends");
         let input = queue.pop_front().unwrap_or_else(|| {
             fake.now += Duration::from_millis(200);
-            if fake.faults.host_pause && !paused && fake.loaded_at.is_some_and(|at| fake.now > at + Duration::from_secs(3)) {
+            if fake.faults.host_pause
+                && !paused
+                && fake.loaded_at.is_some_and(|at| fake.now > at + Duration::from_secs(3))
+            {
                 paused = true;
                 fake.now += Duration::from_secs(300);
             }
@@ -109,7 +121,9 @@ fn tell(arm: Arm, faults: Faults) -> Told {
         for action in dispatcher.handle(fake.now, input) {
             match action {
                 Action::Emit(phase, body) => bodies.push((phase, body)),
-                Action::End(end) => return Told { bodies, end, commands: fake.commands, seconds: fake.now.as_secs() },
+                Action::End(end) => {
+                    return Told { bodies, end, commands: fake.commands, seconds: fake.now.as_secs() };
+                }
                 other => queue.extend(fake.answer(other)),
             }
         }
@@ -150,7 +164,15 @@ impl Fake {
             }
             Ask::Start { workload, .. } => {
                 self.load = true;
-                more.push(probe(FromGuest::Thread(Thread { id: 1, workload, process: 0, thread: 0, pid: 7, tid: 8, counted: true })));
+                more.push(probe(FromGuest::Thread(Thread {
+                    id: 1,
+                    workload,
+                    process: 0,
+                    thread: 0,
+                    pid: 7,
+                    tid: 8,
+                    counted: true,
+                })));
             }
             Ask::Stop { .. } => self.load = false,
             Ask::Exec { argv, .. } => out = self.exec(&argv[2]),
@@ -169,12 +191,20 @@ impl Fake {
         } else if line.contains("set_ftrace_filter") {
             return format!("calls do_it {}\n", if self.faults.unreached { 0 } else { 90 });
         } else if line.contains("echo listed") {
-            let in_transition = if self.enabled { self.faults.transition_hangs } else { self.faults.revert_hangs };
+            let in_transition =
+                if self.enabled { self.faults.transition_hangs } else { self.faults.revert_hangs };
             if !self.listed || (!self.enabled && !in_transition && !self.faults.no_transition_file) {
                 return String::new();
             }
-            let transition = if self.faults.no_transition_file { String::new() } else { format!("transition {}\n", u8::from(in_transition)) };
-            return format!("listed\nenabled {}\n{transition}function vmlinux/do_it,1/\n", u8::from(self.enabled));
+            let transition = if self.faults.no_transition_file {
+                String::new()
+            } else {
+                format!("transition {}\n", u8::from(in_transition))
+            };
+            return format!(
+                "listed\nenabled {}\n{transition}function vmlinux/do_it,1/\n",
+                u8::from(self.enabled)
+            );
         }
         String::new()
     }
@@ -183,8 +213,11 @@ impl Fake {
     fn second(&mut self) -> Vec<Input> {
         let mut inputs = Vec::new();
         let since = self.loaded_at.map(|at| self.now.saturating_sub(at));
-        let due: Vec<(u64, Output)> =
-            self.faults.after_apply.extract_if(.., |(s, _)| since.is_some_and(|d| d.as_secs() >= *s)).collect();
+        let due: Vec<(u64, Output)> = self
+            .faults
+            .after_apply
+            .extract_if(.., |(s, _)| since.is_some_and(|d| d.as_secs() >= *s))
+            .collect();
         inputs.extend(due.into_iter().map(|(_, output)| Input::Output(output)));
         if self.arm == Arm::Control && self.now.as_secs() > 12 {
             self.loaded_at.get_or_insert(self.now);
@@ -198,15 +231,32 @@ impl Fake {
             self.ops += 20;
         }
         if self.load {
-            let p = ThreadProgress { id: 1, ops: self.ops, latency_us: 5, idle_ms: stuck.unwrap_or(3), errors: 0, errno: 0 };
+            let p = ThreadProgress {
+                id: 1,
+                ops: self.ops,
+                latency_us: 5,
+                idle_ms: stuck.unwrap_or(3),
+                errors: 0,
+                errno: 0,
+            };
             inputs.push(Input::Output(Output::Probe(FromGuest::Progress { at_ms, threads: vec![p] })));
         }
         if let Some(for_ms) = stuck {
             let task = BlockedTask {
-                pid: 7, tid: 8, comm: "w".into(), state: 'D', for_ms, wchan: "f".into(),
-                stack: "schedule+0x1/0x2\nklp_f+0x1/0x2 [x]\n".into(), thread: Some(1),
+                pid: 7,
+                tid: 8,
+                comm: "w".into(),
+                state: 'D',
+                for_ms,
+                wchan: "f".into(),
+                stack: "schedule+0x1/0x2\nklp_f+0x1/0x2 [x]\n".into(),
+                thread: Some(1),
             };
-            inputs.push(Input::Output(Output::Probe(FromGuest::Blocked { at_ms, tasks: vec![task], total: 1 })));
+            inputs.push(Input::Output(Output::Probe(FromGuest::Blocked {
+                at_ms,
+                tasks: vec![task],
+                total: 1,
+            })));
         }
         inputs
     }
@@ -217,9 +267,13 @@ fn a_loaded_trial_goes_through_all_phases() {
     use Phase as P;
     let told = tell(Arm::Loaded, Faults::default());
     assert_eq!(told.end, TrialEnd::Completed);
-    assert_eq!(told.phases(), [P::Boot, P::Age, P::Baseline, P::Apply, P::Transition, P::Soak, P::Revert, P::Reach, P::End]);
+    assert_eq!(
+        told.phases(),
+        [P::Boot, P::Age, P::Baseline, P::Apply, P::Transition, P::Soak, P::Revert, P::Reach, P::End]
+    );
     assert_eq!(told.findings(), []);
-    let measured: Vec<Phase> = told.bodies.iter().filter(|(_, b)| matches!(b, Body::Measured(_))).map(|(p, _)| *p).collect();
+    let measured: Vec<Phase> =
+        told.bodies.iter().filter(|(_, b)| matches!(b, Body::Measured(_))).map(|(p, _)| *p).collect();
     assert_eq!(measured, [P::Age, P::Baseline, P::Soak, P::Revert]);
     assert!(told.bodies.iter().any(|(_, b)| matches!(b, Body::Reach { calls: 90, .. })));
     assert!(told.bodies.iter().any(|(_, b)| matches!(b, Body::Reverted { unloaded: true })));
@@ -271,14 +325,17 @@ fn a_suspended_host_is_forgiven() {
 
 #[test]
 fn a_stalled_transition_is_found() {
-    tell(Arm::Loaded, Faults { transition_hangs: true, ..Faults::default() }).assert_only(FarmKind::TransitionStalled);
-    tell(Arm::Loaded, Faults { revert_hangs: true, ..Faults::default() }).assert_only(FarmKind::RevertStalled);
+    tell(Arm::Loaded, Faults { transition_hangs: true, ..Faults::default() })
+        .assert_only(FarmKind::TransitionStalled);
+    tell(Arm::Loaded, Faults { revert_hangs: true, ..Faults::default() })
+        .assert_only(FarmKind::RevertStalled);
 }
 
 #[test]
 fn a_refused_load_is_found() {
     let refused = Ok(SshOutput { code: 1, text: "insmod: Invalid argument".into() });
-    tell(Arm::Quiescent, Faults { insmod: Some(refused), ..Faults::default() }).assert_only(FarmKind::LoadRefused);
+    tell(Arm::Quiescent, Faults { insmod: Some(refused), ..Faults::default() })
+        .assert_only(FarmKind::LoadRefused);
     let stuck = Err("did not end".to_owned());
     tell(Arm::Loaded, Faults { insmod: Some(stuck), ..Faults::default() }).assert_only(FarmKind::LoadStuck);
 }
@@ -290,7 +347,8 @@ fn the_machines_own_words_are_findings() {
     let reset = QmpEvent::Shutdown { reason: "guest-reset".into(), guest: true };
     tell(Arm::Loaded, qmp(reset)).assert_only(FarmKind::Rebooted);
     let taint = Output::Probe(FromGuest::Taint { at_ms: 0, value: 1 << 9 | 1 << 15 });
-    tell(Arm::Loaded, Faults { after_apply: vec![(2, taint)], ..Faults::default() }).assert_only(FarmKind::Tainted);
+    tell(Arm::Loaded, Faults { after_apply: vec![(2, taint)], ..Faults::default() })
+        .assert_only(FarmKind::Tainted);
     let expected = Output::Probe(FromGuest::Taint { at_ms: 0, value: 1 << 12 | 1 << 13 | 1 << 15 });
     let told = tell(Arm::Loaded, Faults { after_apply: vec![(2, expected)], ..Faults::default() });
     assert_eq!(told.findings(), []);
@@ -307,18 +365,34 @@ fn a_second_boot_on_the_console_is_found() {
 fn qemu_ending_by_itself_is_the_farms_error() {
     let exited = Output::Exited { status: "signal: 9".into(), stderr: "killed".into() };
     let told = tell(Arm::Loaded, Faults { after_apply: vec![(2, exited)], ..Faults::default() });
-    assert!(matches!(&told.end, TrialEnd::FarmError { message } if message.contains("signal: 9")), "{:?}", told.end);
+    assert!(
+        matches!(&told.end, TrialEnd::FarmError { message } if message.contains("signal: 9")),
+        "{:?}",
+        told.end
+    );
     let failed = Output::Qmp(QmpEvent::IoError { reason: "No space left on device".into() });
     let told = tell(Arm::Loaded, Faults { after_apply: vec![(2, failed)], ..Faults::default() });
-    assert!(matches!(&told.end, TrialEnd::FarmError { message } if message.contains("disk full")), "{:?}", told.end);
+    assert!(
+        matches!(&told.end, TrialEnd::FarmError { message } if message.contains("disk full")),
+        "{:?}",
+        told.end
+    );
 }
 
 #[test]
 fn no_login_and_another_kernel_are_the_farms_errors() {
     let told = tell(Arm::Loaded, Faults { no_login: true, ..Faults::default() });
-    assert!(matches!(&told.end, TrialEnd::FarmError { message } if message.contains("no SSH login")), "{:?}", told.end);
+    assert!(
+        matches!(&told.end, TrialEnd::FarmError { message } if message.contains("no SSH login")),
+        "{:?}",
+        told.end
+    );
     let told = tell(Arm::Loaded, Faults { release: Some("5.10"), ..Faults::default() });
-    assert!(matches!(&told.end, TrialEnd::FarmError { message } if message.contains("built for kernel 6.1")), "{:?}", told.end);
+    assert!(
+        matches!(&told.end, TrialEnd::FarmError { message } if message.contains("built for kernel 6.1")),
+        "{:?}",
+        told.end
+    );
 }
 
 #[test]

@@ -23,7 +23,8 @@ fn plan() -> Plan {
         sidecar: Sidecar::default(),
     };
     let image = ImageFacts { name: "debian-12".into(), hash: String::new(), release: Some("6.1".into()) };
-    let with = Resolved { image, workloads: Vec::new(), patch, accel: Accel::Tcg, jobs: 3, tier: None, seed: 1 };
+    let with =
+        Resolved { image, workloads: Vec::new(), patch, accel: Accel::Tcg, jobs: 3, tier: None, seed: 1 };
     Plan::new(&pipeline, with).unwrap()
 }
 
@@ -88,10 +89,21 @@ fn a_clean_run_qualifies_and_says_what_it_is_worth() {
 
 #[test]
 fn a_finding_of_the_loaded_arm_alone_rejects_and_names_the_condition() {
-    let verdict = Story::default().finds(1, Phase::Soak, HANG, "hangs in f").end(1, TrialEnd::Stopped).rest_clean().judge();
+    let verdict = Story::default()
+        .finds(1, Phase::Soak, HANG, "hangs in f")
+        .end(1, TrialEnd::Stopped)
+        .rest_clean()
+        .judge();
     assert_eq!((verdict.verdict, verdict.exit_code()), (Outcome::Rejected, 1));
     let cause = &verdict.causes[0];
-    for part in ["hangs in f", "1.5 s after applying", "only when the load was running", "1/1", "not when applied idle, 0/1", "never without the patch, 0/1"] {
+    for part in [
+        "hangs in f",
+        "1.5 s after applying",
+        "only when the load was running",
+        "1/1",
+        "not when applied idle, 0/1",
+        "never without the patch, 0/1",
+    ] {
         assert!(cause.contains(part), "{cause} lacks {part}");
     }
     assert_eq!(verdict.evidence[0].observations[0].seq, 1);
@@ -103,20 +115,30 @@ fn a_finding_of_the_control_arm_too_says_nothing_of_the_patch() {
     let story = Story::default().finds(1, Phase::Soak, OOPS, "same").finds(2, Phase::Soak, OOPS, "same");
     let verdict = story.end(1, TrialEnd::Stopped).end(2, TrialEnd::Stopped).rest_clean().judge();
     assert_eq!((verdict.verdict, verdict.exit_code()), (Outcome::Inconclusive, 3));
-    assert!(verdict.causes.iter().any(|c| c.contains("seen without the patch as well")), "{:?}", verdict.causes);
+    assert!(
+        verdict.causes.iter().any(|c| c.contains("seen without the patch as well")),
+        "{:?}",
+        verdict.causes
+    );
 }
 
 #[test]
 fn a_hang_that_the_control_has_elsewhere_is_the_hosts_mood_but_an_oops_is_not() {
-    let hang = Story::default().finds(1, Phase::Soak, HANG, "hangs in f").finds(2, Phase::Soak, HANG, "hangs in g");
+    let hang =
+        Story::default().finds(1, Phase::Soak, HANG, "hangs in f").finds(2, Phase::Soak, HANG, "hangs in g");
     assert_eq!(hang.rest_clean().judge().verdict, Outcome::Inconclusive);
-    let oops = Story::default().finds(1, Phase::Soak, OOPS, "oops in f").finds(2, Phase::Soak, HANG, "hangs in g");
+    let oops =
+        Story::default().finds(1, Phase::Soak, OOPS, "oops in f").finds(2, Phase::Soak, HANG, "hangs in g");
     assert_eq!(oops.rest_clean().judge().verdict, Outcome::Rejected);
 }
 
 #[test]
 fn trouble_before_applying_never_rejects() {
-    let verdict = Story::default().finds(1, Phase::Baseline, OOPS, "oops").end(1, TrialEnd::Stopped).rest_clean().judge();
+    let verdict = Story::default()
+        .finds(1, Phase::Baseline, OOPS, "oops")
+        .end(1, TrialEnd::Stopped)
+        .rest_clean()
+        .judge();
     assert_eq!(verdict.verdict, Outcome::Inconclusive);
     assert!(verdict.causes[0].contains("before the patch was applied"), "{:?}", verdict.causes);
 }
@@ -129,7 +151,11 @@ fn a_farm_error_is_nobodys_fault_but_the_farms() {
     // Without a control trial a finding can't be attributed, unless no unpatched machine can have it.
     let hang = Story::default().finds(1, Phase::Soak, HANG, "hangs").end(2, error()).rest_clean().judge();
     assert_eq!((hang.verdict, hang.exit_code()), (Outcome::Inconclusive, 4));
-    let refused = Story::default().finds(1, Phase::Apply, FarmKind::LoadRefused, "refused").end(2, error()).rest_clean().judge();
+    let refused = Story::default()
+        .finds(1, Phase::Apply, FarmKind::LoadRefused, "refused")
+        .end(2, error())
+        .rest_clean()
+        .judge();
     assert_eq!(refused.verdict, Outcome::Rejected);
 }
 
@@ -146,7 +172,10 @@ fn a_function_whose_calls_could_not_be_counted_is_never_qualified() {
     let verdict = Story::default().add(1, Phase::Transition, applied()).rest_clean().judge();
     assert_eq!(verdict.verdict, Outcome::Inconclusive);
     assert!(verdict.causes[0].contains("do_it"), "{:?}", verdict.causes);
-    assert_eq!(Story::default().add(1, Phase::Transition, applied()).reach(5).rest_clean().judge().verdict, Outcome::Qualified);
+    assert_eq!(
+        Story::default().add(1, Phase::Transition, applied()).reach(5).rest_clean().judge().verdict,
+        Outcome::Qualified
+    );
 }
 
 #[test]
@@ -172,12 +201,21 @@ fn symptoms_of_one_cause_are_one_item_led_by_the_crash() {
 
 fn measured(ops: u64, p10_us: u64, p50_us: u64) -> Body {
     let latency = |p10_us: u64, p50_us: u64| LatencyMeasure {
-        count: 100, p10_ns: p10_us * 1000, p50_ns: p50_us * 1000, p99_ns: 0, mean_ns: 0,
+        count: 100,
+        p10_ns: p10_us * 1000,
+        p50_ns: p50_us * 1000,
+        p99_ns: 0,
+        mean_ns: 0,
     };
     let of = |ops, p10, p50| WorkloadMeasure {
-        ops, threads: 1, longest_idle_ms: 0, asleep: Some(0.02), latency: BTreeMap::from([("madvise".to_owned(), latency(p10, p50))]),
+        ops,
+        threads: 1,
+        longest_idle_ms: 0,
+        asleep: Some(0.02),
+        latency: BTreeMap::from([("madvise".to_owned(), latency(p10, p50))]),
     };
-    let workloads = BTreeMap::from([("w".to_owned(), of(ops, p10_us, p50_us)), ("other".to_owned(), of(1000, 10, 20))]);
+    let workloads =
+        BTreeMap::from([("w".to_owned(), of(ops, p10_us, p50_us)), ("other".to_owned(), of(1000, 10, 20))]);
     Body::Measured(Measured { window_ms: 10_000, workloads, resources: None })
 }
 
@@ -252,8 +290,15 @@ fn body() -> impl Strategy<Value = Body> {
     let phase = prop_oneof![Just(HANG), Just(FarmKind::Tainted), Just(FarmKind::WrongContent)];
     prop_oneof![
         phase.prop_map(|kind| Body::Finding(Box::new(Finding {
-            kind: kind.into(), title: "t".into(), source: Source::Probe, function: None, workload: None,
-            after_apply_ms: None, line: None, corrupted: false, evidence: String::new(),
+            kind: kind.into(),
+            title: "t".into(),
+            source: Source::Probe,
+            function: None,
+            workload: None,
+            after_apply_ms: None,
+            line: None,
+            corrupted: false,
+            evidence: String::new(),
         }))),
         (0_u64..3).prop_map(|calls| Body::Reach { function: "f".into(), calls, window_ms: 1 }),
         Just(Body::TrialEnded { end: TrialEnd::Completed }),
@@ -285,7 +330,10 @@ proptest! {
 fn plans_are_the_same_for_the_same_seed_and_arms_are_interleaved() {
     let (a, b) = (plan(), plan());
     assert_eq!(a.hash(), b.hash());
-    assert_eq!(a.trials.iter().map(|t| t.arm).collect::<Vec<_>>(), [Arm::Loaded, Arm::Control, Arm::Quiescent]);
+    assert_eq!(
+        a.trials.iter().map(|t| t.arm).collect::<Vec<_>>(),
+        [Arm::Loaded, Arm::Control, Arm::Quiescent]
+    );
     assert!(a.trials.iter().all(|t| t.jitter < Duration::from_secs(2)));
     assert_ne!(a.trials[0].seed, a.trials[1].seed);
 }

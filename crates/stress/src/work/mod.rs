@@ -162,6 +162,19 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_farms_list_of_stressors_is_true() {
+        let told: Vec<(&str, Vec<&str>)> = klpfarm_stress::STRESSORS
+            .iter()
+            .map(|(name, own)| {
+                (*name, klpfarm_stress::COMMON_PARAMETERS.iter().chain(*own).copied().collect())
+            })
+            .collect();
+        let real: Vec<(&str, Vec<&str>)> =
+            STRESSORS.iter().map(|s| (s.name, s.specs().iter().map(|p| p.name).collect())).collect();
+        assert_eq!(told, real);
+    }
+
+    #[test]
     fn defaults_of_every_stressor_are_valid_and_its_kinds_fit() {
         for s in STRESSORS {
             assert!(Job::parse(s.name, &[]).is_ok(), "{}", s.name);
