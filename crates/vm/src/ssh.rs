@@ -119,7 +119,7 @@ impl Ssh {
         while let Some(message) = channel.wait().await {
             match message {
                 ChannelMsg::Data { data } | ChannelMsg::ExtendedData { data, .. } => {
-                    text.extend_from_slice(&data)
+                    text.extend_from_slice(&data);
                 }
                 ChannelMsg::ExitStatus { exit_status } => code = Some(exit_status),
                 ChannelMsg::ExitSignal { .. } => code = Some(128),

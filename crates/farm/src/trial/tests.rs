@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
-use klpfarm_model::{Accel, FindingKind, ImageFacts, Patch, Pipeline, Resolved, Sidecar, Workload};
-use klpfarm_stress::wire::{BlockedTask, Thread, ThreadProgress};
+use klpfarm_model::{Accel, Arm, FindingKind, ImageFacts, Patch, Pipeline, Resolved, Sidecar, Workload};
+use klpfarm_stress::wire::{BlockedTask, FromGuest, Thread, ThreadProgress};
+use klpfarm_vm::QmpEvent;
 
 use super::*;
 

@@ -1,0 +1,238 @@
+//! What comes out of the machine, and what time alone brings.
+
+use std::time::Duration;
+
+use klpfarm_model::{Body, FarmKind, Phase, TrialEnd};
+use klpfarm_stress::wire::{Ask, FromGuest};
+use klpfarm_vm::{Output, QmpEvent};
+
+use super::{Action, Collect, Dispatcher, LATE, LOGIN_EVERY, QUIET, RATES_EVERY, Step};
+use crate::guest::PatchState;
+
+impl Dispatcher {
+    pub(super) fn output(&mut self, now: Duration, output: Output) {
+        match output {
+            Output::Console(bytes) => {
+                self.console_at = Some(now);
+                let signals = self.classifier.push(&bytes);
+                self.console(now, signals);
+            }
+            Output::Probe(message) => self.probe(now, message),
+            Output::Qmp(QmpEvent::IoError { reason }) => {
+                self.farm_error(format!(
+                    "the machine's disk failed on the host ({reason}): is the host's disk full?"
+                ));
+            }
+            Output::Qmp(event) => {
+                let bodies = self.health.qmp(now, &event);
+                self.report(now, bodies);
+            }
+            Output::Exited { status, stderr } => {
+                let signals = self.classifier.finish();
+                self.console(now, signals);
+                // After a finding the guest's end is no news; before one, nobody but the host can have ended QEMU.
+                if matches!(self.step, Step::Listen(_) | Step::Collecting) {
+                    self.end(TrialEnd::Stopped);
+                } else {
+                    self.farm_error(
+                        format!("QEMU ended by itself in phase {} ({status}) {stderr}", self.phase)
+                            .trim()
+                            .to_owned(),
+                    );
+                }
+            }
+        }
+    }
+
+    pub(super) fn console(&mut self, now: Duration, signals: Vec<klpfarm_kmsg::Signal>) {
+        for signal in signals {
+            let bodies = self.health.console(now, signal);
+            self.report(now, bodies);
+        }
+    }
+
+    pub(super) fn probe(&mut self, now: Duration, message: FromGuest) {
+        self.measure.take(&message);
+        let bodies = self.health.probe(now, &message, &self.measure);
+        self.report(now, bodies);
+        match message {
+            FromGuest::Hello { release, taint, .. } if self.step == Step::Hello => {
+                let ssh_ms = self.booted_ms;
+                self.emit(Body::MachineReady { release: release.clone(), ssh_ms, taint });
+                self.ready(now, &release);
+            }
+            FromGuest::Reply { id, code, out } => self.reply(now, id, code, &out),
+            _ => {}
+        }
+    }
+
+    pub(super) fn ready(&mut self, now: Duration, release: &str) {
+        if self.trial.arm.patched()
+            && let Err(error) = self.plan.patch.check_release(&self.plan.image.name, release)
+        {
+            self.farm_error(error.to_string());
+            return;
+        }
+        self.enter(Phase::Age);
+        self.start_load(now, Phase::Age);
+    }
+
+    pub(super) fn reply(&mut self, now: Duration, id: u64, code: i32, out: &str) {
+        match self.step {
+            Step::StartLoad(_, _) if code != 0 => {
+                let message = format!("a workload could not be started: {}", out.trim());
+                // With the patch in force that is the patch's doing: the same load started before.
+                if self.applied.is_some() {
+                    self.find(
+                        now,
+                        FarmKind::WorkloadDied,
+                        "workloads can't be started with the patch in force",
+                        message,
+                    );
+                } else {
+                    self.farm_error(message);
+                }
+            }
+            Step::StartLoad(1, phase) => self.run_phase(now, phase),
+            Step::StartLoad(n, phase) => self.step = Step::StartLoad(n - 1, phase),
+            Step::StopLoad(_) if code != 0 => {
+                self.farm_error(format!("a workload could not be stopped: {}", out.trim()));
+            }
+            Step::StopLoad(1) => self.apply(now),
+            Step::StopLoad(n) => self.step = Step::StopLoad(n - 1),
+            _ if id != self.awaited => {}
+            Step::Transition => self.in_transition(now, &PatchState::read(out)),
+            Step::Disable => self.disabled(now, code, out),
+            Step::Untransition => self.in_untransition(now, &PatchState::read(out)),
+            Step::Unload => self.unloaded(now, code, out),
+            Step::Count => self.counted(now, out),
+            _ => {}
+        }
+    }
+
+    pub(super) fn collected(&mut self, files: Vec<(String, String)>) {
+        for (file, what) in files {
+            self.emit(Body::Evidence { file, what });
+        }
+        if self.step == Step::Collecting {
+            self.end(TrialEnd::Stopped);
+        }
+    }
+
+    pub(super) fn tick(&mut self, now: Duration) {
+        let gap = now.saturating_sub(self.last_tick);
+        self.last_tick = now;
+        if gap > LATE {
+            self.health.forgive(gap);
+            self.deadline += gap;
+        }
+        if self.console_at.is_some_and(|at| now.saturating_sub(at) >= QUIET) {
+            self.console_at = None;
+            let signals = self.classifier.flush();
+            self.console(now, signals);
+        }
+        let bodies = self.health.tick(now);
+        self.report(now, bodies);
+        self.routine(now);
+        self.step_tick(now);
+    }
+
+    /// Fresh logins and rates, on schedule.
+    pub(super) fn routine(&mut self, now: Duration) {
+        let booting = self.step == Step::Login;
+        let every = if booting { Duration::from_secs(1) } else { LOGIN_EVERY };
+        let due = self.login_at.is_some_and(|at| now.saturating_sub(at) >= every);
+        if due && !matches!(self.step, Step::PowerOn | Step::Over) {
+            self.try_login();
+        }
+        if self.load_runs && now.saturating_sub(self.rates_at) >= RATES_EVERY {
+            self.rates_at = now;
+            let rates = self.measure.rates(now);
+            self.emit(Body::Progress { rates, ssh_ms: self.ssh_ms });
+        }
+    }
+
+    pub(super) fn step_tick(&mut self, now: Duration) {
+        let late = now >= self.deadline;
+        match self.step {
+            Step::Run(until) if now >= until => self.phase_done(now),
+            Step::Listen(until) if now >= until => self.collect(now),
+            Step::Collecting if late => self.end(TrialEnd::Stopped),
+            Step::Hello if late => self.farm_error(
+                "the probe did not answer: neither on the virtio port nor on the second UART".into(),
+            ),
+            Step::Hello if now >= self.poll_at => {
+                self.poll_at = now + Duration::from_secs(1);
+                self.tell(Ask::Hello);
+            }
+            Step::Login if late => {
+                let seconds = now.as_secs();
+                self.farm_error(format!("no SSH login within {seconds} s of power-on; see console.log"));
+            }
+            Step::Prepare(_) if late => self.farm_error("preparing the guest did not end".into()),
+            Step::StartLoad(..) | Step::StopLoad(_) if late => self.load_late(now),
+            Step::Load if late => {
+                self.find(
+                    now,
+                    FarmKind::LoadStuck,
+                    "loading the patch does not end",
+                    "no answer over SSH".into(),
+                );
+            }
+            Step::Transition if late => self.transition_late(now),
+            Step::Untransition if late => {
+                self.stragglers = Some(0);
+                self.find(
+                    now,
+                    FarmKind::RevertStalled,
+                    "the transition back does not end",
+                    "some tasks still run the new code".into(),
+                );
+            }
+            Step::Transition | Step::Untransition if now >= self.poll_at => self.ask_state(now),
+            Step::Unload if now >= self.poll_at => self.exec_unload(now),
+            Step::Disable if late => {
+                self.find(
+                    now,
+                    FarmKind::RevertStalled,
+                    "disabling the patch does not end",
+                    "no answer of the probe".into(),
+                );
+            }
+            Step::Count if late => {
+                self.emit(Body::Blind {
+                    detector: "reach".into(),
+                    reason: "counting calls did not end".into(),
+                });
+                self.end(TrialEnd::Completed);
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) fn load_late(&mut self, now: Duration) {
+        if self.applied.is_some() {
+            self.find(
+                now,
+                FarmKind::WorkloadDied,
+                "workloads can't be started with the patch in force",
+                "no answer of the probe".into(),
+            );
+        } else {
+            self.farm_error("the workloads did not start or stop in time".into());
+        }
+    }
+
+    pub(super) fn collect(&mut self, now: Duration) {
+        let measured = self.measure.summary(now);
+        if self.load_runs {
+            self.emit(Body::Measured(measured));
+        }
+        self.step = Step::Collecting;
+        let limit = self.scaled(30);
+        self.deadline = now + limit + Duration::from_secs(5);
+        let probe = self.health.probe_alive(now);
+        let blocked = self.health.last_blocked().to_owned();
+        self.out.push_back(Action::Collect(Collect { blocked, probe, stragglers: self.stragglers, limit }));
+    }
+}
