@@ -23,7 +23,7 @@ pub(crate) fn run(args: &Args) -> Result<u8, Failure> {
                 ));
             }
             Err(Failure::Input(text) | Failure::Farm(text) | Failure::Interrupted(text)) => {
-                problems.push(text)
+                problems.push(text);
             }
         }
     }

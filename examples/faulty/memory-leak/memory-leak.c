@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * What is wrong: an object is allocated and never freed.
+ * How it shows: slab memory grows by up to 1 MB/s, for as long as there is load.
+ * When: from the first call on; out of memory comes much later.
+ */
+#include "common/klp.h"
+
+static unsigned long last;
+static void *volatile lost;
+
+KLP_MADVISE
+{
+	/* At most one in a tick, so that a fast machine leaks no faster. */
+	if (READ_ONCE(last) != jiffies) {
+		WRITE_ONCE(last, jiffies);
+		lost = kmalloc(4096, GFP_KERNEL);
+	}
+	return original_madvise(start, len, advice);
+}
+
+static struct klp_example example = {
+	.hooks = { KLP_SYSCALL_HOOK(madvise) },
+};
+KLP_EXAMPLE(example);
