@@ -95,6 +95,11 @@ pub(crate) async fn run_module(command: ModuleCommand) -> Result<u8, Failure> {
     let ModuleCommand::Build { source, image, out } = command;
     let image = find(&image)?;
     let module = image.build_module(&source, &out).await.map_err(failure)?;
+    // The sidecar goes along, so that a run of the module finds it.
+    let sidecar = module.with_extension("yaml");
+    if let Some(name) = sidecar.file_name().map(|n| source.join(n)).filter(|f| f.is_file()) {
+        std::fs::copy(&name, &sidecar).map_err(|e| Failure::farm(format!("{}: {e}", sidecar.display())))?;
+    }
     print(&format!("{}\n", module.display()));
     Ok(0)
 }
