@@ -138,7 +138,11 @@ fn attributed(plan: &Plan, record: &Record) -> Vec<(Attribution, Seen)> {
     let mut all = Vec::new();
     for place in &plan.trials {
         let trial = &record.trials[&place.number];
-        let compared = slower_than_control(plan, place, trial, &controls);
+        // What a finding stopped is slow for a reason that is known already.
+        let compared = match trial.end {
+            Some(TrialEnd::Completed) => slower_than_control(plan, place, trial, &controls),
+            _ => Vec::new(),
+        };
         for seen in trial.findings.iter().cloned().chain(compared) {
             let attribution = if seen.scope.arm == Arm::Control {
                 Attribution::ControlToo
@@ -199,8 +203,8 @@ fn rank(kind: FindingKind) -> u8 {
         FindingKind::Farm(F::TransitionStalled | F::RevertStalled | F::RevertRefused | F::NotInForce) => 4,
         FindingKind::Farm(F::ThreadStalled | F::TaskBlocked) => 5,
         FindingKind::Kernel(_) => 6,
-        FindingKind::Farm(F::RateCollapsed | F::LatencyGrown | F::ResourcesLeaked) => 8,
-        FindingKind::Farm(F::SshDead | F::ProbeSilent) => 9,
+        FindingKind::Farm(F::RateCollapsed | F::LatencyGrown | F::ResourcesLeaked) => 9,
+        FindingKind::Farm(F::SshDead | F::ProbeSilent) => 8,
         FindingKind::Farm(_) => 7,
     }
 }
