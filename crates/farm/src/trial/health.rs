@@ -13,6 +13,9 @@ use super::measure::{Measure, millis};
 /// Findings of one trial beyond this are only counted: a broken machine finds new words for the same thing for ever.
 const MOST_FINDINGS: usize = 40;
 
+/// A task that is blocked for so long before the patch is applied is taken for one that always is.
+const USUAL_MS: u64 = 5000;
+
 /// Taint bits that loading a livepatch sets by itself: out-of-tree (12), unsigned (13), livepatch (15). Source: kernel
 /// `Documentation/admin-guide/tainted-kernels.rst`.
 const LIVEPATCH_TAINTS: u64 = 1 << 12 | 1 << 13 | 1 << 15;
@@ -56,9 +59,9 @@ pub(crate) struct Health {
     ssh_error: String,
     taint: Option<u64>,
     boots: u32,
-    /// Names of tasks that were blocked for long before the patch was applied.
+    /// Names of tasks that were blocked for long when the baseline ended.
     always_blocked: BTreeSet<String>,
-    /// Longest idle time of each workload before the patch was applied, in milliseconds.
+    /// Longest idle time of each workload in the baseline, in milliseconds.
     usual_idle: BTreeMap<String, u64>,
     seen: HashSet<(FindingKind, String)>,
     stopped: bool,
@@ -99,10 +102,14 @@ impl Health {
         self.phase = phase;
     }
 
-    /// The patch is about to be loaded: from now on findings are after it.
-    pub(crate) fn applying(&mut self, now: Duration, usual_idle: BTreeMap<String, u64>) {
-        self.applied_at = Some(now);
+    /// The baseline is over: what threads did in it is usual here.
+    pub(crate) fn baseline(&mut self, usual_idle: BTreeMap<String, u64>) {
         self.usual_idle = usual_idle;
+    }
+
+    /// The patch is about to be loaded: from now on findings are after it.
+    pub(crate) fn applying(&mut self, now: Duration) {
+        self.applied_at = Some(now);
     }
 
     /// The host did not run us for `gap`: nothing that seems late in the guest is the guest's fault.
@@ -299,6 +306,11 @@ impl Health {
     fn blocked(&mut self, now: Duration, tasks: &[BlockedTask], total: u32, measure: &Measure) -> Vec<Body> {
         let mut bodies = Vec::new();
         self.last_blocked = describe(tasks, total, tasks.len());
+        if matches!(self.phase, Phase::Boot | Phase::Age | Phase::Baseline) {
+            // A task that waits for long before anything was done is how this guest is.
+            let long = |t: &&BlockedTask| t.state == 'D' && t.thread.is_none() && t.for_ms >= USUAL_MS;
+            self.always_blocked = tasks.iter().filter(long).map(|t| general(&t.comm)).collect();
+        }
         for task in tasks {
             let workload = task
                 .thread
@@ -312,7 +324,9 @@ impl Health {
                 }
                 None => self.blocked,
             });
-            if task.for_ms < limit || (workload.is_none() && self.is_always_blocked(task)) {
+            if task.for_ms < limit
+                || (workload.is_none() && self.always_blocked.contains(&general(&task.comm)))
+            {
                 continue;
             }
             let function = waits_in(&task.stack, &task.wchan, self.patch.as_deref());
@@ -338,16 +352,6 @@ impl Health {
             }));
         }
         bodies
-    }
-
-    /// Before the patch was applied a task that waits for long is how this guest is.
-    fn is_always_blocked(&mut self, task: &BlockedTask) -> bool {
-        let name = general(&task.comm);
-        if self.applied_at.is_none() && self.patch.is_some() && task.state == 'D' && task.thread.is_none() {
-            self.always_blocked.insert(name);
-            return true;
-        }
-        self.always_blocked.contains(&name)
     }
 
     /// What silence tells. `measure` knows threads the probe reports as idle.

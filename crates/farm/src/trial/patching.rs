@@ -10,7 +10,7 @@ use crate::guest::{self, PatchState};
 
 impl Dispatcher {
     pub(super) fn apply(&mut self, now: Duration) {
-        self.health.applying(now, self.measure.longest_idle_ms());
+        self.health.applying(now);
         self.applied = Some(now);
         self.enter(Phase::Apply);
         self.step = Step::Load;

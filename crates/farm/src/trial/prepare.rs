@@ -146,6 +146,9 @@ impl Dispatcher {
     pub(super) fn phase_done(&mut self, now: Duration) {
         let measured = self.measure.summary(now);
         self.emit(Body::Measured(measured));
+        if self.phase == Phase::Baseline {
+            self.health.baseline(self.measure.longest_idle_ms());
+        }
         match (self.phase, self.trial.arm) {
             (Phase::Age, _) => self.run_phase(now, Phase::Baseline),
             (Phase::Baseline, Arm::Loaded) => self.apply(now),

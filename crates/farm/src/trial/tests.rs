@@ -312,6 +312,35 @@ fn stalled_threads_are_found_and_named_after_the_patch() {
     assert!(told.findings()[0].1.contains("klp_f"), "{:?}", told.findings());
 }
 
+/// Some guests have a kernel thread that is never out of D state; one that falls into it later is another matter.
+#[test]
+fn a_task_that_was_always_blocked_is_no_finding() {
+    let blocked = |comm: &str, for_ms| {
+        let task = BlockedTask {
+            pid: 2,
+            tid: 2,
+            comm: comm.into(),
+            state: 'D',
+            for_ms,
+            wchan: String::new(),
+            stack: "f+0x1/0x2\n".into(),
+            thread: None,
+        };
+        Output::Probe(FromGuest::Blocked { at_ms: 0, tasks: vec![task], total: 1 })
+    };
+    let kinds = |usual: &str, later: &str| {
+        let mut health = Health::new(&plan(), true);
+        let mut at = |phase, comm: &str, for_ms| {
+            let Output::Probe(message) = blocked(comm, for_ms) else { unreachable!() };
+            health.phase(phase);
+            health.probe(Duration::from_secs(1), &message, &Measure::default()).len()
+        };
+        (at(Phase::Baseline, usual, 7000), at(Phase::Soak, later, 60_000))
+    };
+    assert_eq!(kinds("odd/0", "odd/1"), (0, 0));
+    assert_eq!(kinds("odd/0", "jbd2/vda"), (0, 1));
+}
+
 #[test]
 fn a_silent_guest_is_found() {
     tell(Arm::Loaded, Faults { probe_stops: true, ..Faults::default() }).assert_only(FarmKind::ProbeSilent);
