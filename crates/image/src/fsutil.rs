@@ -70,21 +70,32 @@ fn is_executable(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
 }
 
-/// Copy a source tree of a module: folders, files and symbolic links, but none of kbuild's products. They could come
-/// from another kernel, and make would take them for up to date.
+/// Copy a source tree of a module: folders, files and what symbolic links lead to, for sources share headers by links out of
+/// their folder; but none of kbuild's products. They could come from another kernel, and make would take them for up to
+/// date.
 pub(crate) fn copy_sources(from: &Path, to: &Path) -> Result<()> {
+    copy_level(from, to, 0)
+}
+
+fn copy_level(from: &Path, to: &Path, depth: u32) -> Result<()> {
+    const DEEPEST: u32 = 16;
+    if depth > DEEPEST {
+        let source = std::io::Error::other(
+            "folders are nested too deep: does a symbolic link lead back to its own folder?",
+        );
+        return Err(Error::io("copy", from)(source));
+    }
     fs::create_dir_all(to).map_err(Error::io("create", to))?;
     for entry in fs::read_dir(from).map_err(Error::io("read", from))? {
         let entry = entry.map_err(Error::io("read", from))?;
         let (source, target) = (entry.path(), to.join(entry.file_name()));
-        let kind = entry.file_type().map_err(Error::io("read", &source))?;
         if is_build_product(&entry.file_name().to_string_lossy()) {
             continue;
-        } else if kind.is_dir() {
-            copy_sources(&source, &target)?;
-        } else if kind.is_symlink() {
-            let link = fs::read_link(&source).map_err(Error::io("read", &source))?;
-            std::os::unix::fs::symlink(link, &target).map_err(Error::io("create", &target))?;
+        }
+        // A link that leads nowhere is none of a module's sources.
+        let Ok(kind) = fs::metadata(&source).map(|m| m.file_type()) else { continue };
+        if kind.is_dir() {
+            copy_level(&source, &target, depth + 1)?;
         } else if kind.is_file() {
             fs::copy(&source, &target).map_err(Error::io("copy", &source))?;
         }
