@@ -4,7 +4,7 @@
 pub mod wire;
 
 /// Parameters that every stressor has.
-pub const COMMON_PARAMETERS: &[&str] = &["processes", "threads", "seed"];
+pub const COMMON_PARAMETERS: &[&str] = &["processes", "threads", "seed", "nice"];
 
 /// The builtin stressors with their own parameters, so that a workload's mistakes are found before anything boots. A test of the
 /// binary holds this list against the stressors themselves.

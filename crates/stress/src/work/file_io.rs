@@ -191,9 +191,9 @@ impl Files<'_, '_> {
         }
         let i = self.context.rng.index(self.files.len());
         match self.context.rng.below(100) {
-            0..=24 => self.write(i),
-            25..=44 => self.read(i),
-            45..=54 => self.sync(i),
+            0..=19 => self.write(i),
+            20..=34 => self.read(i),
+            35..=54 => self.sync(i),
             55..=60 => self.truncate(i),
             61..=65 => self.fallocate(i),
             66..=70 => self.punch(i),

@@ -104,6 +104,12 @@ impl Stressor {
                 default: "1",
                 help: "of the random numbers; 0 takes a new one each time",
             },
+            Spec {
+                name: "nice",
+                form: Form::Count(0, 19),
+                default: "0",
+                help: "gives way to other workloads: 5 takes a third of the time it would otherwise get",
+            },
         ];
         specs.extend_from_slice(self.params);
         specs

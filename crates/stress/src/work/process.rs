@@ -16,6 +16,8 @@ pub(super) fn supervise(job: &Job, seconds: Option<u64>) -> Result<ExitCode, Str
     (job.stressor.prepare)(&job.params)?;
     let signals = block_signals();
     sys::set_name(job.stressor.name);
+    // SAFETY: concerns this process alone, and what it forks from now on.
+    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, job.params.number("nice") as i32) };
     let seed = match job.params.number("seed") {
         0 => sys::clock_ns(libc::CLOCK_REALTIME),
         seed => seed,
