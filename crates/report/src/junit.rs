@@ -104,3 +104,101 @@ fn overall(plan: &Plan, verdict: &Verdict) -> TestCase {
     builder.set_system_out(&causes);
     builder.build()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use klpfarm_model::{
+        Accel, Arm, FarmKind, Finding, ImageFacts, Patch, Phase, Pipeline, Resolved, Scope, Sidecar, Source,
+        judge,
+    };
+    use quick_xml::Reader;
+    use quick_xml::events::Event as Xml;
+
+    use super::*;
+
+    fn plan() -> Plan {
+        let text = "name: gate\nimage: debian-12\nworkloads: [w]\n";
+        let pipeline = Pipeline::parse(Path::new("gate.yaml"), text).unwrap();
+        let patch = Patch {
+            file: "x.ko".into(),
+            name: "x".into(),
+            sha256: String::new(),
+            size: 1,
+            vermagic: "6.1 SMP".into(),
+            depends: Vec::new(),
+            signed: false,
+            sidecar: Sidecar::default(),
+        };
+        let image = ImageFacts { name: "debian-12".into(), hash: String::new(), release: None };
+        let with =
+            Resolved { image, workloads: Vec::new(), patch, accel: Accel::Tcg, jobs: 1, tier: None, seed: 1 };
+        Plan::new(&pipeline, with).unwrap()
+    }
+
+    /// A run in which the loaded trial (1) found something with this text, and the others ended as `end` says.
+    fn report(text: &str, end: TrialEnd) -> String {
+        let plan = plan();
+        let mut events = Vec::new();
+        let mut add = |trial: u32, arm, body| {
+            let scope = Some(Scope { trial, arm, phase: Phase::Soak });
+            events.push(Event { seq: events.len() as u64 + 1, at_ms: 1000, scope, body });
+        };
+        let finding = Finding {
+            kind: FarmKind::WrongContent.into(),
+            title: text.to_owned(),
+            source: Source::Workload,
+            function: None,
+            workload: None,
+            after_apply_ms: Some(1),
+            line: None,
+            corrupted: false,
+            evidence: text.to_owned(),
+        };
+        add(1, Arm::Loaded, Body::Finding(Box::new(finding)));
+        add(1, Arm::Loaded, Body::TrialEnded { end: TrialEnd::Stopped });
+        add(2, Arm::Control, Body::TrialEnded { end: end.clone() });
+        add(3, Arm::Quiescent, Body::TrialEnded { end });
+        let verdict = judge(&plan, &events);
+        String::from_utf8(junit(&plan, &events, &verdict)).unwrap()
+    }
+
+    /// Counts of `<testcase>`, `<failure>`, `<error>`; panics if it is no XML.
+    fn counts(xml: &str) -> [usize; 3] {
+        let mut reader = Reader::from_str(xml);
+        let mut counts = [0; 3];
+        loop {
+            match reader.read_event().unwrap_or_else(|e| panic!("{e}: {xml}")) {
+                Xml::Start(tag) | Xml::Empty(tag) => {
+                    let names: [&[u8]; 3] = [b"testcase", b"failure", b"error"];
+                    for (count, name) in counts.iter_mut().zip(names) {
+                        *count += usize::from(tag.name().as_ref() == name);
+                    }
+                }
+                Xml::Eof => return counts,
+                _ => {}
+            }
+        }
+    }
+
+    #[test]
+    fn whatever_a_guest_prints_the_report_is_xml() {
+        for text in
+            ["plain", "a ]]> b", "\u{1b}[31m<x attr=\"&\">\0\u{7}\u{fffe}", "'\"<&>]]>]]>", "é\u{202e}\r\n"]
+        {
+            let xml = report(text, TrialEnd::Completed);
+            // Three trials and the verdict; the loaded trial and the verdict failed.
+            assert_eq!(counts(&xml), [4, 2, 0], "{xml}");
+            assert!(xml.chars().all(|c| c == '\n' || c == '\t' || !c.is_control()), "{xml:?}");
+        }
+    }
+
+    #[test]
+    fn the_farms_errors_are_errors() {
+        let xml = report("plain", TrialEnd::FarmError { message: "QEMU died".into() });
+        // Without a control trial the finding can't be attributed: all are errors.
+        assert_eq!(counts(&xml), [4, 0, 4], "{xml}");
+        assert!(xml.contains("QEMU died"));
+    }
+}

@@ -15,8 +15,6 @@ pub enum View {
     Live,
     /// A file or CI log: lines are appended, with time stamps.
     Plain,
-    /// Nothing is shown.
-    Quiet,
 }
 
 /// Shows events on standard error.
@@ -32,6 +30,8 @@ struct Shown {
     bar: Option<ProgressBar>,
     rate: f64,
     findings: u32,
+    /// When rates were last shown on a plain view.
+    rates_ms: u64,
 }
 
 impl Terminal {
@@ -44,14 +44,27 @@ impl Terminal {
     /// Show an event.
     pub fn event(&mut self, event: &Event) {
         match self.view {
-            View::Quiet => {}
             View::Plain => {
-                if let Some(text) = plain(event) {
+                if self.is_due(event)
+                    && let Some(text) = plain(event)
+                {
                     eprint_line(&text);
                 }
             }
             View::Live => self.live(event),
         }
+    }
+
+    /// Rates come every few seconds; a log wants them less often.
+    fn is_due(&mut self, event: &Event) -> bool {
+        const EVERY_MS: u64 = 20_000;
+        let (Body::Progress { .. }, Some(scope)) = (&event.body, event.scope) else { return true };
+        let Some(shown) = self.trials.get_mut(&scope.trial) else { return true };
+        let due = event.at_ms >= shown.rates_ms + EVERY_MS;
+        if due {
+            shown.rates_ms = event.at_ms;
+        }
+        due
     }
 
     fn live(&mut self, event: &Event) {
