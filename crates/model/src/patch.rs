@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use crate::yaml::{self, YamlError};
 
 /// What can be known of a candidate without loading it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Patch {
     /// The file as the user named it.
     pub file: PathBuf,

@@ -110,8 +110,7 @@ mod tests {
     use std::path::Path;
 
     use klpfarm_model::{
-        Accel, Arm, FarmKind, Finding, ImageFacts, Patch, Phase, Pipeline, Resolved, Scope, Sidecar, Source,
-        judge,
+        Accel, Arm, FarmKind, Finding, ImageFacts, Patch, Phase, Pipeline, Resolved, Scope, Source, judge,
     };
     use quick_xml::Reader;
     use quick_xml::events::Event as Xml;
@@ -121,16 +120,7 @@ mod tests {
     fn plan() -> Plan {
         let text = "name: gate\nimage: debian-12\nworkloads: [w]\n";
         let pipeline = Pipeline::parse(Path::new("gate.yaml"), text).unwrap();
-        let patch = Patch {
-            file: "x.ko".into(),
-            name: "x".into(),
-            sha256: String::new(),
-            size: 1,
-            vermagic: "6.1 SMP".into(),
-            depends: Vec::new(),
-            signed: false,
-            sidecar: Sidecar::default(),
-        };
+        let patch = Patch { name: "x".into(), vermagic: "6.1 SMP".into(), ..Patch::default() };
         let image = ImageFacts { name: "debian-12".into(), hash: String::new(), release: None };
         let with =
             Resolved { image, workloads: Vec::new(), patch, accel: Accel::Tcg, jobs: 1, tier: None, seed: 1 };

@@ -4,6 +4,7 @@ mod health;
 mod measure;
 mod patching;
 mod prepare;
+mod tasks;
 #[cfg(test)]
 mod tests;
 mod watch;

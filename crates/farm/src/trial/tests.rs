@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use klpfarm_model::{Accel, Arm, FindingKind, ImageFacts, Patch, Pipeline, Resolved, Sidecar, Workload};
+use klpfarm_model::{Accel, Arm, FindingKind, ImageFacts, Patch, Pipeline, Resolved, Workload};
 use klpfarm_stress::wire::{BlockedTask, FromGuest, Thread, ThreadProgress};
 use klpfarm_vm::QmpEvent;
 
@@ -12,16 +12,7 @@ fn plan() -> Arc<Plan> {
     let text = "name: gate\nimage: debian-12\nworkloads: [w]\nphases: {age: 2s, baseline: 6s, soak: 30s, revert: 2s}\n";
     let pipeline = Pipeline::parse(Path::new("gate.yaml"), text).unwrap();
     let workload = Workload::parse(Path::new("w.yaml"), "name: w\nrun: {builtin: w}\n").unwrap();
-    let patch = Patch {
-        file: "x.ko".into(),
-        name: "x".into(),
-        sha256: String::new(),
-        size: 1,
-        vermagic: "6.1 SMP".into(),
-        depends: Vec::new(),
-        signed: false,
-        sidecar: Sidecar::default(),
-    };
+    let patch = Patch { name: "x".into(), vermagic: "6.1 SMP".into(), ..Patch::default() };
     let image = ImageFacts { name: "debian-12".into(), hash: String::new(), release: None };
     let with =
         Resolved { image, workloads: vec![workload], patch, accel: Accel::Kvm, jobs: 1, tier: None, seed: 1 };

@@ -7,21 +7,12 @@ use proptest::prelude::*;
 use super::*;
 use crate::event::{LatencyMeasure, WorkloadMeasure};
 use crate::plan::{ImageFacts, Resolved};
-use crate::{Accel, Patch, Pipeline, Sidecar, Source};
+use crate::{Accel, Patch, Pipeline, Source};
 
 fn plan() -> Plan {
     let text = "name: gate\nimage: debian-12\nworkloads: [w]\n";
     let pipeline = Pipeline::parse(Path::new("gate.yaml"), text).unwrap();
-    let patch = Patch {
-        file: "x.ko".into(),
-        name: "x".into(),
-        sha256: String::new(),
-        size: 1,
-        vermagic: "6.1 SMP".into(),
-        depends: Vec::new(),
-        signed: false,
-        sidecar: Sidecar::default(),
-    };
+    let patch = Patch { name: "x".into(), vermagic: "6.1 SMP".into(), ..Patch::default() };
     let image = ImageFacts { name: "debian-12".into(), hash: String::new(), release: Some("6.1".into()) };
     let with =
         Resolved { image, workloads: Vec::new(), patch, accel: Accel::Tcg, jobs: 3, tier: None, seed: 1 };

@@ -1,0 +1,79 @@
+//! Tasks that do not get on, in words: where they wait, what they are called. Pure.
+
+use klpfarm_stress::wire::BlockedTask;
+
+/// The kernel function in which a task waits: the first frame that is no machinery of scheduling and locking. A function of the patch
+/// itself wins: that is where an engineer wants to look first.
+pub(super) fn waits_in(stack: &str, wchan: &str, patch: Option<&str>) -> Option<String> {
+    let frames: Vec<(&str, bool)> = stack
+        .lines()
+        .filter_map(|line| {
+            let line = line.trim();
+            let symbol =
+                line.rsplit_once("] ").filter(|(head, _)| head.starts_with('[')).map_or(line, |(_, s)| s);
+            let name = symbol.split(['+', ' ']).next()?;
+            let of_patch = patch.is_some_and(|p| symbol.contains(&format!("[{p}]")));
+            (!name.is_empty()).then_some((name, of_patch))
+        })
+        .collect();
+    let own = frames.iter().find(|(_, of_patch)| *of_patch);
+    let named = own.or_else(|| frames.iter().find(|(name, _)| !klpfarm_kmsg::is_machinery(name)));
+    let name = named.or_else(|| frames.first()).map(|(name, _)| *name);
+    name.or_else(|| (!wchan.is_empty() && wchan != "0").then_some(wchan)).map(|n| plain_symbol(n).to_owned())
+}
+
+/// Compilers append `.constprop.0` and the like.
+fn plain_symbol(name: &str) -> &str {
+    name.split('.').next().unwrap_or(name)
+}
+
+/// `kworker/1:2` and `kworker/0:1` are the same to a title.
+pub(super) fn general(comm: &str) -> String {
+    match comm.split_once('/') {
+        Some((name, _)) => name.to_owned(),
+        None => comm.trim_end_matches(|c: char| c.is_ascii_digit()).to_owned(),
+    }
+}
+
+pub(super) fn describe(tasks: &[BlockedTask], total: u32, most: usize) -> String {
+    let mut text = format!("{total} task(s) do not get on:\n");
+    for t in tasks.iter().take(most) {
+        text.push_str(&format!(
+            "{}:{} pid {} state {} for {:.1} s in {}\n",
+            t.comm,
+            t.tid,
+            t.pid,
+            t.state,
+            t.for_ms as f64 / 1000.0,
+            if t.wchan.is_empty() { "?" } else { &t.wchan }
+        ));
+        for frame in t.stack.lines().take(16) {
+            text.push_str(&format!("    {}\n", frame.trim()));
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STACK: &str =
+        "[<0>] __schedule+0x1/0x2\n[<0>] klp_wait+0x5c/0x70 [klp_held]\n[<0>] do_syscall_64+0x5b/0xc0\n";
+
+    #[test]
+    fn the_patch_itself_is_named_first() {
+        assert_eq!(waits_in(STACK, "", Some("klp_held")).as_deref(), Some("klp_wait"));
+        let other = "[<ffffffffc014c07c>] down_read+0x5c/0x70\n[<ffffffff8114c07c>] do_user_addr_fault.isra.0+0x5/0x7\n";
+        assert_eq!(waits_in(other, "", None).as_deref(), Some("do_user_addr_fault"));
+        assert_eq!(waits_in("", "futex_wait", None).as_deref(), Some("futex_wait"));
+        assert_eq!(waits_in("", "0", None), None);
+    }
+
+    #[test]
+    fn names_of_tasks_are_general() {
+        assert_eq!(general("kworker/u4:2"), "kworker");
+        assert_eq!(general("jbd2/vda-8"), "jbd2");
+        assert_eq!(general("stress0012"), "stress");
+    }
+}
