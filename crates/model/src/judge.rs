@@ -374,10 +374,15 @@ fn praise(plan: &Plan, arms: &BTreeMap<Arm, ArmCount>, reach: &[Reach]) -> Strin
     );
     if !reach.is_empty() {
         let calls: Vec<String> =
-            reach.iter().map(|r| format!("{} ({:.0} calls/s)", r.function, r.calls_per_s)).collect();
+            reach.iter().map(|r| format!("{} ({} calls/s)", r.function, short(r.calls_per_s))).collect();
         text.push_str(&format!("; the load reached {}", calls.join(", ")));
     }
     text
+}
+
+/// A rate with as many digits as say something.
+fn short(rate: f64) -> String {
+    if rate < 10.0 { format!("{rate:.1}") } else { format!("{rate:.0}") }
 }
 
 fn hits(item: &Evidence) -> String {

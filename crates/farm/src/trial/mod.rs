@@ -128,7 +128,7 @@ const LATE: Duration = Duration::from_secs(1);
 const QUIET: Duration = Duration::from_secs(2);
 /// How long calls are counted, and how often again while a function was not called at all.
 const COUNT_SECONDS: u64 = 3;
-const COUNT_ROUNDS: u32 = 4;
+const COUNT_ROUNDS: u32 = 8;
 
 /// One trial's state.
 pub(crate) struct Dispatcher {

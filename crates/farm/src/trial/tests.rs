@@ -421,5 +421,5 @@ fn an_unreached_function_is_counted_again_before_it_is_believed() {
     let told = tell(Arm::Loaded, Faults { unreached: true, ..Faults::default() });
     let counts = told.commands.iter().filter(|c| c.contains("set_ftrace_filter")).count();
     assert_eq!(counts, COUNT_ROUNDS as usize);
-    assert!(told.bodies.iter().any(|(_, b)| matches!(b, Body::Reach { calls: 0, window_ms: 12_000, .. })));
+    assert!(told.bodies.iter().any(|(_, b)| matches!(b, Body::Reach { calls: 0, window_ms: 24_000, .. })));
 }
