@@ -60,3 +60,38 @@ pub(crate) fn jobs(wanted: Option<u32>, trials: u32, cpus: u32, memory_mib: u32)
     let cores = std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(1));
     Ok((cores / cpus.max(1)).max(3).min(fit).min(trials.max(1)))
 }
+
+/// Remove what a killed farm left in `dir`: folders named `prefix`, its process id, a dash and more, when no such process lives.
+pub(crate) fn sweep(dir: &Path, prefix: &str) {
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let pid = name.to_str().and_then(|n| n.strip_prefix(prefix)?.split_once('-')).map(|(pid, _)| pid);
+        let number = pid.filter(|p| !p.is_empty() && p.bytes().all(|b| b.is_ascii_digit()));
+        if number.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            // Another user's is not ours to remove, and can't be.
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_the_dead_left_is_swept() {
+        let dir = tempfile::tempdir().unwrap();
+        let mine = format!("klpfarm-{}-a", std::process::id());
+        // Process ids end at 4194304 (kernel: PID_MAX_LIMIT).
+        for name in [mine.as_str(), "klpfarm-4194305-b", "klpfarm-test-c", "klpfarm-x", "other-4194305-d"] {
+            std::fs::create_dir(dir.path().join(name)).unwrap();
+        }
+        sweep(dir.path(), "klpfarm-");
+        let mut left: Vec<_> =
+            std::fs::read_dir(dir.path()).unwrap().flatten().map(|e| e.file_name()).collect();
+        left.sort();
+        let mut expected = [mine.as_str(), "klpfarm-test-c", "klpfarm-x", "other-4194305-d"];
+        expected.sort_unstable();
+        assert_eq!(left, expected);
+    }
+}

@@ -50,6 +50,8 @@ pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
     if version.is_some_and(|v| !klpfarm_vm::supported(v)) {
         eprintln!("klpfarm: warning: {qemu} is older than what klpfarm is tried with");
     }
+    host::sweep(&std::env::temp_dir(), "klpfarm-");
+    host::sweep(&home, ".scratch-");
     // Nobody may remove the image under running machines.
     let _held = planned.image.hold().map_err(Failure::farm)?;
     let scratch = scratch(&home)?;
@@ -129,7 +131,7 @@ fn bench(planned: &Planned, dir: &Path, scratch: &Path) -> Result<Bench, Failure
 fn scratch(home: &Path) -> Result<tempfile::TempDir, Failure> {
     std::fs::create_dir_all(home).map_err(|e| Failure::farm(format!("{}: {e}", home.display())))?;
     tempfile::Builder::new()
-        .prefix(".scratch-")
+        .prefix(&format!(".scratch-{}-", std::process::id()))
         .tempdir_in(home)
         .map_err(|e| Failure::farm(format!("{}: {e}", home.display())))
 }

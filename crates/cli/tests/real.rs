@@ -250,7 +250,7 @@ fn a_killed_qemu_is_the_farms_error() {
 fn an_interrupted_run_ends_its_machines_and_says_what_is_known() {
     let _alone = alone();
     let patch = module("debian-12", "madvise-fixed");
-    for signal in ["-INT", "-TERM"] {
+    for signal in ["-INT", "-TERM", "-HUP"] {
         let dir = temporary();
         let out = dir.path().join("run");
         let pipeline = pipeline(dir.path(), "debian-12", "{loaded: 1, quiescent: 0, control: 1}");
@@ -288,12 +288,20 @@ fn machines_die_with_a_killed_farm() {
         assert!(Instant::now() < until, "QEMU survived its farm");
         std::thread::sleep(Duration::from_millis(50));
     }
-    // What a killed farm can't remove itself, the test does.
-    for entry in std::fs::read_dir(home()).unwrap().flatten() {
-        if entry.file_name().to_string_lossy().starts_with(".scratch") {
-            std::fs::remove_dir_all(entry.path()).unwrap();
-        }
-    }
+    // What a killed farm can't remove itself, the next run does.
+    let left = |dir: &Path, prefix: &str| {
+        let prefix = format!("{prefix}{}-", running.child.id());
+        let entries = std::fs::read_dir(dir).unwrap().flatten();
+        entries.filter(|e| e.file_name().to_string_lossy().starts_with(&prefix)).count()
+    };
+    assert!(left(&home(), ".scratch-") > 0, "the test kills too late to show anything");
+    let again = dir.path().join("again");
+    let mut next = Running::start(run(&pipeline, &patch, &again), &again);
+    next.wait_for("\"run-started\"");
+    assert_eq!((left(&home(), ".scratch-"), left(&std::env::temp_dir(), "klpfarm-")), (0, 0));
+    kill("-TERM", &next.child.id().to_string());
+    assert_eq!(next.code(), Some(130));
+    assert_nothing_left();
 }
 
 #[test]

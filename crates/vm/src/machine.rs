@@ -60,7 +60,7 @@ impl Machine {
     ) -> Result<(Self, mpsc::Receiver<Output>), VmError> {
         // Short and private: a socket's path holds 107 bytes at most.
         let dir = tempfile::Builder::new()
-            .prefix("klpfarm-")
+            .prefix(&format!("klpfarm-{}-", std::process::id()))
             .tempdir()
             .map_err(|source| VmError::Io { path: std::env::temp_dir(), source })?;
         let sockets = Sockets::new(dir.path());
