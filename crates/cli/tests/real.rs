@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::{Mutex, MutexGuard, OnceLock};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -307,8 +307,7 @@ fn machines_die_with_a_killed_farm() {
 #[test]
 fn the_images_can_be_listed_and_shown() {
     let _alone = alone();
-    static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    BUILT.get_or_init(|| module("debian-12", "madvise-fixed"));
+    succeed(klpfarm().args(["image", "build", "debian-12"]));
     let list = succeed(klpfarm().args(["image", "list", "--json"]));
     let list: Value = serde_json::from_str(&list).unwrap();
     assert!(list.as_array().unwrap().iter().any(|i| i["name"] == "debian-12"), "{list:#}");

@@ -20,7 +20,7 @@ pub use finding::{FarmKind, Finding, FindingKind, Source};
 pub use judge::judge;
 pub use patch::{Patch, PatchError, Severity, Sidecar};
 pub use pipeline::{Arms, Limits, MachineShape, Phases, Pipeline};
-pub use plan::{ImageFacts, Plan, PlanError, Resolved, Trial};
+pub use plan::{ImageFacts, Plan, Resolved, Trial};
 pub use verdict::{Outcome, Verdict};
 pub use words::{Accel, Arm, Phase, Tier};
 pub use workload::{Run, Scalar, Workload};

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::patch::{Patch, hex};
+use crate::patch::{Patch, PatchError, hex};
 use crate::{Accel, Arm, Pipeline, Tier, Workload};
 
 /// Version of `plan.json`, `journal.jsonl` and `verdict.json`.
@@ -85,23 +85,12 @@ pub struct Trial {
     pub seed: u64,
 }
 
-/// A reason why no plan can be made.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum PlanError {
-    /// The patch is for another kernel.
-    #[error(transparent)]
-    Patch(#[from] crate::patch::PatchError),
-    /// The folder or file is unusable.
-    #[error("{0}")]
-    Other(String),
-}
-
 impl Plan {
     /// Make the plan.
     ///
     /// # Errors
     /// If the patch does not fit the image.
-    pub fn new(pipeline: &Pipeline, with: Resolved) -> Result<Self, PlanError> {
+    pub fn new(pipeline: &Pipeline, with: Resolved) -> Result<Self, PatchError> {
         if let Some(release) = &with.image.release {
             with.patch.check_release(&with.image.name, release)?;
         }
