@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Version of this protocol, sent in [`FromGuest::Hello`].
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// The virtio-serial port the probe looks for first; `/dev/ttyS1` is its fallback.
 pub const PORT_NAME: &str = "klpfarm.probe";
@@ -267,6 +267,69 @@ pub enum Ask {
         /// Its path.
         path: String,
     },
+    /// The machine has just been forked from a checkpoint: take fresh entropy, set the wall clock, and stir the workloads' generators,
+    /// so that twins do not go on alike. The reply comes when that is done.
+    Resume {
+        /// Random bytes of the host in hex, 32 at least.
+        entropy: String,
+        /// The host's wall clock, in milliseconds since 1970.
+        unix_ms: u64,
+    },
+    /// Write a piece of a file below the probe's own folder.
+    Write {
+        /// Its name, without a folder.
+        name: String,
+        /// The bytes, in base64; so many that the line stays below [`MAX_LINE`].
+        data: String,
+        /// Append to what is there instead of beginning anew.
+        append: bool,
+    },
+    /// Load a kernel module that was written with [`Ask::Write`], in a process of its own. First, where the tasks of the guest are is
+    /// noted: the reply begins with a line `inside FUNCTION N` for every kernel function that stood on the stacks of N
+    /// tasks. Status 0, or the errno of `finit_module`, with its text in the last line.
+    Load {
+        /// Its name, as given to [`Ask::Write`].
+        name: String,
+        /// Killed (if it can be) and answered with 124 after this, in milliseconds.
+        limit_ms: u64,
+    },
+    /// What `/sys/kernel/livepatch/NAME` says, read without starting a process: lines `listed`, `enabled N`, `transition N` (where the
+    /// kernel has it), `function OBJECT/FUNCTION` as the kernel writes it (`vmlinux/do_exit,1`).
+    Livepatch {
+        /// Name of the patch.
+        name: String,
+    },
+    /// How old and worn the machine is: the reply is a [`Vitals`] in JSON.
+    Vitals,
+}
+
+/// How old and worn a machine is.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Vitals {
+    /// Seconds since boot (`/proc/uptime`).
+    pub uptime_s: f64,
+    /// Processes started since boot (`/proc/stat`, `processes`).
+    pub forks: u64,
+    /// Context switches since boot (`/proc/stat`, `ctxt`).
+    pub context_switches: u64,
+    /// Tasks now (`/proc/loadavg`).
+    pub tasks: u64,
+    /// `MemFree`, in KiB.
+    pub free_kib: u64,
+    /// `MemAvailable`, in KiB.
+    pub available_kib: u64,
+    /// `Cached` and `Buffers`, in KiB.
+    pub page_cache_kib: u64,
+    /// `Slab`, in KiB.
+    pub slab_kib: u64,
+    /// Free blocks of 2^n pages, by n, all zones together (`/proc/buddyinfo`).
+    pub buddy: Vec<u64>,
+    /// Size of the system journal's files, in KiB.
+    pub journal_kib: u64,
+    /// Dentries in use and free (`/proc/sys/fs/dentry-state`, first field).
+    pub dentries: u64,
+    /// Open files (`/proc/sys/fs/file-nr`, first field).
+    pub open_files: u64,
 }
 
 /// What a workload runs.
