@@ -1,7 +1,8 @@
-//! The guest side of klpfarm: the probe (`serve`), the stressors it runs (`work`), and two small helpers of theirs
-//! (`reader`, `child`). One static binary, so that it runs in any guest from Linux 4.4 on.
+//! The guest side of klpfarm: the probe (`serve`), the stressors it runs (`work`), and three small helpers of theirs
+//! (`reader`, `load`, `child`). One static binary, so that it runs in any guest from Linux 4.4 on.
 
 mod hist;
+mod load;
 mod params;
 mod procfs;
 mod serve;
@@ -28,6 +29,7 @@ fn main() -> ExitCode {
         Some("serve") => serve::main(rest),
         Some("work") => work::main(rest),
         Some("list") => work::list(),
+        Some("load") => load::main(rest),
         Some("reader") => serve::reader::main(),
         Some("child") => work::child::main(rest),
         Some("help" | "--help" | "-h") => {

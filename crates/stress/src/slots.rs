@@ -1,7 +1,8 @@
 //! Where workers report to: an array of slots in memory shared with the probe, one slot a thread.
 //!
 //! Each slot has one writer (its thread) and one reader (the probe). Neither ever waits for the other: counters are
-//! plain atomic stores, and a fault takes a cell of its own that counts how often it came back.
+//! plain atomic stores, and a fault takes a cell of its own that counts how often it came back. Beside the slots stands
+//! one word that goes the other way: [`Area::stir`].
 
 use crate::hist::{self, BUCKETS};
 use klpfarm_stress::wire::FaultKind;
@@ -24,6 +25,15 @@ pub(crate) const FREE: u32 = 0;
 pub(crate) const RUNNING: u32 = 1;
 /// See [`FREE`].
 pub(crate) const ENDED: u32 = 2;
+
+/// All that is shared.
+#[repr(C)]
+pub(crate) struct Area {
+    /// Changes when the machine was forked from a checkpoint: every worker mixes it into its generator before its next
+    /// operation, so that twins do not go on alike. Zero until then.
+    pub(crate) stir: AtomicU64,
+    pub(crate) slots: [Slot; SLOTS],
+}
 
 /// One thread's report.
 #[repr(C)]
@@ -195,13 +205,13 @@ pub(crate) type SeenCounts = [u64; CELLS];
 /// A new file that can hold all slots.
 pub(crate) fn create() -> io::Result<std::os::fd::OwnedFd> {
     let fd = crate::sys::memfd(c"klpfarm-slots")?;
-    crate::sys::ftruncate(&fd, (SLOTS * size_of::<Slot>()) as i64)?;
+    crate::sys::ftruncate(&fd, size_of::<Area>() as i64)?;
     Ok(fd)
 }
 
-/// Maps the slots of `fd` for the life of this process.
-pub(crate) fn map(fd: BorrowedFd<'_>) -> io::Result<&'static [Slot]> {
-    let bytes = SLOTS * size_of::<Slot>();
+/// Maps the area of `fd` for the life of this process.
+pub(crate) fn map(fd: BorrowedFd<'_>) -> io::Result<&'static Area> {
+    let bytes = size_of::<Area>();
     if crate::sys::file_size(&fd)? < bytes as u64 {
         return Err(io::Error::other("the slot file is too short: another version of this program made it"));
     }
@@ -219,8 +229,8 @@ pub(crate) fn map(fd: BorrowedFd<'_>) -> io::Result<&'static [Slot]> {
     if p == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: page aligned, `SLOTS` long, and every field is an atomic for which all bit patterns are valid.
-    Ok(unsafe { std::slice::from_raw_parts(p.cast::<Slot>(), SLOTS) })
+    // SAFETY: page aligned, long enough, and every field is an atomic for which all bit patterns are valid.
+    Ok(unsafe { &*p.cast::<Area>() })
 }
 
 #[cfg(test)]
@@ -231,7 +241,7 @@ mod tests {
     #[test]
     fn faults_are_counted_by_kind_and_operation() {
         let fd = create().unwrap();
-        let (writer, reader) = (&map(fd.as_fd()).unwrap()[3], &map(fd.as_fd()).unwrap()[3]);
+        let (writer, reader) = (&map(fd.as_fd()).unwrap().slots[3], &map(fd.as_fd()).unwrap().slots[3]);
         let mut seen = SeenCounts::default();
         let mut got = Vec::new();
         writer.fault(FaultKind::WrongErrno, "madvise-free", "first");
@@ -257,7 +267,7 @@ mod tests {
     #[test]
     fn an_operation_is_counted_once_in_its_kind() {
         let fd = create().unwrap();
-        let slot = &map(fd.as_fd()).unwrap()[0];
+        let slot = &map(fd.as_fd()).unwrap().slots[0];
         slot.finish(2, 1000, 5);
         slot.time(1, 70);
         let mut counts = Counts::ZERO;

@@ -2,9 +2,9 @@
 
 use super::exec::{self, Exec};
 use super::outbox::Outbox;
-use super::reader::Purpose;
+use super::reader::{self, Purpose};
 use super::workload::{Phase, Workload};
-use super::{Probe, shared};
+use super::{Probe, look, resume, shared, write};
 use crate::slots::SLOTS;
 use crate::sys;
 use crate::work::Job;
@@ -85,23 +85,57 @@ impl Probe {
                 }
             }
             Ask::Stop { workload } => self.stop(id, &workload),
-            Ask::Exec { argv, limit_ms } => {
-                if self.execs.len() >= exec::MOST {
-                    return self.reply(id, 1, format!("{} commands run already", exec::MOST));
-                }
-                match Exec::start(id, argv, limit_ms, &mut self.spawner) {
-                    Ok(exec) => self.execs.push(exec),
-                    Err(error) => self.reply(id, 126, format!("cannot start the command: {error}")),
-                }
-            }
+            Ask::Exec { argv, limit_ms } => self.exec(id, argv, limit_ms),
             Ask::Read { path } => {
                 if takes_a_memory_lock(&path) || path.len() > 4000 {
                     let error = format!("{path}: not read, because it may wait for a task's memory lock");
                     self.reply(id, 1, error);
-                } else if !self.readers.ask(path, Purpose::Answer { id }) {
-                    self.reply(id, 1, "too many files are waiting to be read".into());
+                } else {
+                    self.look_up(id, reader::Task::File(path));
                 }
             }
+            Ask::Resume { entropy, unix_ms } => {
+                let done = resume::resume(self.area, &entropy, unix_ms);
+                self.reply_result(id, done);
+            }
+            Ask::Write { name, data, append } => {
+                let done = write::write(&self.folder, &name, &data, append);
+                self.reply_result(id, done);
+            }
+            Ask::Load { name, limit_ms } => match write::place(&self.folder, &name) {
+                Ok(path) => {
+                    let path = path.to_string_lossy().into_owned();
+                    self.exec(id, vec![super::OURSELVES.into(), "load".into(), path], limit_ms);
+                }
+                Err((code, text)) => self.reply(id, code, text),
+            },
+            Ask::Livepatch { name } if !look::is_module_name(&name) => {
+                self.reply(id, libc::EINVAL, format!("name {name:?}: not a module's name"));
+            }
+            Ask::Livepatch { name } => self.look_up(id, reader::Task::Livepatch(name)),
+            Ask::Vitals => self.look_up(id, reader::Task::Vitals),
+        }
+    }
+
+    fn reply_result(&mut self, id: u64, result: Result<(), (i32, String)>) {
+        let (code, text) = result.err().unwrap_or_default();
+        self.reply(id, code, text);
+    }
+
+    fn exec(&mut self, id: u64, argv: Vec<String>, limit_ms: u64) {
+        if self.execs.len() >= exec::MOST {
+            return self.reply(id, 1, format!("{} commands run already", exec::MOST));
+        }
+        match Exec::start(id, argv, limit_ms, &mut self.spawner) {
+            Ok(exec) => self.execs.push(exec),
+            Err(error) => self.reply(id, 126, format!("cannot start the command: {error}")),
+        }
+    }
+
+    /// Leaves a question to the helpers.
+    fn look_up(&mut self, id: u64, task: reader::Task) {
+        if !self.readers.ask(task, Purpose::Answer { id }) {
+            self.reply(id, 1, "too many files are waiting to be read".into());
         }
     }
 
@@ -113,7 +147,7 @@ impl Probe {
             Run::Builtin { name: stressor, args } => {
                 let job = Job::parse(&stressor, &args)?;
                 let range = self.free_slots(job.threads() as usize + 1)?;
-                let place = (&self.slots_fd, self.slots, range.clone());
+                let place = (&self.slots_fd, &self.area.slots[..], range.clone());
                 let started = Workload::builtin(name, id, &job, &args, place, &mut self.spawner);
                 self.used[range].fill(started.is_ok());
                 started

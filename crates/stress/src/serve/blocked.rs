@@ -1,6 +1,6 @@
 //! Who does not get on: tasks in uninterruptible sleep without a time slice, and workload threads without operations.
 
-use super::reader::{Purpose, Readers};
+use super::reader::{self, Purpose, Readers};
 use crate::procfs::{Scanner, Task};
 use klpfarm_stress::wire::BlockedTask;
 use std::collections::HashMap;
@@ -73,10 +73,8 @@ impl Blocked {
             let Task { pid, tid, stat } = &found.task;
             let known = self.stacks.get(tid);
             if known.is_none_or(|s| s.start != stat.start || now > s.read + STACK_AGE_NS) {
-                readers.ask(
-                    format!("/proc/{pid}/task/{tid}/stack"),
-                    Purpose::Stack { tid: *tid, start: stat.start },
-                );
+                let stack = reader::Task::File(format!("/proc/{pid}/task/{tid}/stack"));
+                readers.ask(stack, Purpose::Stack { tid: *tid, start: stat.start });
             }
         }
     }

@@ -7,18 +7,22 @@ mod asks;
 mod blocked;
 mod exec;
 mod faults;
+mod look;
 mod outbox;
 mod port;
 pub(crate) mod reader;
+mod resume;
 mod spawner;
 mod workload;
+mod write;
 
 use crate::procfs::{self, Scanner, Task};
-use crate::slots::{self, SLOTS, Slot};
+use crate::slots::{self, Area, SLOTS};
 use crate::sys;
 use klpfarm_stress::wire::{FromGuest, VERSION};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// First word of a command line that means this binary itself.
@@ -26,7 +30,7 @@ const OURSELVES: &str = "klpfarm-stress";
 
 /// Time between two rounds of news, in nanoseconds.
 const TICK_NS: u64 = 250_000_000;
-/// The same while a workload starts.
+/// The same while a workload starts, or while the host is away.
 const SOON_NS: u64 = 50_000_000;
 
 /// `serve [--daemon] [--port PATH]...`.
@@ -134,7 +138,9 @@ struct Probe {
     spawner: spawner::Spawner,
     readers: reader::Readers,
     slots_fd: OwnedFd,
-    slots: &'static [Slot],
+    area: &'static Area,
+    /// Where [`klpfarm_stress::wire::Ask::Write`] writes.
+    folder: PathBuf,
     used: [bool; SLOTS],
     workloads: Vec<workload::Workload>,
     execs: Vec<exec::Exec>,
@@ -168,7 +174,7 @@ impl Probe {
         let spawner = spawner::Spawner::start()?;
         raise(true);
         let slots_fd = slots::create()?;
-        let slots = slots::map(slots_fd.as_fd())?;
+        let area = slots::map(slots_fd.as_fd())?;
         Ok(Self {
             paths,
             port: None,
@@ -177,7 +183,8 @@ impl Probe {
             spawner,
             readers: reader::Readers::default(),
             slots_fd,
-            slots,
+            area,
+            folder: write::own_folder()?,
             used: [false; SLOTS],
             workloads: Vec::new(),
             execs: Vec::new(),
@@ -198,6 +205,7 @@ impl Probe {
         loop {
             let now = sys::now_ns();
             self.keep_port(now);
+            self.look_for_host();
             self.serve_helpers(now);
             self.serve_commands(now);
             if now >= next_tick {
@@ -215,7 +223,9 @@ impl Probe {
     fn wake_at(&self, next_tick: u64, now: u64) -> u64 {
         let starting = self.workloads.iter().any(|w| matches!(w.phase, workload::Phase::Starting { .. }));
         let deadlines = self.execs.iter().filter_map(exec::Exec::deadline);
-        let soon = if starting { now + SOON_NS } else { u64::MAX };
+        // A host that comes back, to a fork above all, wants to be greeted without delay; a hung-up port cannot be awaited.
+        let alone = self.port.as_ref().is_some_and(|p| p.hung_up);
+        let soon = if starting || alone { now + SOON_NS } else { u64::MAX };
         deadlines.min().unwrap_or(u64::MAX).min(next_tick).min(soon)
     }
 
@@ -366,7 +376,6 @@ impl Probe {
 
     fn tick(&mut self, now: u64) {
         self.ticks += 1;
-        self.look_for_host();
         if let Some(wait) = self.blocked_line_due() {
             self.outbox.push(&wait);
         }

@@ -54,7 +54,7 @@ impl Port {
             match sys::read_some(&self.fd, &mut part) {
                 // A virtio port without a host reads as empty; anything else has ended for good.
                 Ok(0) => {
-                    self.hung_up = self.lasting;
+                    self.saw_hang_up();
                     return if self.lasting { State::Open } else { State::Closed };
                 }
                 Ok(n) => self.take(&part[..n], &mut each),
@@ -85,9 +85,11 @@ impl Port {
         }
     }
 
-    /// What `poll` said: nobody at the other end.
+    /// What `poll` said: nobody at the other end. Half a line of a host that went is no beginning of the next one's.
     pub(super) fn saw_hang_up(&mut self) {
         self.hung_up = self.lasting;
+        self.input.clear();
+        self.skipping = false;
     }
 
     /// Writes as much as goes at once; how much that was.

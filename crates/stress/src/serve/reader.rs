@@ -1,6 +1,7 @@
-//! Helper processes that read files for the probe. `/proc/PID/stack` waits for a lock that a task stuck in `execve` holds;
+//! Helper processes that read files for the probe, or look up what takes several files (`look`). `/proc/PID/stack` waits for a lock that a task stuck in `execve` holds;
 //! a helper that waits too long is killed, told of, and replaced.
 
+use super::look;
 use super::spawner::{Event, Request, Spawner};
 use crate::sys;
 use klpfarm_stress::wire::MAX_LINE;
@@ -11,6 +12,8 @@ use std::process::ExitCode;
 
 /// Most bytes of a file that are read.
 const MAX_READ: usize = MAX_LINE / 4;
+/// Bytes of an answer before its text: the errno.
+const HEADER: usize = 4;
 /// Helpers at a time: spares, in case new ones cannot be made any more.
 const HELPERS: usize = 3;
 /// A helper that has not answered for this long is taken for stuck, in nanoseconds.
@@ -27,6 +30,54 @@ pub(super) enum Purpose {
     Answer { id: u64 },
 }
 
+/// What a helper can do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Task {
+    /// Read a file.
+    File(String),
+    /// See [`look::livepatch`].
+    Livepatch(String),
+    /// See [`look::vitals`], in JSON.
+    Vitals,
+}
+
+impl Task {
+    /// As sent to a helper: one letter, then the path or name.
+    fn message(&self) -> Vec<u8> {
+        let (letter, text) = match self {
+            Self::File(path) => ('f', path.as_str()),
+            Self::Livepatch(name) => ('l', name.as_str()),
+            Self::Vitals => ('v', ""),
+        };
+        format!("{letter}{text}").into_bytes()
+    }
+
+    fn read(message: &str) -> Option<Self> {
+        let mut letters = message.chars();
+        let letter = letters.next()?;
+        let text = letters.as_str().to_owned();
+        match letter {
+            'f' => Some(Self::File(text)),
+            'l' => Some(Self::Livepatch(text)),
+            'v' => Some(Self::Vitals),
+            _ => None,
+        }
+    }
+
+    /// In the helper: appends what was found.
+    fn carry_out(self, to: &mut Vec<u8>) -> io::Result<()> {
+        match self {
+            Self::File(path) => {
+                std::fs::File::open(path)?.take(MAX_READ as u64).read_to_end(to)?;
+            }
+            Self::Livepatch(name) => to.extend_from_slice(look::livepatch(&name)?.as_bytes()),
+            Self::Vitals => serde_json::to_writer(&mut *to, &look::vitals()?)?,
+        }
+        to.truncate(MAX_READ + HEADER);
+        Ok(())
+    }
+}
+
 /// A file read, or the errno; ETIMEDOUT if the helper got stuck.
 pub(super) type Answer = (Purpose, Result<String, i32>);
 
@@ -40,17 +91,17 @@ struct Helper {
 #[derive(Default)]
 pub(super) struct Readers {
     helpers: Vec<Helper>,
-    waiting: VecDeque<(String, Purpose)>,
+    waiting: VecDeque<(Task, Purpose)>,
     buffer: Vec<u8>,
 }
 
 impl Readers {
-    /// Asks for a file; false if too many wait already.
-    pub(super) fn ask(&mut self, path: String, purpose: Purpose) -> bool {
+    /// Asks for something; false if too much waits already.
+    pub(super) fn ask(&mut self, task: Task, purpose: Purpose) -> bool {
         if self.waiting.len() >= MAX_WAITING || self.waiting.iter().any(|(_, p)| *p == purpose) {
             return false;
         }
-        self.waiting.push_back((path, purpose));
+        self.waiting.push_back((task, purpose));
         true
     }
 
@@ -76,14 +127,14 @@ impl Readers {
 
     /// Takes answers, gives out requests, replaces what got stuck.
     pub(super) fn turn(&mut self, now: u64, spawner: &mut Spawner, mut each: impl FnMut(Answer)) {
-        self.buffer.resize(MAX_READ + 4, 0);
+        self.buffer.resize(MAX_READ + HEADER, 0);
         let buffer = &mut self.buffer;
         self.helpers.retain_mut(|helper| {
             let Some((purpose, since)) = helper.busy else { return true };
             match sys::read_some(&helper.socket, buffer) {
-                Ok(n) if n >= 4 => {
+                Ok(n) if n >= HEADER => {
                     let errno = i32::from_ne_bytes([buffer[0], buffer[1], buffer[2], buffer[3]]);
-                    let text = String::from_utf8_lossy(&buffer[4..n]).into_owned();
+                    let text = String::from_utf8_lossy(&buffer[HEADER..n]).into_owned();
                     each((purpose, if errno == 0 { Ok(text) } else { Err(errno) }));
                     helper.busy = None;
                     true
@@ -105,9 +156,9 @@ impl Readers {
             }
         }
         for helper in self.helpers.iter_mut().filter(|h| h.busy.is_none()) {
-            let Some((path, purpose)) = self.waiting.pop_front() else { break };
+            let Some((task, purpose)) = self.waiting.pop_front() else { break };
             // A helper that died without a word answers at the next turn: reading from it fails.
-            let _ = sys::write_some(&helper.socket, path.as_bytes());
+            let _ = sys::write_some(&helper.socket, &task.message());
             helper.busy = Some((purpose, now));
         }
     }
@@ -128,24 +179,24 @@ fn new_helper(spawner: &mut Spawner) -> io::Result<Helper> {
     Ok(Helper { socket: ours, token, pid: None, busy: None })
 }
 
-/// The helper: reads the files named on descriptor 3 until that closes.
+/// The helper: does what it is told on descriptor 3 until that closes.
 pub(crate) fn main() -> ExitCode {
     // SAFETY: the probe gave us this descriptor; without it reading fails and we end.
     let socket = unsafe { BorrowedFd::borrow_raw(3) };
     sys::set_name("klpfarm-reader");
     let mut name = vec![0u8; 4096];
-    let mut answer = Vec::with_capacity(MAX_READ + 4);
+    let mut answer = Vec::with_capacity(MAX_READ + HEADER);
     loop {
         let n = match sys::read_some(&socket, &mut name) {
             Ok(0) | Err(_) => return ExitCode::SUCCESS,
             Ok(n) => n,
         };
-        let path = String::from_utf8_lossy(&name[..n]).into_owned();
+        let task = Task::read(&String::from_utf8_lossy(&name[..n]));
         answer.clear();
-        answer.extend_from_slice(&[0; 4]);
-        let read = std::fs::File::open(path).and_then(|f| f.take(MAX_READ as u64).read_to_end(&mut answer));
-        if let Err(error) = read {
-            answer.truncate(4);
+        answer.extend_from_slice(&[0; HEADER]);
+        let none = || io::Error::from_raw_os_error(libc::EINVAL);
+        if let Err(error) = task.ok_or_else(none).and_then(|t| t.carry_out(&mut answer)) {
+            answer.truncate(HEADER);
             answer.copy_from_slice(&error.raw_os_error().unwrap_or(libc::EIO).to_ne_bytes());
         }
         if sys::write_some(&socket, &answer).is_err() {

@@ -1,12 +1,12 @@
 //! What a stressor's thread has at hand: its slot, random numbers, a stopwatch, and a place to tell faults.
 
-use super::Stressor;
+use super::Job;
 use crate::params::Params;
 use crate::slots::Slot;
 use crate::sys;
 use klpfarm_stress::wire::FaultKind;
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 /// Set when the process was asked to end.
 pub(super) static STOP: AtomicBool = AtomicBool::new(false);
@@ -65,6 +65,9 @@ pub(crate) struct Context<'a> {
     pub(crate) process: u32,
     pub(crate) thread: u32,
     slot: &'a Slot,
+    /// [`crate::slots::Area::stir`], and what it was when last mixed in.
+    stir: &'a AtomicU64,
+    stirred: u64,
     kinds: &'static [&'static str],
     yardstick: usize,
     until_yardstick: u32,
@@ -73,19 +76,21 @@ pub(crate) struct Context<'a> {
 
 impl<'a> Context<'a> {
     pub(super) fn new(
-        stressor: &'static Stressor,
-        params: &'a Params,
-        slot: &'a Slot,
+        job: &'a Job,
+        (slot, stir): (&'a Slot, &'a AtomicU64),
         seed: u64,
         process: u32,
         thread: u32,
     ) -> Self {
+        let Job { stressor, params } = job;
         Self {
             params,
             rng: Rng::new(seed ^ (u64::from(process) << 32) ^ u64::from(thread)),
             process,
             thread,
             slot,
+            stir,
+            stirred: 0,
             kinds: stressor.kinds,
             yardstick: stressor.kinds.iter().position(|&k| k == "yardstick").unwrap_or(0),
             until_yardstick: 0,
@@ -98,8 +103,18 @@ impl<'a> Context<'a> {
         !STOP.load(Relaxed)
     }
 
+    /// Goes on otherwise than the machine's twins do, once it was forked.
+    fn stir(&mut self) {
+        let word = self.stir.load(Relaxed);
+        if word != self.stirred {
+            self.stirred = word;
+            self.rng = Rng::new(self.rng.next() ^ word);
+        }
+    }
+
     /// Times one operation of `kind`, and now and then the yardstick.
     pub(crate) fn op<R>(&mut self, kind: usize, work: impl FnOnce() -> R) -> R {
+        self.stir();
         let start = sys::now_ns();
         let result = work();
         let end = sys::now_ns();
@@ -114,6 +129,7 @@ impl<'a> Context<'a> {
 
     /// Counts an operation that was timed elsewhere, in nanoseconds.
     pub(crate) fn took(&mut self, kind: usize, ns: u64) {
+        self.stir();
         self.slot.finish(kind, ns, sys::now_ns());
     }
 
@@ -196,4 +212,36 @@ fn yardstick() -> u64 {
     }
     std::hint::black_box(x);
     sys::now_ns().saturating_sub(start)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd;
+
+    /// What one thread does next after `before` operations and, if not zero, a stirring `word`.
+    fn goes_on(before: usize, word: u64) -> Vec<u64> {
+        let fd = crate::slots::create().unwrap();
+        let area = crate::slots::map(fd.as_fd()).unwrap();
+        let job = Job::parse("madvise-allocator", &[]).unwrap();
+        let mut context = Context::new(&job, (&area.slots[0], &area.stir), 1, 0, 0);
+        (0..before).for_each(|_| context.op(0, || {}));
+        area.stir.store(word, Relaxed);
+        (0..4)
+            .map(|_| {
+                context.op(0, || {});
+                context.rng.next()
+            })
+            .collect()
+    }
+
+    #[test]
+    fn twins_part_when_stirred_and_only_then() {
+        assert_eq!(goes_on(3, 0), goes_on(3, 0));
+        assert_eq!(goes_on(3, 7), goes_on(3, 7));
+        let [plain, one, other] = [0, 7, 8].map(|word| goes_on(3, word));
+        assert!(plain != one && one != other && plain != other);
+        // Mixed in once, not at every operation: the numbers go on differing from each other.
+        assert!(one.windows(2).all(|w| w[0] != w[1]));
+    }
 }

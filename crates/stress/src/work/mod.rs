@@ -14,7 +14,7 @@ mod syscall_ipc;
 mod syscall_mix;
 mod syscall_units;
 
-pub(crate) use context::{Context, Rng};
+pub(crate) use context::{Context, Rng, mix};
 pub(crate) use process::how_it_ended;
 
 use crate::params::{Form, Params, Spec};

@@ -1,18 +1,21 @@
 //! Processes of a stressor: the supervisor, and the workers it forks.
 
 use super::{Context, Job, SLOTS_VARIABLE, context::STOP};
-use crate::slots::{self, ENDED, RUNNING, SeenCounts, Slot};
+use crate::slots::{self, Area, ENDED, RUNNING, SeenCounts, Slot};
 use crate::sys;
 use klpfarm_stress::wire::FaultKind;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::process::ExitCode;
-use std::sync::atomic::Ordering::{Relaxed, Release};
+use std::sync::atomic::{
+    AtomicU64,
+    Ordering::{Relaxed, Release},
+};
 
 /// Runs a job until it is told to end (SIGTERM or SIGINT), until `seconds` are over, or until all workers have died.
 /// Without a probe the slots are its own, and what was found is printed.
 pub(super) fn supervise(job: &Job, seconds: Option<u64>) -> Result<ExitCode, String> {
-    let (slots, alone) = our_slots()?;
+    let Ours { area, slots, alone } = our_slots()?;
     (job.stressor.prepare)(&job.params)?;
     let signals = block_signals();
     sys::set_name(job.stressor.name);
@@ -33,7 +36,7 @@ pub(super) fn supervise(job: &Job, seconds: Option<u64>) -> Result<ExitCode, Str
                 workers.slot.fault(FaultKind::CannotRun, "start", &io::Error::last_os_error().to_string());
                 break;
             }
-            0 => worker(job, process as u32, slots, seed, &signals),
+            0 => worker(job, process as u32, (slots, &area.stir), seed, &signals),
             pid => workers.pids.push(pid),
         }
     }
@@ -42,12 +45,21 @@ pub(super) fn supervise(job: &Job, seconds: Option<u64>) -> Result<ExitCode, Str
     Ok(if alone { summary(job, slots) } else { ExitCode::SUCCESS })
 }
 
-/// The probe's slots that were given to us (the first is the supervisor's), or new ones.
-fn our_slots() -> Result<(&'static [Slot], bool), String> {
+/// Where this workload reports to.
+struct Ours {
+    area: &'static Area,
+    /// The first is the supervisor's.
+    slots: &'static [Slot],
+    /// Made by us: there is no probe.
+    alone: bool,
+}
+
+/// The probe's slots that were given to us, or new ones.
+fn our_slots() -> Result<Ours, String> {
     let Ok(given) = std::env::var(SLOTS_VARIABLE) else {
         let fd = slots::create().map_err(|e| format!("cannot make shared memory: {e}"))?;
-        let slots = slots::map(fd.as_fd()).map_err(|e| format!("cannot map shared memory: {e}"))?;
-        return Ok((slots, true));
+        let area = slots::map(fd.as_fd()).map_err(|e| format!("cannot map shared memory: {e}"))?;
+        return Ok(Ours { area, slots: &area.slots, alone: true });
     };
     let numbers: Vec<usize> = given.split(',').filter_map(|n| n.parse().ok()).collect();
     let &[fd, base, count] = &numbers[..] else {
@@ -55,10 +67,10 @@ fn our_slots() -> Result<(&'static [Slot], bool), String> {
     };
     // SAFETY: the probe passed us this descriptor for that purpose, and it stays open until it was mapped.
     let fd = unsafe { BorrowedFd::borrow_raw(fd as i32) };
-    let slots = slots::map(fd).map_err(|e| format!("cannot map the probe's slots: {e}"))?;
-    let slots =
-        slots.get(base..base + count).ok_or_else(|| format!("{SLOTS_VARIABLE}={given}: out of range"))?;
-    Ok((slots, false))
+    let area = slots::map(fd).map_err(|e| format!("cannot map the probe's slots: {e}"))?;
+    let slots = area.slots.get(base..base + count);
+    let slots = slots.ok_or_else(|| format!("{SLOTS_VARIABLE}={given}: out of range"))?;
+    Ok(Ours { area, slots, alone: false })
 }
 
 /// Blocks the signals that the supervisor and the workers' first threads wait for, so that nothing a stressor does is
@@ -146,7 +158,13 @@ pub(crate) fn how_it_ended(status: i32) -> String {
 }
 
 /// A worker process: one slot a thread, and a first thread that only waits to be told to end.
-fn worker(job: &Job, process: u32, slots: &'static [Slot], seed: u64, signals: &libc::sigset_t) -> ! {
+fn worker(
+    job: &Job,
+    process: u32,
+    (slots, stir): (&'static [Slot], &'static AtomicU64),
+    seed: u64,
+    signals: &libc::sigset_t,
+) -> ! {
     // SAFETY: plain values and a valid limit. Without a supervisor a worker has nobody to report its death; and children
     // that abort on purpose must not fill the disk with core files.
     unsafe {
@@ -158,7 +176,7 @@ fn worker(job: &Job, process: u32, slots: &'static [Slot], seed: u64, signals: &
     std::thread::scope(|scope| {
         for (thread, slot) in slots.iter().enumerate() {
             scope.spawn(move || {
-                let mut context = Context::new(job.stressor, &job.params, slot, seed, process, thread as u32);
+                let mut context = Context::new(job, (slot, stir), seed, process, thread as u32);
                 sys::set_name(job.stressor.name);
                 slot.pid.store(pid, Relaxed);
                 slot.tid.store(sys::tid(), Relaxed);
