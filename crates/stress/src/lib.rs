@@ -14,6 +14,7 @@ pub const STRESSORS: &[(&str, &[&str])] = &[
     ("fork-exec-churn", &[]),
     ("file-io-fsync", &["dir", "size"]),
     ("syscall-mix", &[]),
+    ("aging", &["dir", "cache", "files", "fragment", "residents", "churn"]),
 ];
 
 /// What is wrong with a builtin stressor's name or parameter names, if anything.

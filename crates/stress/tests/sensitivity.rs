@@ -84,3 +84,26 @@ fn a_call_that_does_nothing_is_found_by_the_mix() {
         run(&["syscall-mix", "processes=1"], lie(libc::SYS_epoll_ctl, 1, libc::EPOLL_CTL_DEL as u32, 0));
     assert!(text.contains("epoll_ctl"), "{text}");
 }
+
+const AGING: &[&str] =
+    &["aging", "processes=1", "cache=0", "files=100", "fragment=2M", "residents=1", "churn=5"];
+
+fn aging(filter: [libc::sock_filter; 6]) -> String {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = format!("dir={}", dir.path().display());
+    let args: Vec<&str> = AGING.iter().copied().chain([dir.as_str()]).collect();
+    run(&args, filter)
+}
+
+#[test]
+fn aging_sees_memory_that_is_not_given_back() {
+    let text = aging(lie(libc::SYS_madvise, 2, libc::MADV_DONTNEED as u32, 0));
+    assert!(text.contains("WrongContent memory"), "{text}");
+}
+
+#[test]
+fn aging_sees_a_lock_that_does_not_lock() {
+    let exclusive = (libc::LOCK_EX | libc::LOCK_NB) as u32;
+    let text = aging(lie(libc::SYS_flock, 1, exclusive, 0));
+    assert!(text.contains("WrongContent flock"), "{text}");
+}

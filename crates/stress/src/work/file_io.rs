@@ -30,6 +30,8 @@ pub(super) static STRESSOR: Stressor = Stressor {
     ],
     processes: "2",
     threads: "1",
+    nice: "0",
+    singles: super::no_singles,
     kinds: &[
         "write",
         "read",
@@ -80,7 +82,11 @@ fn folder(params: &Params, pid: u32) -> PathBuf {
 }
 
 fn prepare(params: &Params) -> Result<(), String> {
-    let dir = Path::new(params.text("dir"));
+    prepare_folder(Path::new(params.text("dir")))
+}
+
+/// Makes the supervisor's own folder in `dir`.
+pub(super) fn prepare_folder(dir: &Path) -> Result<(), String> {
     fs::create_dir_all(dir).map_err(|e| format!("cannot make folder {}: {e}", dir.display()))?;
     // What a killed run left behind would fill the disk in the end.
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
@@ -90,7 +96,7 @@ fn prepare(params: &Params) -> Result<(), String> {
             let _ = fs::remove_dir_all(entry.path());
         }
     }
-    let own = folder(params, std::process::id());
+    let own = dir.join(format!("run-{}", std::process::id()));
     fs::create_dir_all(&own).map_err(|e| format!("cannot make folder {}: {e}", own.display()))
 }
 

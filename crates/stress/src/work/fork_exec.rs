@@ -13,6 +13,8 @@ pub(super) static STRESSOR: Stressor = Stressor {
     params: &[],
     processes: "2",
     threads: "1",
+    nice: "0",
+    singles: super::no_singles,
     kinds: &[
         "fork",
         "exec",

@@ -20,6 +20,8 @@ pub(super) static STRESSOR: Stressor = Stressor {
     }],
     processes: "3",
     threads: "4",
+    nice: "0",
+    singles: super::no_singles,
     kinds: &[
         "mmap",
         "touch",

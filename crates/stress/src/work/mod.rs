@@ -1,6 +1,7 @@
 //! The stressors, and how one runs: `work NAME` is a supervisor that forks worker processes, each with threads that
 //! run the stressor's loop. It never restarts what died: a death is a finding, and its reader wants to see it.
 
+mod aging;
 pub(crate) mod child;
 mod context;
 mod file_io;
@@ -29,6 +30,10 @@ pub(crate) struct Stressor {
     /// Default numbers of processes and of threads in each.
     processes: &'static str,
     threads: &'static str,
+    /// Default priority.
+    nice: &'static str,
+    /// Processes besides, of one thread each; their numbers follow those of the others.
+    singles: fn(&Params) -> u64,
     /// Names of the kinds of operation; a kind is an index into this.
     pub(crate) kinds: &'static [&'static str],
     /// What one thread does until [`Context::go_on`] says stop.
@@ -39,16 +44,21 @@ pub(crate) struct Stressor {
 }
 
 /// All of them.
-pub(crate) static STRESSORS: [&Stressor; 5] = [
+pub(crate) static STRESSORS: [&Stressor; 6] = [
     &madvise::STRESSOR,
     &page_fault::STRESSOR,
     &fork_exec::STRESSOR,
     &file_io::STRESSOR,
     &syscall_mix::STRESSOR,
+    &aging::STRESSOR,
 ];
 
 /// Environment variable of a worker: descriptor of the slots, the first slot (the supervisor's), and how many follow.
 pub(crate) const SLOTS_VARIABLE: &str = "KLPFARM_SLOTS";
+
+fn no_singles(_: &Params) -> u64 {
+    0
+}
 
 fn nothing_to_prepare(_: &Params) -> Result<(), String> {
     Ok(())
@@ -80,6 +90,7 @@ impl Job {
     /// Threads of all processes together.
     pub(crate) fn threads(&self) -> u64 {
         self.params.number("processes") * self.params.number("threads")
+            + (self.stressor.singles)(&self.params)
     }
 }
 
@@ -107,7 +118,7 @@ impl Stressor {
             Spec {
                 name: "nice",
                 form: Form::Count(0, 19),
-                default: "0",
+                default: self.nice,
                 help: "gives way to other workloads: 5 takes a third of the time it would otherwise get",
             },
         ];

@@ -17,6 +17,8 @@ pub(super) static STRESSOR: Stressor = Stressor {
     }],
     processes: "2",
     threads: "2",
+    nice: "0",
+    singles: super::no_singles,
     kinds: &[
         "anon",
         "zero-page",

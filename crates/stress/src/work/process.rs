@@ -26,10 +26,10 @@ pub(super) fn supervise(job: &Job, seconds: Option<u64>) -> Result<ExitCode, Str
         seed => seed,
     };
     let mut workers = Workers { pids: Vec::new(), stopping: false, slot: &slots[0] };
-    let threads = job.params.number("threads") as usize;
-    for (process, slots) in
-        slots[1..].chunks(threads).take(job.params.number("processes") as usize).enumerate()
-    {
+    let (processes, threads) = (job.params.number("processes"), job.params.number("threads"));
+    // As many slots a process as it has threads: first the ordinary ones, then the singles.
+    let (many, singles) = slots[1..=job.threads() as usize].split_at((processes * threads) as usize);
+    for (process, slots) in many.chunks(threads as usize).chain(singles.chunks(1)).enumerate() {
         // SAFETY: this process has one thread, so the child may do whatever we may.
         match unsafe { libc::fork() } {
             -1 => {

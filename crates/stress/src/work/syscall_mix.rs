@@ -11,6 +11,8 @@ pub(super) static STRESSOR: Stressor = Stressor {
     params: &[],
     processes: "2",
     threads: "1",
+    nice: "0",
+    singles: super::no_singles,
     kinds: &[
         "identity",
         "clock",
@@ -94,7 +96,7 @@ pub(super) fn demand(name: &'static str, ok: bool, detail: impl FnOnce() -> Stri
 
 /// Errnos by which a kernel or a container says that it does not have a thing, or not for us. The first answer is
 /// learned; a later change of mind is a fault.
-const NOT_HERE: &[i32] = &[
+pub(super) const NOT_HERE: &[i32] = &[
     libc::ENOSYS,
     libc::EPERM,
     libc::EACCES,
