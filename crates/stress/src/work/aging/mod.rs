@@ -266,13 +266,32 @@ fn clean(params: &Params) {
         // SAFETY: plain value.
         unsafe { libc::_exit(0) }
     }
-    let limit = libc::timespec { tv_sec: (LEFT_NS / 1_000_000_000) as i64, tv_nsec: 0 };
-    // SAFETY: an all-zero set is valid and then initialised; SIGCHLD is blocked in the supervisor, so that it can be waited for.
-    unsafe {
+    wait_a_little(pid);
+}
+
+/// Waits for a child to end, at most [`LEFT_NS`].
+fn wait_a_little(pid: i32) {
+    let deadline = sys::now_ns() + LEFT_NS;
+    // SAFETY: an all-zero set is valid and then initialised.
+    let set = unsafe {
         let mut set: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&raw mut set);
         libc::sigaddset(&raw mut set, libc::SIGCHLD);
-        libc::sigtimedwait(&raw const set, std::ptr::null_mut(), &raw const limit);
+        set
+    };
+    // The supervisor blocks the signal, so that it can be waited for; one of a worker that ended before may still be pending.
+    while pid > 0 {
+        let left = deadline.saturating_sub(sys::now_ns()) as i64;
+        let limit = libc::timespec { tv_sec: left / 1_000_000_000, tv_nsec: left % 1_000_000_000 };
+        // SAFETY: no status wanted; a valid set and time.
+        let ended = unsafe { libc::waitpid(pid, std::ptr::null_mut(), libc::WNOHANG) != 0 };
+        // SAFETY: as above.
+        if ended
+            || left == 0
+            || unsafe { libc::sigtimedwait(&raw const set, std::ptr::null_mut(), &raw const limit) } < 0
+        {
+            return;
+        }
     }
 }
 
