@@ -266,7 +266,9 @@ fn clean(params: &Params) {
         // SAFETY: plain value.
         unsafe { libc::_exit(0) }
     }
-    wait_a_little(pid);
+    if pid > 0 {
+        wait_a_little(pid);
+    }
 }
 
 /// Waits for a child to end, at most [`LEFT_NS`].
@@ -279,19 +281,17 @@ fn wait_a_little(pid: i32) {
         libc::sigaddset(&raw mut set, libc::SIGCHLD);
         set
     };
-    // The supervisor blocks the signal, so that it can be waited for; one of a worker that ended before may still be pending.
-    while pid > 0 {
-        let left = deadline.saturating_sub(sys::now_ns()) as i64;
-        let limit = libc::timespec { tv_sec: left / 1_000_000_000, tv_nsec: left % 1_000_000_000 };
-        // SAFETY: no status wanted; a valid set and time.
+    loop {
+        // SAFETY: no status wanted.
         let ended = unsafe { libc::waitpid(pid, std::ptr::null_mut(), libc::WNOHANG) != 0 };
-        // SAFETY: as above.
-        if ended
-            || left == 0
-            || unsafe { libc::sigtimedwait(&raw const set, std::ptr::null_mut(), &raw const limit) } < 0
-        {
+        let left = deadline.saturating_sub(sys::now_ns()) as i64;
+        if ended || left == 0 {
             return;
         }
+        let limit = libc::timespec { tv_sec: left / 1_000_000_000, tv_nsec: left % 1_000_000_000 };
+        // The supervisor blocks the signal, so that it can be waited for; one of a worker that ended before may still be pending.
+        // SAFETY: a valid set and time.
+        unsafe { libc::sigtimedwait(&raw const set, std::ptr::null_mut(), &raw const limit) };
     }
 }
 
