@@ -157,6 +157,12 @@ pub(crate) fn kill(pid: i32, signal: i32) {
     }
 }
 
+/// Sets the priority of a thread, or of the calling one for 0. Not being allowed to is no error.
+pub(crate) fn set_priority(tid: u32, nice: i32) {
+    // SAFETY: plain values.
+    unsafe { libc::setpriority(libc::PRIO_PROCESS, tid, nice) };
+}
+
 /// The calling thread's id.
 pub(crate) fn tid() -> u32 {
     // SAFETY: no arguments.

@@ -19,8 +19,6 @@ pub(super) fn supervise(job: &Job, seconds: Option<u64>) -> Result<ExitCode, Str
     (job.stressor.prepare)(&job.params)?;
     let signals = block_signals();
     sys::set_name(job.stressor.name);
-    // SAFETY: concerns this process alone, and what it forks from now on.
-    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, job.params.number("nice") as i32) };
     let seed = match job.params.number("seed") {
         0 => sys::clock_ns(libc::CLOCK_REALTIME),
         seed => seed,
@@ -157,6 +155,9 @@ pub(crate) fn how_it_ended(status: i32) -> String {
     }
 }
 
+/// Priority of what must end soon; as an ordinary user none is to be had.
+pub(super) const URGENT: i32 = -15;
+
 /// A worker process: one slot a thread, and a first thread that only waits to be told to end.
 fn worker(
     job: &Job,
@@ -172,12 +173,14 @@ fn worker(
         let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
         libc::setrlimit(libc::RLIMIT_CORE, &raw const none);
     }
-    let pid = std::process::id();
+    let (pid, nice) = (std::process::id(), job.params.number("nice") as i32);
     std::thread::scope(|scope| {
         for (thread, slot) in slots.iter().enumerate() {
             scope.spawn(move || {
                 let mut context = Context::new(job, (slot, stir), seed, process, thread as u32);
                 sys::set_name(job.stressor.name);
+                // This thread alone, and what it forks: those that wait to be told to end must hear it in time.
+                sys::set_priority(0, nice);
                 slot.pid.store(pid, Relaxed);
                 slot.tid.store(sys::tid(), Relaxed);
                 slot.finished_ns.store(sys::now_ns(), Relaxed);
@@ -190,6 +193,10 @@ fn worker(
             let signal = wait_signal(signals, 3_600_000);
             if matches!(signal, libc::SIGTERM | libc::SIGINT | libc::SIGHUP) {
                 STOP.store(true, Relaxed);
+                // Whoever gave way to others until now would only make the farm wait.
+                if nice > 0 {
+                    slots.iter().for_each(|s| sys::set_priority(s.tid.load(Relaxed), URGENT));
+                }
                 break;
             }
         }

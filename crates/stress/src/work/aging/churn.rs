@@ -5,6 +5,8 @@ use crate::work::child;
 
 /// Between two bursts, in nanoseconds, on average.
 const BURST_NS: u64 = 1_000_000_000;
+/// Processes at a time.
+const AT_ONCE: usize = 5;
 
 pub(super) struct Churn {
     /// Processes a second.
@@ -29,12 +31,18 @@ impl Churn {
         let owed = self.rate * (now - self.last).min(2 * BURST_NS) as f64 / 1e9;
         // The odd part of a process by chance, so that slow rates are kept, too.
         let odd = context.rng.below(1000) as f64 / 1000.0;
-        self.last = now;
-        self.due = now + BURST_NS / 2 + context.rng.below(BURST_NS);
-        let born: Vec<(i32, i32)> = (0..(owed + odd) as usize).filter_map(|_| spawn(context)).collect();
-        for (pid, code) in born {
-            reap(context, pid, code);
+        let mut left = (owed + odd) as usize;
+        while left > 0 && context.go_on() {
+            let born: Vec<(i32, i32)> = (0..left.min(AT_ONCE)).filter_map(|_| spawn(context)).collect();
+            left -= left.min(AT_ONCE);
+            for (pid, code) in born {
+                reap(context, pid, code);
+            }
         }
+        self.last = now;
+        // Where processes take long, most of the time is left to the other kinds of wear.
+        let took = sys::now_ns() - now;
+        self.due = now + (BURST_NS / 2 + context.rng.below(BURST_NS)).max(4 * took);
     }
 }
 
@@ -61,6 +69,9 @@ fn spawn(context: &mut Context<'_>) -> Option<(i32, i32)> {
 }
 
 fn reap(context: &mut Context<'_>, pid: i32, code: i32) {
+    if !context.go_on() {
+        sys::set_priority(pid as u32, URGENT);
+    }
     match context.op(WAIT, || child::wait(pid)) {
         Ok(status) if libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == code => {}
         // Short of memory, the kernel may take a child instead of us; and it could not be executed for want of it (126).

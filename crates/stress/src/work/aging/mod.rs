@@ -5,6 +5,7 @@
 //! looked at again and again: old things must still be what they were.
 
 use super::context::short_of_resources;
+use super::process::URGENT;
 use super::{Context, Stressor};
 use crate::params::{Form, Params, Spec};
 use crate::{procfs, sys};
@@ -136,7 +137,6 @@ fn run(context: &mut Context<'_>) {
     } else {
         resident::run(context, &dir);
     }
-    hurry();
     let _ = remove_until(&dir, sys::now_ns() + REMOVE_NS);
 }
 
@@ -213,12 +213,6 @@ fn raise_file_limit() {
     }
 }
 
-/// The farm waits for our end: nothing is gained by giving way any more. Where that is not allowed it takes its time.
-fn hurry() {
-    // SAFETY: plain values.
-    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -15) };
-}
-
 /// Removes a folder with all in it, until a time of [`sys::now_ns`]. True if nothing is left.
 fn remove_until(dir: &Path, deadline: u64) -> io::Result<bool> {
     for entry in fs::read_dir(dir)? {
@@ -249,7 +243,8 @@ fn prepare(params: &Params) -> Result<(), String> {
 /// What the workers had no time to remove is left to a process of its own session, which nobody waits for.
 fn clean(params: &Params) {
     let (dir, own) = (Path::new(params.text("dir")), folder(params, std::process::id()));
-    hurry();
+    // The farm waits for this.
+    sys::set_priority(0, URGENT);
     // SAFETY: this process has one thread, so the child may do whatever we may.
     let pid = unsafe { libc::fork() };
     if pid == 0 {
