@@ -1,4 +1,11 @@
 //! What the guest binary and the farm share: the [`wire`] protocol of the probe, and which stressors there are.
+//!
+//! # Versions of the protocol
+//! 1. Workloads, progress, faults, commands, files.
+//! 2. Machines forked from a checkpoint: [`wire::Ask::Resume`] parts twins (entropy, clock, the generators of running workloads),
+//!    [`wire::Ask::Write`] and [`wire::Ask::Load`] bring a patch in without a shell and tell where all tasks were at that moment,
+//!    [`wire::Ask::Livepatch`] and [`wire::Ask::Vitals`] answer from helper processes. Their replies carry an errno as status. After a
+//!    checkpoint the probe may still hold half a line of the old host: a farm begins with an empty line. The stressor `aging` came with it.
 #![forbid(unsafe_code)]
 
 pub mod wire;

@@ -67,7 +67,8 @@ fn function_of(line: &str) -> Option<&str> {
 fn look_around(census: &Mutex<Census>) {
     let (own, mut path, mut stack) = (std::process::id(), String::new(), String::new());
     let mut tids = Vec::new();
-    for pid in numbers_in("/proc").into_iter().filter(|&pid| pid != own) {
+    // The newest first: should the time not do for all, kernel threads that sleep since boot are what is left out.
+    for pid in numbers_in("/proc").into_iter().rev().filter(|&pid| pid != own) {
         path.clear();
         let _ = write!(path, "/proc/{pid}/task");
         tids.clear();

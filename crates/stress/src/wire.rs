@@ -268,7 +268,8 @@ pub enum Ask {
         path: String,
     },
     /// The machine has just been forked from a checkpoint: take fresh entropy, set the wall clock, and stir the workloads' generators,
-    /// so that twins do not go on alike. The reply comes when that is done.
+    /// so that twins do not go on alike. The reply comes when that is done. Status 0 or an errno; the generators are stirred even if
+    /// the kernel takes no entropy or time. A clock that is right within 50 ms is left alone.
     Resume {
         /// Random bytes of the host in hex, 32 at least.
         entropy: String,
@@ -276,6 +277,7 @@ pub enum Ask {
         unix_ms: u64,
     },
     /// Write a piece of a file below the probe's own folder.
+    /// Pieces are written in the order asked for. Status 0 or an errno: `EINVAL` for a name or data that is not allowed.
     Write {
         /// Its name, without a folder.
         name: String,
@@ -294,7 +296,8 @@ pub enum Ask {
         limit_ms: u64,
     },
     /// What `/sys/kernel/livepatch/NAME` says, read without starting a process: lines `listed`, `enabled N`, `transition N` (where the
-    /// kernel has it), `function OBJECT/FUNCTION` as the kernel writes it (`vmlinux/do_exit,1`).
+    /// kernel has it), `function OBJECT/FUNCTION` as the kernel writes it (`vmlinux/do_exit,1`). Status 0 and no line at all if
+    /// the kernel lists no such patch; `EINVAL` if that is no module's name.
     Livepatch {
         /// Name of the patch.
         name: String,

@@ -135,6 +135,8 @@ fn run(context: &mut Context<'_>) {
     if u64::from(context.process) < context.params.number("processes") {
         keeper(context, &dir);
     } else {
+        // Needs hardly any time, but needs it soon: a thread that is late for seconds looks like one that hangs.
+        sys::set_priority(0, 0);
         resident::run(context, &dir);
     }
     let _ = remove_until(&dir, sys::now_ns() + REMOVE_NS);
@@ -150,10 +152,15 @@ fn keeper(context: &mut Context<'_>, dir: &Path) {
     ];
     let mut churn = churn::Churn::new(context.params.number("churn") as f64 / keepers as f64);
     raise_file_limit();
+    let mut worn = false;
     while context.go_on() {
         // In turns, so that what one gets lies between what the others get, on disk and in memory.
         let todo: Vec<usize> = (0..wears.len()).filter(|&i| !wears[i].is_done()).collect();
         if todo.is_empty() {
+            // From now on the same holds for keepers. (An ordinary user may not; then they go on giving way.)
+            if !std::mem::replace(&mut worn, true) {
+                sys::set_priority(0, 0);
+            }
             let i = context.rng.index(wears.len());
             wears[i].keep(context);
             std::thread::sleep(PAUSE);
