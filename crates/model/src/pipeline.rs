@@ -80,6 +80,7 @@ impl Arms {
             Arm::Loaded => self.loaded,
             Arm::Quiescent => self.quiescent,
             Arm::Control => self.control,
+            Arm::Reapply | Arm::Stack => 0,
         }
     }
 }

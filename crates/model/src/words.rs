@@ -45,6 +45,10 @@ words! {
         Quiescent = "quiescent",
         /// The same load without a patch.
         Control = "control",
+        /// Apply, revert, apply again, mid-load.
+        Reapply = "reapply",
+        /// Several patches on top of each other.
+        Stack = "stack",
     }
 }
 
