@@ -1,0 +1,277 @@
+//! Tiers: what a patch must show before it may go to more machines, as written in `pipelines/tiers.yaml`.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::stats::trials_needed;
+use crate::yaml::{self, YamlError};
+use crate::{Arm, ImageFacts, Outcome, Patch, Severity, Tier, Verdict};
+
+/// The rules of all tiers that a file defines.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Tiers {
+    file: PathBuf,
+    rules: BTreeMap<Tier, TierRule>,
+}
+
+/// What one tier asks for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TierRule {
+    /// Share of loaded applications (of 1) that may fail at most.
+    pub max_failure_rate: f64,
+    /// Confidence (of 1) with which that must be known.
+    pub confidence: f64,
+    /// Least soak of each trial.
+    #[serde(with = "crate::duration")]
+    pub soak: Duration,
+    /// Arms that must have run cleanly.
+    pub arms: Vec<Arm>,
+    /// Severities of patches that may enter; all, stated or not, if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub severities: Option<Vec<Severity>>,
+    /// Tier that must have qualified the same patch on the same image first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<Tier>,
+}
+
+/// Trials of an arm that a pipeline can have at most.
+const MOST_TRIALS: u32 = 10_000;
+
+/// The file's shape. Fields and not a map, because a map would take a tier that stands there twice.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Shape {
+    proposed: Option<TierRule>,
+    updates: Option<TierRule>,
+    stable: Option<TierRule>,
+}
+
+impl Tiers {
+    /// Read the tiers from `text`, the content of `file`.
+    ///
+    /// # Errors
+    /// The first syntax or type error, or else every wrong value, each with its place.
+    pub fn parse(file: &Path, text: &str) -> Result<Self, Vec<YamlError>> {
+        let shape: Shape = yaml::parse(file, text).map_err(|e| vec![e])?;
+        let rules =
+            [(Tier::Proposed, shape.proposed), (Tier::Updates, shape.updates), (Tier::Stable, shape.stable)];
+        let rules = rules.into_iter().filter_map(|(tier, rule)| Some((tier, rule?))).collect();
+        let tiers = Self { file: file.to_owned(), rules };
+        let problems: Vec<YamlError> = tiers
+            .problems()
+            .into_iter()
+            .map(|(field, message)| {
+                let keys: Vec<&str> = field.split('.').collect();
+                let at = yaml::line_of(text, &keys).map(|line| (line, 1));
+                YamlError { file: file.to_owned(), at, field, message }
+            })
+            .collect();
+        if problems.is_empty() { Ok(tiers) } else { Err(problems) }
+    }
+
+    /// The rule of `tier`.
+    ///
+    /// # Errors
+    /// If the file does not define it; names those that it does.
+    pub fn rule(&self, tier: Tier) -> Result<&TierRule, String> {
+        self.rules.get(&tier).ok_or_else(|| {
+            format!(
+                "{}: defines no tier `{tier}`, only {}; add it there or ask for another",
+                self.file.display(),
+                list(self.rules.keys())
+            )
+        })
+    }
+
+    fn problems(&self) -> Vec<(String, String)> {
+        if self.rules.is_empty() {
+            return vec![(
+                String::new(),
+                format!("defines no tier; write at least one of {}", list(Tier::ALL)),
+            )];
+        }
+        let mut found = Vec::new();
+        for (&tier, rule) in &self.rules {
+            let of_rule = rule.problems().into_iter().chain(self.wrong_after(tier, rule));
+            found.extend(of_rule.map(|(field, message)| (format!("{tier}.{field}"), message)));
+        }
+        found
+    }
+
+    /// As a tier only ever names a lower one, there is no cycle to look for.
+    fn wrong_after(&self, tier: Tier, rule: &TierRule) -> Option<(&'static str, String)> {
+        let after = rule.after?;
+        if after >= tier {
+            return Some((
+                "after",
+                format!("is {after}, which is not below {tier}: the order is {}", list(Tier::ALL)),
+            ));
+        }
+        (!self.rules.contains_key(&after)).then(|| {
+            (
+                "after",
+                format!("is {after}, a tier that this file does not define; define it or leave `after` out"),
+            )
+        })
+    }
+}
+
+impl TierRule {
+    /// Clean loaded trials that the tier takes.
+    pub fn trials(&self) -> u32 {
+        trials_needed(self.max_failure_rate, self.confidence)
+    }
+
+    fn problems(&self) -> Vec<(&'static str, String)> {
+        let mut found = Vec::new();
+        let mut check = |ok: bool, field: &'static str, message: String| {
+            if !ok {
+                found.push((field, message));
+            }
+        };
+        let rate = self.max_failure_rate;
+        let possible_rate = rate > 0.0 && rate < 1.0;
+        let possible_confidence = (0.5..1.0).contains(&self.confidence);
+        check(
+            possible_rate,
+            "max_failure_rate",
+            format!("is {rate}; a share between 0 and 1 is needed, 0.05 for 5 %"),
+        );
+        check(
+            possible_confidence,
+            "confidence",
+            format!("is {}; a share from 0.5 to below 1 is needed, 0.95 for 95 %", self.confidence),
+        );
+        if possible_rate && possible_confidence {
+            let trials = self.trials();
+            check(
+                trials <= MOST_TRIALS,
+                "max_failure_rate",
+                format!(
+                    "takes {trials} clean trials at confidence {}; at most {MOST_TRIALS} can be planned",
+                    self.confidence
+                ),
+            );
+        }
+        check(!self.soak.is_zero(), "soak", "is zero; 30s or more show what a patch does under load".into());
+        for (arm, why) in [
+            (Arm::Loaded, "without it nothing can be said of the patch"),
+            (Arm::Control, "without it no finding can be attributed"),
+        ] {
+            check(self.arms.contains(&arm), "arms", format!("lacks {arm}; {why}"));
+        }
+        if let Some(arm) = twice(&self.arms) {
+            check(false, "arms", format!("names {arm} twice"));
+        }
+        if let Some(severities) = &self.severities {
+            check(
+                !severities.is_empty(),
+                "severities",
+                "is empty, so that no patch could enter; leave it out to let all".into(),
+            );
+            if let Some(severity) = twice(severities) {
+                check(false, "severities", format!("names {} twice", word(*severity)));
+            }
+        }
+        found
+    }
+}
+
+/// Whether the tier below has said yes: `prior` must be its verdict, on the same patches in the same order and on the same image.
+/// A tier without `after` asks for no prior verdict and looks at none.
+///
+/// # Errors
+/// Everything that does not fit, each with both values.
+pub fn check_prior(
+    rule: &TierRule,
+    tier: Tier,
+    prior: Option<&Verdict>,
+    patches: &[Patch],
+    image: &ImageFacts,
+) -> Result<(), String> {
+    let Some(after) = rule.after else { return Ok(()) };
+    let Some(prior) = prior else {
+        return Err(format!(
+            "tier {tier} takes only what {after} has qualified: run with --tier {after} first and give its verdict with --prior verdict.json"
+        ));
+    };
+    let mut wrong = Vec::new();
+    if prior.tier != after {
+        wrong.push(format!("it is of tier {}, and {tier} asks for {after}", prior.tier));
+    }
+    if prior.verdict != Outcome::Qualified {
+        wrong.push(format!("it says {}, and {tier} asks for {}", prior.verdict, Outcome::Qualified));
+    }
+    let (before, now) = (hashes(tested(prior)), hashes(patches));
+    if before != now {
+        wrong.push(format!("it is about patch {before}, and this run about {now}"));
+    }
+    if prior.image.hash != image.hash {
+        let name = |image: &ImageFacts| format!("{} (hash {})", image.name, image.hash);
+        wrong.push(format!("it ran on image {}, and this run is on {}", name(&prior.image), name(image)));
+    }
+    if wrong.is_empty() {
+        Ok(())
+    } else {
+        Err(format!("the verdict of --prior does not count: {}", wrong.join("; ")))
+    }
+}
+
+/// The patches that a verdict is about.
+fn tested(verdict: &Verdict) -> &[Patch] {
+    std::slice::from_ref(&verdict.patch)
+}
+
+/// Content in the order of applying; the file's name is for people and may differ.
+fn hashes(patches: &[Patch]) -> String {
+    list(patches.iter().map(|p| format!("sha256 {}", p.sha256)))
+}
+
+/// Whether patches of these severities may enter.
+///
+/// # Errors
+/// Every patch that may not, with its severity and those that may.
+pub fn check_severity(rule: &TierRule, tier: Tier, patches: &[Patch]) -> Result<(), String> {
+    let Some(allowed) = &rule.severities else { return Ok(()) };
+    let may = list(allowed.iter().map(|s| word(*s)));
+    let refused = patches.iter().filter_map(|patch| match patch.sidecar.severity {
+        Some(severity) if allowed.contains(&severity) => None,
+        Some(severity) => Some(format!(
+            "{} is of severity {}, and tier {tier} takes {may} only",
+            patch.file.display(),
+            word(severity)
+        )),
+        None => Some(format!(
+            "{} states no severity, and tier {tier} takes {may} only; write `severity:` into {}",
+            patch.file.display(),
+            patch.file.with_extension("yaml").display()
+        )),
+    });
+    let refused: Vec<String> = refused.collect();
+    if refused.is_empty() { Ok(()) } else { Err(refused.join("\n")) }
+}
+
+/// As written in files.
+fn word(severity: Severity) -> &'static str {
+    match severity {
+        Severity::Low => "low",
+        Severity::Medium => "medium",
+        Severity::High => "high",
+        Severity::Critical => "critical",
+    }
+}
+
+fn list(words: impl IntoIterator<Item = impl ToString>) -> String {
+    words.into_iter().map(|w| w.to_string()).collect::<Vec<_>>().join(", ")
+}
+
+fn twice<T: PartialEq>(items: &[T]) -> Option<&T> {
+    items.iter().enumerate().find_map(|(i, item)| items[..i].contains(item).then_some(item))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,243 @@
+use super::*;
+use crate::{Accel, Sidecar};
+
+const BASE: &str = "max_failure_rate: 0.2\n  confidence: 0.95\n  soak: 30s\n  arms: [loaded, control]\n";
+
+fn parse(text: &str) -> Result<Tiers, String> {
+    Tiers::parse(Path::new("tiers.yaml"), text)
+        .map_err(|es| es.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
+}
+
+/// The problems of a `proposed` with one line of `BASE` exchanged.
+fn problem(from: &str, to: &str) -> String {
+    let text = BASE.replace(from, to);
+    assert_ne!(text, BASE);
+    parse(&format!("proposed:\n  {text}")).unwrap_err()
+}
+
+#[test]
+fn the_tiers_that_come_along() {
+    let text = include_str!("../../../../pipelines/tiers.yaml");
+    let tiers = parse(text).unwrap();
+    let rules = [Tier::Proposed, Tier::Updates, Tier::Stable].map(|tier| tiers.rule(tier).unwrap());
+    assert_eq!(rules.map(TierRule::trials), [14, 59, 299]);
+    assert_eq!(rules.map(|r| r.after), [None, Some(Tier::Proposed), Some(Tier::Updates)]);
+    assert_eq!(rules.map(|r| r.soak.as_secs()), [30, 60, 150]);
+    // The comments say how many trials it takes; they must stay true.
+    for rule in rules {
+        assert!(text.contains(&format!("{} clean trials", rule.trials())), "{}", rule.trials());
+    }
+}
+
+#[test]
+fn a_file_may_define_some_tiers_only() {
+    let tiers = parse(&format!("updates:\n  {BASE}")).unwrap();
+    assert_eq!(tiers.rule(Tier::Updates).unwrap().severities, None);
+    assert_eq!(
+        tiers.rule(Tier::Stable).unwrap_err(),
+        "tiers.yaml: defines no tier `stable`, only updates; add it there or ask for another"
+    );
+    for empty in ["{}\n", "", "# nothing\n"] {
+        let error = parse(empty).unwrap_err();
+        assert!(
+            error.contains("tiers.yaml: defines no tier; write at least one of proposed, updates, stable"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn a_rule_reads_again_as_it_was_written() {
+    let tiers = parse(include_str!("../../../../pipelines/tiers.yaml")).unwrap();
+    for rule in tiers.rules.values() {
+        let json = serde_json::to_string(rule).unwrap();
+        assert_eq!(&serde_json::from_str::<TierRule>(&json).unwrap(), rule);
+    }
+}
+
+#[test]
+fn numbers_out_of_range() {
+    for rate in ["0", "1", "-0.1", "20", ".nan"] {
+        let error = problem("0.2", rate);
+        assert!(error.starts_with("tiers.yaml:2:1: proposed.max_failure_rate: is "), "{error}");
+        assert!(error.ends_with("a share between 0 and 1 is needed, 0.05 for 5 %"), "{error}");
+    }
+    for confidence in ["0.4", "1", "95", ".nan"] {
+        let error = problem("0.95", confidence);
+        assert!(error.starts_with("tiers.yaml:3:1: proposed.confidence: is "), "{error}");
+    }
+    let error = problem("30s", "0s");
+    assert!(error.starts_with("tiers.yaml:4:1: proposed.soak: is zero"), "{error}");
+    assert_eq!(
+        problem("0.2", "0.0001"),
+        "tiers.yaml:2:1: proposed.max_failure_rate: takes 29956 clean trials at confidence 0.95; at most 10000 can be planned"
+    );
+}
+
+#[test]
+fn arms_and_severities() {
+    let error = problem("[loaded, control]", "[reapply, quiescent, reapply]");
+    for expected in [
+        "tiers.yaml:5:1: proposed.arms: lacks loaded; without it nothing can be said of the patch",
+        "tiers.yaml:5:1: proposed.arms: lacks control; without it no finding can be attributed",
+        "tiers.yaml:5:1: proposed.arms: names reapply twice",
+    ] {
+        assert!(error.contains(expected), "{error}\nlacks {expected}");
+    }
+    let empty = problem("30s", "30s\n  severities: []");
+    assert!(empty.starts_with("tiers.yaml:5:1: proposed.severities: is empty"), "{empty}");
+    let twice = problem("30s", "30s\n  severities: [low, high, low]");
+    assert_eq!(twice, "tiers.yaml:5:1: proposed.severities: names low twice");
+}
+
+#[test]
+fn a_tier_follows_a_lower_one_that_is_there() {
+    let not_lower = problem("30s", "30s\n  after: stable");
+    assert_eq!(
+        not_lower,
+        "tiers.yaml:5:1: proposed.after: is stable, which is not below proposed: the order is proposed, updates, stable"
+    );
+    let itself = problem("30s", "30s\n  after: proposed");
+    assert!(itself.contains("is proposed, which is not below proposed"), "{itself}");
+    let missing = parse(&format!("stable:\n  {BASE}  after: updates\n")).unwrap_err();
+    assert_eq!(
+        missing,
+        "tiers.yaml:6:1: stable.after: is updates, a tier that this file does not define; define it or leave `after` out"
+    );
+    assert!(parse(&format!("proposed:\n  {BASE}stable:\n  {BASE}  after: proposed\n")).is_ok());
+}
+
+#[test]
+fn every_problem_of_every_tier_at_once() {
+    let text = format!("proposed:\n  {BASE}updates:\n  {BASE}").replace("0.2", "2").replace("30s", "0s");
+    let error = parse(&text).unwrap_err();
+    let places: Vec<&str> = error.lines().map(|l| l.split(": ").next().unwrap()).collect();
+    assert_eq!(places, ["tiers.yaml:2:1", "tiers.yaml:4:1", "tiers.yaml:7:1", "tiers.yaml:9:1"], "{error}");
+}
+
+#[test]
+fn wrong_types_unknown_and_missing_fields() {
+    let error = problem("30s", "30s\n  sok: 3s");
+    assert!(error.starts_with("tiers.yaml:5:3: proposed.sok: unknown field `sok`"), "{error}");
+    let error = problem("0.2", "few");
+    assert!(error.starts_with("tiers.yaml:2:21: proposed.max_failure_rate: invalid type"), "{error}");
+    let error = problem("[loaded, control]", "[loaded, idle]");
+    assert!(error.contains("proposed.arms[1]: unknown variant `idle`"), "{error}");
+    let error = problem("  soak: 30s\n", "");
+    assert!(error.contains("missing field `soak`"), "{error}");
+    let error = parse(&format!("gold:\n  {BASE}")).unwrap_err();
+    assert!(error.contains("gold: unknown field `gold`, expected one of `proposed`"), "{error}");
+    let error = parse(&format!("proposed:\n  {BASE}proposed:\n  {BASE}")).unwrap_err();
+    assert!(error.contains("duplicate field `proposed`"), "{error}");
+}
+
+fn rule(more: &str) -> TierRule {
+    let tiers = parse(&format!("proposed:\n  {BASE}updates:\n  {BASE}{more}")).unwrap();
+    tiers.rule(Tier::Updates).unwrap().clone()
+}
+
+fn patch(sha256: &str, severity: Option<Severity>) -> Patch {
+    let sidecar = Sidecar { severity, ..Sidecar::default() };
+    Patch { file: format!("built/{sha256}.ko").into(), sha256: sha256.into(), sidecar, ..Patch::default() }
+}
+
+fn image(hash: &str) -> ImageFacts {
+    ImageFacts { name: "debian-12".into(), hash: hash.into(), release: None }
+}
+
+fn verdict() -> Verdict {
+    Verdict {
+        schema: crate::plan::SCHEMA,
+        verdict: Outcome::Qualified,
+        tier: Tier::Proposed,
+        causes: Vec::new(),
+        patch: patch("aa", None),
+        image: image("11"),
+        accel: Accel::Tcg,
+        arms: BTreeMap::new(),
+        evidence: Vec::new(),
+        reach: Vec::new(),
+        blind: Vec::new(),
+        farm_errors: Vec::new(),
+        plan: String::new(),
+        took_ms: 0,
+        farm: String::new(),
+    }
+}
+
+/// What is said of `prior` when patch `aa` on image `11` shall enter updates.
+fn said(prior: Option<Verdict>) -> Result<(), String> {
+    let rule = rule("  after: proposed\n");
+    check_prior(&rule, Tier::Updates, prior.as_ref(), &[patch("aa", None)], &image("11"))
+}
+
+#[test]
+fn a_fitting_prior_verdict_counts() {
+    assert_eq!(said(Some(verdict())), Ok(()));
+}
+
+#[test]
+fn without_after_no_prior_verdict_is_asked_for() {
+    let ask = |prior| check_prior(&rule(""), Tier::Updates, prior, &[patch("bb", None)], &image("22"));
+    assert_eq!((ask(None), ask(Some(&verdict()))), (Ok(()), Ok(())));
+}
+
+#[test]
+fn each_misfit_of_a_prior_verdict_has_its_words() {
+    assert_eq!(
+        said(None).unwrap_err(),
+        "tier updates takes only what proposed has qualified: run with --tier proposed first and give its verdict with --prior verdict.json"
+    );
+    for (prior, words) in [
+        (Verdict { tier: Tier::Stable, ..verdict() }, "it is of tier stable, and updates asks for proposed"),
+        (
+            Verdict { verdict: Outcome::Inconclusive, ..verdict() },
+            "it says inconclusive, and updates asks for qualified",
+        ),
+        (
+            Verdict { patch: patch("bb", None), ..verdict() },
+            "it is about patch sha256 bb, and this run about sha256 aa",
+        ),
+        (
+            Verdict { image: image("22"), ..verdict() },
+            "it ran on image debian-12 (hash 22), and this run is on debian-12 (hash 11)",
+        ),
+    ] {
+        assert_eq!(said(Some(prior)).unwrap_err(), format!("the verdict of --prior does not count: {words}"));
+    }
+}
+
+#[test]
+fn all_misfits_are_said_at_once() {
+    let prior = Verdict { tier: Tier::Stable, verdict: Outcome::Rejected, image: image("22"), ..verdict() };
+    let error = said(Some(prior)).unwrap_err();
+    assert_eq!(error.matches("; ").count(), 2, "{error}");
+}
+
+#[test]
+fn a_prior_verdict_on_one_patch_says_nothing_of_a_stack() {
+    let stack = [patch("aa", None), patch("bb", None)];
+    let rule = rule("  after: proposed\n");
+    let error = check_prior(&rule, Tier::Updates, Some(&verdict()), &stack, &image("11")).unwrap_err();
+    assert!(
+        error.ends_with("it is about patch sha256 aa, and this run about sha256 aa, sha256 bb"),
+        "{error}"
+    );
+}
+
+#[test]
+fn severities_that_may_enter() {
+    let high = rule("  severities: [high, critical]\n");
+    let check = |rule: &TierRule, severities: &[Option<Severity>]| {
+        let patches: Vec<Patch> = severities.iter().map(|s| patch("aa", *s)).collect();
+        check_severity(rule, Tier::Updates, &patches)
+    };
+    let (low, critical) = (Some(Severity::Low), Some(Severity::Critical));
+    assert_eq!(check(&rule(""), &[None, low]), Ok(()));
+    assert_eq!(check(&high, &[critical, Some(Severity::High)]), Ok(()));
+    assert_eq!(
+        check(&high, &[critical, low, None]).unwrap_err(),
+        "built/aa.ko is of severity low, and tier updates takes high, critical only\n\
+         built/aa.ko states no severity, and tier updates takes high, critical only; write `severity:` into built/aa.yaml"
+    );
+}
