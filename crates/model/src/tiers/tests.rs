@@ -174,6 +174,10 @@ fn said(prior: Option<Verdict>) -> Result<(), String> {
 #[test]
 fn a_fitting_prior_verdict_counts() {
     assert_eq!(said(Some(verdict())), Ok(()));
+    // Content decides: names and what was learned by booting may differ.
+    let image = ImageFacts { name: "bookworm".into(), release: Some("6.1.0".into()), ..image("11") };
+    let patch = Patch { file: "elsewhere/fix.ko".into(), ..patch("aa", Some(Severity::High)) };
+    assert_eq!(said(Some(Verdict { image, patch, ..verdict() })), Ok(()));
 }
 
 #[test]
