@@ -116,6 +116,7 @@ fn bench(planned: &Planned, dir: &Path, scratch: &Path) -> Result<Bench, Failure
         cpus: plan.pipeline.machine.cpus,
         memory_mib: plan.pipeline.machine.memory_mib,
         accel: plan.accel,
+        origin: klpfarm_vm::Origin::Boot,
     };
     Ok(Bench {
         plan: Arc::new(plan.clone()),

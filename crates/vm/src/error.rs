@@ -29,6 +29,20 @@ pub enum VmError {
         /// Why.
         source: std::io::Error,
     },
+    /// A machine can't go on from a checkpoint.
+    #[error(
+        "{}: a machine can't go on from this: {reason}; remove the checkpoint (`klpfarm checkpoint rm`), the next run makes it again",
+        .path.display()
+    )]
+    Unfit {
+        /// The file that does not fit.
+        path: PathBuf,
+        /// Why, in QEMU's words where it said something.
+        reason: String,
+    },
+    /// A machine can't leave a checkpoint.
+    #[error("no checkpoint was made: {0}")]
+    NotCheckpointed(String),
     /// A QMP command failed.
     #[error("QMP {command}: {reason}")]
     Qmp {

@@ -4,15 +4,20 @@
 
 mod accel;
 mod channel;
+mod checkpoint;
 mod error;
 mod machine;
+mod origin;
+mod overlay;
 mod qmp;
 mod spec;
 mod ssh;
 
 pub use accel::{KvmProbe, QEMU, QEMU_LEAST, probe_kvm, qemu_version, supported};
+pub use checkpoint::Checkpointed;
 pub use error::VmError;
 pub use machine::{Machine, Output};
+pub use origin::{FORK_LEAST, Files, Origin, can_fork};
 pub use qmp::{Qmp, QmpEvent};
 pub use spec::Spec;
 pub use ssh::{Login, Ssh, SshOutput};

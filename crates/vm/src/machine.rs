@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use klpfarm_stress::wire::{FromGuest, ToGuest};
 use tokio::io::AsyncReadExt;
-use tokio::net::UnixStream;
+use tokio::net::{UnixListener, UnixStream};
 use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::spec::Sockets;
-use crate::{Login, QEMU, Qmp, QmpEvent, Spec, Ssh, VmError, channel};
+use crate::{Files, Login, Origin, QEMU, Qmp, QmpEvent, Spec, Ssh, VmError, channel, checkpoint, origin};
 
 /// All that comes out of a machine, in one stream.
 #[derive(Debug, Clone, PartialEq)]
@@ -40,6 +40,8 @@ pub struct Machine {
     to_probe: Vec<mpsc::Sender<Vec<u8>>>,
     ssh_port: u16,
     pid: u32,
+    /// Where a checkpoint can be left.
+    pub(crate) kept: Option<Files>,
     kill: mpsc::Sender<()>,
     gone: watch::Receiver<bool>,
     tasks: JoinSet<()>,
@@ -48,41 +50,45 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Start QEMU, connect to all its sockets, and let the guest run. The console is recorded in `console_log`; QEMU's
-    /// temporary files go to `scratch`.
+    /// Start QEMU, let it connect to us, and let the guest run, from power-on or from a checkpoint. The console is recorded in
+    /// `console_log`; QEMU's temporary files go to `scratch`.
     ///
     /// # Errors
-    /// If QEMU can't be started or ends at once; its own words are in the error.
+    /// If QEMU can't be started or ends at once, or the checkpoint does not fit; QEMU's own words are in the error.
     pub async fn start(
         spec: &Spec,
         scratch: &Path,
         console_log: PathBuf,
     ) -> Result<(Self, mpsc::Receiver<Output>), VmError> {
+        origin::prepare(spec)?;
         // Short and private: a socket's path holds 107 bytes at most.
         let dir = tempfile::Builder::new()
             .prefix(&format!("klpfarm-{}-", std::process::id()))
             .tempdir()
             .map_err(|source| VmError::Io { path: std::env::temp_dir(), source })?;
         let sockets = Sockets::new(dir.path());
+        let ways = Ways::listen(&sockets)?;
         let mut child = spawn(spec, &sockets, scratch)?;
         let pid = child.id().unwrap_or(0);
-        let (output, outputs) = mpsc::channel(256);
+        let (output, mut outputs) = mpsc::channel(256);
         let mut tasks = JoinSet::new();
 
-        let qmp = connect(&sockets.qmp, &mut child).await?;
-        let console = connect(&sockets.console, &mut child).await?;
-        let virtio = connect(&sockets.probe, &mut child).await?;
-        let uart = connect(&sockets.uart, &mut child).await?;
+        let [qmp, console, virtio, uart] = ways.accept(&mut child).await?;
         let to_console = channel::console(console, console_log, &mut tasks, output.clone()).await?;
         let to_probe = [virtio, uart].map(|s| channel::probe(s, &mut tasks, output.clone())).into();
 
         let (kill, killed) = mpsc::channel(1);
         let (set_gone, gone) = watch::channel(false);
         tasks.spawn(reap(child, killed, set_gone, output.clone()));
-        let qmp = Qmp::connect(qmp, &mut tasks, output).await?;
-        let ssh_port = ssh_port(&qmp).await?;
-        qmp.execute(qapi::qmp::cont {}, Duration::from_secs(30)).await?;
-        Ok((Self { qmp, to_console, to_probe, ssh_port, pid, kill, gone, tasks, _sockets: dir }, outputs))
+        let begun = begin(qmp, spec, &mut tasks, output).await;
+        let (qmp, ssh_port) = match begun {
+            Ok(begun) => begun,
+            Err(error) => return Err(last_words(error, &spec.origin, &kill, &mut outputs).await),
+        };
+        let kept = spec.origin.kept().cloned();
+        let machine =
+            Self { qmp, to_console, to_probe, ssh_port, pid, kept, kill, gone, tasks, _sockets: dir };
+        Ok((machine, outputs))
     }
 
     /// QMP, for evidence and control.
@@ -155,31 +161,92 @@ fn spawn(spec: &Spec, sockets: &Sockets, scratch: &Path) -> Result<Child, VmErro
         .map_err(|source| VmError::NoQemu { program: "setpriv", source })
 }
 
-/// Connect to a socket that QEMU is about to make. There is nothing to await on but the file itself, so this polls, and races
-/// QEMU's death.
-async fn connect(path: &Path, child: &mut Child) -> Result<UnixStream, VmError> {
-    const LIMIT: Duration = Duration::from_secs(30);
-    let attempt = async {
-        loop {
-            if let Ok(stream) = UnixStream::connect(path).await {
-                return stream;
+/// Our ends of the sockets: they listen before QEMU starts, so that nothing has to be tried again and again.
+struct Ways([UnixListener; 4]);
+
+impl Ways {
+    fn listen(sockets: &Sockets) -> Result<Self, VmError> {
+        let listen = |path: &Path| {
+            UnixListener::bind(path).map_err(|source| VmError::Io { path: path.to_owned(), source })
+        };
+        let [qmp, console, probe, uart] = [&sockets.qmp, &sockets.console, &sockets.probe, &sockets.uart];
+        Ok(Self([listen(qmp)?, listen(console)?, listen(probe)?, listen(uart)?]))
+    }
+
+    /// Take QEMU's connections, or its death. Each listener takes one and is closed.
+    async fn accept(self, child: &mut Child) -> Result<[UnixStream; 4], VmError> {
+        const LIMIT: Duration = Duration::from_secs(30);
+        let attempt = async {
+            let mut streams = Vec::with_capacity(self.0.len());
+            for listener in &self.0 {
+                streams.push(listener.accept().await?.0);
             }
-            tokio::time::sleep(Duration::from_millis(10)).await;
+            streams.try_into().map_err(|_| std::io::Error::other("a connection for each socket"))
+        };
+        let late = || std::io::Error::new(std::io::ErrorKind::TimedOut, "QEMU did not connect");
+        let io = |source| VmError::Io { path: QEMU.into(), source };
+        tokio::select! {
+            streams = attempt => streams.map_err(io),
+            status = child.wait() => {
+                let mut stderr = String::new();
+                if let Some(pipe) = child.stderr.as_mut() {
+                    let _ = pipe.read_to_string(&mut stderr).await;
+                }
+                Err(VmError::EndedEarly { status: words(status), stderr: stderr.trim().to_owned() })
+            }
+            () = tokio::time::sleep(LIMIT) => Err(io(late())),
+        }
+    }
+}
+
+/// Negotiate, read the checkpoint if there is one, and let the guest run.
+async fn begin(
+    qmp: UnixStream,
+    spec: &Spec,
+    tasks: &mut JoinSet<()>,
+    output: mpsc::Sender<Output>,
+) -> Result<(Qmp, u16), VmError> {
+    let qmp = Qmp::connect(qmp, tasks, output).await?;
+    let ssh_port = ssh_port(&qmp).await?;
+    if let (true, Some(files)) = (spec.origin.is_resumed(), spec.origin.files()) {
+        checkpoint::resume(&qmp, &files.state).await?;
+    }
+    qmp.execute(qapi::qmp::cont {}, Duration::from_secs(30)).await?;
+    Ok((qmp, ssh_port))
+}
+
+/// QEMU's own words say more than what became of a command: wait for its end, which is near when the connection is closed,
+/// and bring it about otherwise.
+async fn last_words(
+    error: VmError,
+    origin: &Origin,
+    kill: &mpsc::Sender<()>,
+    outputs: &mut mpsc::Receiver<Output>,
+) -> VmError {
+    const DYING: Duration = Duration::from_secs(5);
+    let mut ended = std::pin::pin!(async {
+        loop {
+            match outputs.recv().await {
+                Some(Output::Exited { status, stderr }) => return (status, stderr),
+                Some(_) => {}
+                None => return ("ended".to_owned(), String::new()),
+            }
+        }
+    });
+    let (status, stderr) = match tokio::time::timeout(DYING, &mut ended).await {
+        Ok(words) => words,
+        Err(_) => {
+            let _ = kill.send(()).await;
+            ended.await
         }
     };
-    tokio::select! {
-        stream = attempt => Ok(stream),
-        status = child.wait() => {
-            let mut stderr = String::new();
-            if let Some(pipe) = child.stderr.as_mut() {
-                let _ = pipe.read_to_string(&mut stderr).await;
-            }
-            Err(VmError::EndedEarly { status: words(status), stderr: stderr.trim().to_owned() })
+    match origin.files().filter(|_| origin.is_resumed()) {
+        Some(files) => {
+            let reason = if stderr.is_empty() { format!("{error} ({status})") } else { stderr };
+            VmError::Unfit { path: files.state.clone(), reason }
         }
-        () = tokio::time::sleep(LIMIT) => Err(VmError::Io {
-            path: path.to_owned(),
-            source: std::io::Error::new(std::io::ErrorKind::TimedOut, "QEMU did not make its socket"),
-        }),
+        None if stderr.is_empty() => error,
+        None => VmError::EndedEarly { status, stderr },
     }
 }
 

@@ -13,7 +13,7 @@ use qapi::qmp;
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::{Output, VmError};
@@ -77,6 +77,27 @@ pub struct Qmp {
     next: AtomicU64,
     pending: Pending,
     lines: mpsc::Sender<Vec<u8>>,
+    migration: watch::Receiver<String>,
+}
+
+/// Waits for the end of a migration; see [`Qmp::migration`].
+pub(crate) struct Migration(watch::Receiver<String>);
+
+impl Migration {
+    /// Wait until the migration is complete.
+    ///
+    /// # Errors
+    /// Why it failed, in words.
+    pub(crate) async fn completed(mut self) -> Result<(), String> {
+        loop {
+            self.0.changed().await.map_err(|_| "the connection was closed".to_owned())?;
+            match self.0.borrow_and_update().as_str() {
+                "completed" => return Ok(()),
+                status @ ("failed" | "cancelled") => return Err(format!("migration {status}")),
+                _ => {}
+            }
+        }
+    }
 }
 
 impl Qmp {
@@ -89,11 +110,14 @@ impl Qmp {
         let (read, mut write) = stream.into_split();
         let pending = Pending::default();
         let waiting = Arc::clone(&pending);
+        let (status, migration) = watch::channel(String::new());
         tasks.spawn(async move {
             let mut lines = BufReader::new(read).lines();
             while let Ok(Some(line)) = lines.next_line().await {
                 let Ok(value) = serde_json::from_str::<Value>(&line) else { continue };
-                if value.get("event").is_some() {
+                if value["event"] == "MIGRATION" {
+                    let _ = status.send(value["data"]["status"].as_str().unwrap_or_default().to_owned());
+                } else if value.get("event").is_some() {
                     if output.send(Output::Qmp(QmpEvent::read(value))).await.is_err() {
                         break;
                     }
@@ -115,7 +139,7 @@ impl Qmp {
                 }
             }
         });
-        let qmp = Self { next: AtomicU64::new(1), pending, lines };
+        let qmp = Self { next: AtomicU64::new(1), pending, lines, migration };
         qmp.execute(qmp::qmp_capabilities { enable: None }, Duration::from_secs(30)).await?;
         Ok(qmp)
     }
@@ -143,6 +167,13 @@ impl Qmp {
             return Err(error(refusal["desc"].as_str().unwrap_or("refused").to_owned()));
         }
         serde_json::from_value(value["return"].take()).map_err(|e| error(e.to_string()))
+    }
+
+    /// What tells the end of the migration that is about to be started: take it first, then start.
+    pub(crate) fn migration(&self) -> Migration {
+        let mut status = self.migration.clone();
+        status.mark_unchanged();
+        Migration(status)
     }
 
     /// A command of the human monitor; its answer is text.

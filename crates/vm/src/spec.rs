@@ -5,10 +5,12 @@ use std::path::{Path, PathBuf};
 
 use klpfarm_model::Accel;
 
+use crate::Origin;
+
 /// Everything QEMU needs to know of one machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Spec {
-    /// The guest's disk; never written: all changes go to an unnamed temporary file that dies with QEMU.
+    /// The guest's disk; never written: changes go to an unnamed temporary file that dies with QEMU, or to the origin's overlay.
     pub disk: PathBuf,
     /// `raw` or `qcow2`.
     pub disk_format: String,
@@ -26,6 +28,8 @@ pub struct Spec {
     pub memory_mib: u32,
     /// KVM or emulation.
     pub accel: Accel,
+    /// Power-on, or a checkpoint. A fork must be given the other fields as its template had them.
+    pub origin: Origin,
 }
 
 /// The words klpfarm adds to the kernel command line. `ignore_loglevel`: stack lines otherwise never reach the console;
@@ -64,13 +68,12 @@ impl Spec {
         let mut args = Args::default();
         args.add("-nodefaults").add("-no-user-config").add("-S");
         args.add("-display").add("none");
-        args.add("-machine").add("q35");
+        args.memory(self);
         match self.accel {
             Accel::Kvm => args.add("-accel").add("kvm").add("-cpu").add("host"),
             Accel::Tcg => args.add("-accel").add("tcg,thread=multi").add("-cpu").add("max"),
         };
         args.add("-smp").add(self.cpus.to_string());
-        args.add("-m").add(format!("{}M", self.memory_mib));
         if let Some(kernel) = &self.kernel {
             args.add("-kernel").add(kernel);
             if let Some(initrd) = &self.initrd {
@@ -78,7 +81,7 @@ impl Spec {
             }
             args.add("-append").add(self.kernel_cmdline());
         }
-        args.disk(&self.disk, &self.disk_format, "snapshot=on,cache=unsafe");
+        args.root_disk(self);
         if let Some(seed) = &self.seed {
             args.disk(seed, "raw", "readonly=on");
         }
@@ -98,6 +101,9 @@ impl Spec {
         // Whatever happens, stay for the evidence.
         args.add("-action").add("reboot=shutdown,shutdown=pause,panic=pause,watchdog=pause");
         args.add("-sandbox").add("on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
+        if self.origin.is_resumed() {
+            args.add("-incoming").add("defer");
+        }
         args.0
     }
 }
@@ -111,6 +117,44 @@ impl Args {
         self
     }
 
+    /// The guest's RAM: anonymous, or a file. A fork opens it for reading only and maps it privately: what it writes is its own.
+    fn memory(&mut self, spec: &Spec) {
+        self.add("-m").add(format!("{}M", spec.memory_mib));
+        let Some(files) = spec.origin.files() else {
+            self.add("-machine").add("q35");
+            return;
+        };
+        let sharing = match spec.origin {
+            Origin::Fork(_) => "share=off,readonly=on,rom=off",
+            Origin::Boot | Origin::Template(_) | Origin::Continue(_) => "share=on",
+        };
+        let mut object =
+            OsString::from(format!("memory-backend-file,id=mem,size={}M,mem-path=", spec.memory_mib));
+        object.push(escaped(&files.ram));
+        object.push(format!(",{sharing}"));
+        self.add("-machine").add("q35,memory-backend=mem").add("-object").add(object);
+    }
+
+    /// `cache=unsafe`: the guest's flushes are not passed on; what a checkpoint needs is synced when it is taken.
+    fn root_disk(&mut self, spec: &Spec) {
+        const CACHE: &str = "cache=unsafe";
+        const THROW_AWAY: &str = "snapshot=on,cache=unsafe";
+        let (files, keep) = match &spec.origin {
+            Origin::Boot => {
+                self.disk(&spec.disk, &spec.disk_format, THROW_AWAY);
+                return;
+            }
+            Origin::Template(files) | Origin::Continue(files) => (files, CACHE),
+            Origin::Fork(files) => (files, THROW_AWAY),
+        };
+        let backing = format!(
+            "backing.driver={},backing.file.driver=file,backing.file.filename={},{keep}",
+            spec.disk_format,
+            escaped(&spec.disk)
+        );
+        self.disk(&files.disk, "qcow2", &backing);
+    }
+
     fn disk(&mut self, file: &Path, format: &str, options: &str) -> &mut Self {
         let mut arg = OsString::from("if=virtio,file=");
         arg.push(escaped(file));
@@ -118,10 +162,10 @@ impl Args {
         self.add("-drive").add(arg)
     }
 
+    /// QEMU connects to us: our end listens before QEMU starts, so nobody waits for a socket to appear.
     fn socket(&mut self, id: &str, path: &Path) -> &mut Self {
         let mut arg = OsString::from(format!("socket,id={id},path="));
         arg.push(escaped(path));
-        arg.push(",server=on,wait=off");
         self.add("-chardev").add(arg)
     }
 }
@@ -134,6 +178,7 @@ fn escaped(path: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Files;
 
     fn spec() -> Spec {
         Spec {
@@ -146,6 +191,7 @@ mod tests {
             cpus: 2,
             memory_mib: 1024,
             accel: Accel::Tcg,
+            origin: Origin::Boot,
         }
     }
 
@@ -161,6 +207,40 @@ mod tests {
             "{}",
             line(&spec())
         );
+    }
+
+    /// The devices must be the same, or the state does not fit; only RAM, root disk and `-incoming` differ.
+    #[test]
+    fn origins_differ_in_ram_disk_and_start_only() {
+        let files = Files::in_dir(Path::new("/checkpoints/a,b"));
+        let overlay = "if=virtio,file=/checkpoints/a,,b/disk.qcow2,format=qcow2,backing.driver=raw,\
+                       backing.file.driver=file,backing.file.filename=/images/a,,b/disk.img";
+        let ram = "memory-backend-file,id=mem,size=1024M,mem-path=/checkpoints/a,,b/ram";
+        let with = |origin: Origin| line(&Spec { origin, ..spec() });
+        let bare = |line: &str| {
+            let (before, rest) = line.split_once(" -m 1024M ").unwrap();
+            let rest = rest.split_once(" -accel ").unwrap().1;
+            let (middle, rest) = rest.split_once(" -drive ").unwrap();
+            let rest = rest.split_once(" -chardev ").unwrap().1;
+            format!("{before}|{middle}|{}", rest.trim_end_matches(" -incoming defer"))
+        };
+        let boot = with(Origin::Boot);
+        let template = with(Origin::Template(files.clone()));
+        let fork = with(Origin::Fork(files.clone()));
+        let older = with(Origin::Continue(files));
+        for other in [&template, &fork, &older] {
+            assert_eq!(bare(other), bare(&boot));
+            assert!(other.contains(overlay) && other.contains(ram), "{other}");
+            assert!(other.contains("-machine q35,memory-backend=mem -object "), "{other}");
+        }
+        assert!(boot.contains("-machine q35 ") && !boot.contains("memory-backend"));
+        for (line, shared, resumed) in [(&template, true, false), (&fork, false, true), (&older, true, true)]
+        {
+            assert_eq!(line.contains(",share=on "), shared, "{line}");
+            assert_eq!(line.contains(",share=off,readonly=on,rom=off "), !shared, "{line}");
+            assert_eq!(line.contains(",snapshot=on"), !shared, "{line}");
+            assert_eq!(line.contains(" -incoming defer"), resumed, "{line}");
+        }
     }
 
     #[test]
