@@ -44,12 +44,12 @@ impl Machine {
     /// [`VmError::NotCheckpointed`] if the machine was not started as a template or from a copy, or QEMU refuses or dies; its
     /// files are then of no use.
     pub async fn checkpoint(self, outputs: &mut mpsc::Receiver<Output>) -> Result<Checkpointed, VmError> {
-        let Some(files) = self.kept.clone() else {
-            let reason = "this machine keeps no files (it was booted or forked)".to_owned();
-            self.close(LIMIT).await;
-            return Err(VmError::NotCheckpointed(reason));
-        };
         let mut rest = Vec::new();
+        let Some(files) = self.kept.clone() else {
+            beside(outputs, &mut rest, self.close(LIMIT)).await;
+            let reason = "this machine keeps no files (it was booted or forked)";
+            return Err(VmError::NotCheckpointed(reason.into()));
+        };
         let saved = beside(outputs, &mut rest, save(self.qmp(), &files.state)).await;
         let begun = Instant::now();
         beside(outputs, &mut rest, self.close(LIMIT)).await;

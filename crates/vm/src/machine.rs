@@ -242,7 +242,8 @@ async fn last_words(
     };
     match origin.files().filter(|_| origin.is_resumed()) {
         Some(files) => {
-            let reason = if stderr.is_empty() { format!("{error} ({status})") } else { stderr };
+            let words = stderr.lines().collect::<Vec<_>>().join("; ");
+            let reason = if words.is_empty() { format!("{error} ({status})") } else { words };
             VmError::Unfit { path: files.state.clone(), reason }
         }
         None if stderr.is_empty() => error,
