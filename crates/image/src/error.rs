@@ -122,6 +122,72 @@ pub enum Error {
         /// What is wrong with it.
         message: String,
     },
+    /// No checkpoint of that id.
+    #[error("no checkpoint `{name}` in {}; see `klpfarm checkpoint list`", .dir.display())]
+    NoCheckpoint {
+        /// What was asked for.
+        name: String,
+        /// The store.
+        dir: PathBuf,
+    },
+    /// Several checkpoints begin so.
+    #[error("`{name}` may be any of the checkpoints {}; give more of the id", .ids.join(", "))]
+    AmbiguousCheckpoint {
+        /// What was asked for.
+        name: String,
+        /// All that begin so.
+        ids: Vec<String>,
+    },
+    /// It is being made, removed, or machines run from it.
+    #[error("checkpoint {0} is being made or used right now; try again when that has ended")]
+    CheckpointBusy(String),
+    /// It is there already.
+    #[error("checkpoint {0} is there already; `klpfarm checkpoint rm {0}` removes it")]
+    CheckpointThere(String),
+    /// A checkpoint is not what it was when it was made.
+    #[error(
+        "checkpoint {id}: {}: {reason}; remove it with `klpfarm checkpoint rm {id}`, the next run makes it again",
+        .file.display()
+    )]
+    Damaged {
+        /// Its id.
+        id: String,
+        /// The file.
+        file: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A checkpoint can't be used on this host.
+    #[error(
+        "checkpoint {id}: {reason}; remove it with `klpfarm checkpoint rm {id}`, the next run makes one that fits"
+    )]
+    Misfit {
+        /// Its id.
+        id: String,
+        /// What differs.
+        reason: String,
+    },
+    /// A file is not an exported checkpoint.
+    #[error("{}: not a checkpoint that can be imported: {reason}; export it again with `klpfarm checkpoint export`", .file.display())]
+    Archive {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The image of a checkpoint is not here.
+    #[error(
+        "checkpoint {id} needs the image {image} of the host it comes from: {reason}; copy that host's folder `images/{image}` here, \
+         or make a checkpoint of this host's own image (`klpfarm image build`, then `klpfarm run`)"
+    )]
+    NoImageOf {
+        /// The checkpoint's id.
+        id: String,
+        /// The image's id.
+        image: String,
+        /// What is here instead.
+        reason: String,
+    },
     /// The operating system refused something.
     #[error("{}: cannot {action}: {source}", .path.display())]
     Io {

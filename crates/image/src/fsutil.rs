@@ -41,6 +41,13 @@ pub(crate) fn sync(path: &Path) -> Result<()> {
     File::open(path).and_then(|f| f.sync_all()).map_err(Error::io("sync", path))
 }
 
+/// Make a file for the owner alone, which must not be there.
+pub(crate) fn create_private(path: &Path) -> Result<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let mut options = File::options();
+    options.write(true).create_new(true).mode(0o600).open(path).map_err(Error::io("create", path))
+}
+
 /// Refuse when `dir` has less than `needed` bytes free.
 pub(crate) fn require_space(dir: &Path, needed: u64) -> Result<()> {
     let stat = nix::sys::statvfs::statvfs(dir).map_err(|e| Error::io("measure", dir)(e.into()))?;

@@ -4,8 +4,13 @@
 //! [`Image`]: disk, kernel, initrd, SSH keys, the root file system to build modules in, and a [`Manifest`] that says
 //! where all of it came from. An image's folder is named by the hash of its recipe and appears in one rename, so an
 //! image that can be seen is whole. Nothing is printed; progress goes to a callback.
+//!
+//! A [`CheckpointStore`] keeps [`Checkpoint`]s of machines in the same way.
 
+mod archive;
 mod check;
+mod checkpoint;
+mod checkpoint_store;
 mod command;
 mod error;
 mod find;
@@ -20,8 +25,13 @@ mod recipe;
 mod rootfs;
 mod sandbox;
 mod seed;
+mod sparse;
 mod store;
 
+pub use checkpoint::{
+    CHECKPOINT_FILES, CHECKPOINT_SCHEMA, Checkpoint, CheckpointFile, CheckpointManifest, Key, Made,
+};
+pub use checkpoint_store::{Begun, CheckpointStore, Draft};
 pub use command::Command;
 pub use error::{Error, MissingTool};
 pub use find::{DEFAULT, find, shipped};

@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use crate::recipe::DiskFormat;
-use crate::{Error, Result};
+use crate::{Error, Result, fsutil};
 
 /// Version of `manifest.json`; an image of another version is not recognised and built again.
 pub const SCHEMA: u32 = 1;
@@ -142,6 +143,12 @@ impl Image {
     /// The guest's root file system as a tree.
     pub fn rootfs(&self) -> Option<PathBuf> {
         self.manifest.rootfs.as_ref().map(|path| self.dir.join(path))
+    }
+
+    /// Which making of the image this is, as SHA-256 in hex of its manifest: images of one recipe made twice differ in their
+    /// keys, their packages and where files lie on the disk, and what was changed on one disk fits no other.
+    pub fn identity(&self) -> String {
+        fsutil::hex(&Sha256::digest(serde_json::to_vec(&self.manifest).unwrap_or_default()))
     }
 
     /// Read the image in `dir`. `None` when there is none of this schema.

@@ -259,16 +259,23 @@ impl Image {
     }
 }
 
-/// An image in use; see [`Image::hold`].
+/// An image or a checkpoint in use; see [`Image::hold`] and [`crate::Checkpoint::hold`].
 #[derive(Debug)]
-#[must_use = "dropping it lets the image be removed"]
+#[must_use = "dropping it lets what is held be removed"]
 pub struct Hold(File);
+
+impl Hold {
+    /// Of a file that has been locked.
+    pub(crate) fn new(locked: File) -> Self {
+        Self(locked)
+    }
+}
 
 impl Drop for Hold {
     fn drop(&mut self) {
         // Closing the file is not enough: a process that another thread is just starting has a copy for a moment.
         if let Err(error) = self.0.unlock() {
-            tracing::warn!(%error, "cannot unlock an image");
+            tracing::warn!(%error, "cannot unlock");
         }
     }
 }
