@@ -2,6 +2,7 @@
 
 mod catalog;
 mod check;
+mod checkpoint;
 mod doctor;
 mod failure;
 mod home;
@@ -35,6 +36,8 @@ enum Command {
     Image(image::Command),
     #[command(subcommand)]
     Module(image::ModuleCommand),
+    #[command(subcommand)]
+    Checkpoint(checkpoint::Command),
     Check(check::Args),
     Plan(plan::Args),
     Run(Box<run::Args>),
@@ -50,6 +53,7 @@ async fn main() -> ExitCode {
         Command::Doctor(args) => doctor::run(args).await,
         Command::Image(command) => image::run(command).await,
         Command::Module(command) => image::run_module(command).await,
+        Command::Checkpoint(command) => checkpoint::run(command),
         Command::Check(args) => check::run(&args),
         Command::Plan(args) => plan::run(args).await,
         Command::Run(args) => run::run(*args).await,
