@@ -4,7 +4,7 @@
 //! somewhere else, so nothing in it is believed before it is checked: only the known names, each once, each as long as the manifest
 //! says, none of them a link, and all with the hashes of the manifest before anything is visible.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{BufReader, Read};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -31,13 +31,13 @@ impl CheckpointStore {
         let checkpoint = self.find(name)?;
         let _hold = checkpoint.hold()?;
         checkpoint.verify()?;
-        let file = fsutil::create_private(to)?;
-        let written = pack(&checkpoint, file).map_err(Error::io("write", to)).and_then(|()| fsutil::sync(to));
-        if written.is_err() {
-            // A part of an archive is of no use to anybody.
-            let _ = fs::remove_file(to);
-        }
-        written.map(|()| checkpoint)
+        // A part of an archive never has its name, whatever ends us.
+        let dir = to.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let mut file = tempfile::NamedTempFile::new_in(dir).map_err(Error::io("create", to))?;
+        pack(&checkpoint, file.as_file_mut()).map_err(Error::io("write", to))?;
+        file.as_file().sync_all().map_err(Error::io("sync", to))?;
+        file.persist_noclobber(to).map_err(|e| Error::io("create", to)(e.error))?;
+        Ok(checkpoint)
     }
 
     /// Take a checkpoint out of a tar file that [`CheckpointStore::export`] wrote. The image it is of must be in `images`.
@@ -76,7 +76,7 @@ impl CheckpointStore {
     }
 }
 
-fn pack(checkpoint: &Checkpoint, to: File) -> std::io::Result<()> {
+fn pack(checkpoint: &Checkpoint, to: &mut File) -> std::io::Result<()> {
     let mut tar = tar::Builder::new(to);
     tar.mode(tar::HeaderMode::Deterministic);
     tar.sparse(true);

@@ -119,6 +119,9 @@ impl CheckpointStore {
         let id = key.id();
         let mut told = false;
         let lock = loop {
+            if let Some(checkpoint) = self.get(key)? {
+                return Ok(Begun::There(checkpoint));
+            }
             match self.take(&id)? {
                 Some(lock) => break lock,
                 None if !told => progress(Progress::Waiting { id: id.clone() }),
@@ -126,10 +129,8 @@ impl CheckpointStore {
                 None => tokio::time::sleep(Duration::from_millis(100)).await,
             }
             told = true;
-            if let Some(checkpoint) = self.get(key)? {
-                return Ok(Begun::There(checkpoint));
-            }
         };
+        // Between the last look and the lock.
         if let Some(checkpoint) = self.get(key)? {
             return Ok(Begun::There(checkpoint));
         }

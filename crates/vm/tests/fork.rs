@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use klpfarm_image::{BuildOptions, Image, Store};
+use klpfarm_image::{Begun, BuildOptions, Checkpoint, CheckpointStore, Draft, Image, Key, Made, Store};
 use klpfarm_model::Accel;
 use klpfarm_stress::wire::{Ask, FromGuest, Run, ToGuest};
 use klpfarm_vm::{
@@ -23,9 +23,11 @@ const SETUP: &str = "mkdir -p /run/klpfarm && mount -t tmpfs none /run/klpfarm &
      { (while :; do echo tick > /dev/ttyS0; sleep 1; done) </dev/null >/dev/null 2>&1 & }";
 
 struct Bench {
+    images: Store,
     image: Image,
     accel: Accel,
     login: Login,
+    checkpoints: CheckpointStore,
     dir: tempfile::TempDir,
 }
 
@@ -50,7 +52,8 @@ impl Bench {
         let login = Login::new(&ssh.user, &ssh.key, ssh.host_key.as_deref()).unwrap();
         // Below the target folder: RAM files are to lie on a disk.
         let dir = tempfile::Builder::new().prefix("fork-").tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-        Self { image, accel, login, dir }
+        let checkpoints = CheckpointStore::open(dir.path()).unwrap();
+        Self { images: store, image, accel, login, checkpoints, dir }
     }
 
     fn spec(&self, origin: Origin) -> Spec {
@@ -69,16 +72,34 @@ impl Bench {
         }
     }
 
-    async fn start(&self, name: &str, origin: Origin) -> Result<Running, VmError> {
-        let console = self.dir.path().join(format!("{name}.console"));
+    async fn start(&self, console: &Path, origin: Origin) -> Result<Running, VmError> {
+        let console = console.to_owned();
         let (machine, outputs) = Machine::start(&self.spec(origin), self.dir.path(), console.clone()).await?;
         Ok(Running { machine, outputs, console })
     }
 
-    fn files(&self, name: &str) -> Files {
-        let dir = self.dir.path().join(name);
-        std::fs::create_dir(&dir).unwrap();
-        Files::in_dir(&dir)
+    async fn fork(&self, name: &str, checkpoint: &Checkpoint) -> Result<Running, VmError> {
+        let console = self.dir.path().join(format!("{name}.console"));
+        self.start(&console, Origin::Fork(Files::in_dir(&checkpoint.dir))).await
+    }
+
+    async fn draft(&self, parent: Option<&Checkpoint>) -> Draft {
+        let key = Key {
+            image: self.image.id().to_owned(),
+            image_hash: self.image.identity(),
+            cpus: 2,
+            memory_mib: 1024,
+            accel: self.accel.to_string(),
+            qemu: klpfarm_vm::qemu_version().await.unwrap().0,
+            workloads: serde_json::json!(["madvise-allocator"]),
+            aging: serde_json::Value::Null,
+            farm: "test".into(),
+            parent: parent.map(|p| p.id().to_owned()),
+        };
+        match self.checkpoints.begin(&key, &mut |_| {}).await.unwrap() {
+            Begun::Draft(draft) => draft,
+            Begun::There(there) => panic!("{} is there", there.id()),
+        }
     }
 }
 
@@ -165,31 +186,30 @@ impl Running {
     }
 }
 
-fn digest(files: &Files) -> Vec<u64> {
-    use std::hash::{DefaultHasher, Hasher};
-    let one = |path: &PathBuf| {
-        let mut hasher = DefaultHasher::new();
-        hasher.write(&std::fs::read(path).unwrap());
-        hasher.finish()
-    };
-    [&files.ram, &files.state, &files.disk].map(one).into()
+fn timed<T>(what: &str, work: impl FnOnce() -> T) -> T {
+    let begun = Instant::now();
+    let result = work();
+    println!("{what}: {} ms", begun.elapsed().as_millis());
+    result
 }
 
-async fn template(bench: &Bench, files: &Files) {
-    let mut machine = bench.start("template", Origin::Template(files.clone())).await.unwrap();
+async fn template(bench: &Bench) -> Checkpoint {
+    let draft = bench.draft(None).await;
+    let origin = Origin::Template(Files::in_dir(draft.dir()));
+    let mut machine = bench.start(&draft.dir().join("console.log"), origin).await.unwrap();
     machine.run(bench, SETUP, GUEST_BINARY).await;
     let run = Run::Builtin { name: "madvise-allocator".into(), args: vec!["processes=1".into()] };
     machine.ask(Ask::Start { workload: "w".into(), run }).await;
     let done = machine.checkpoint().await;
     assert!(done.ram_bytes > 50 << 20 && done.state_bytes > 50 << 10 && done.disk_bytes > 0, "{done:?}");
+    timed("hash and publish", || draft.publish(Made::default()).unwrap())
 }
 
 /// Four at once: each is heard by probe, console and SSH, and writes what no other sees; the checkpoint stays as it is.
-async fn four_forks(bench: &Bench, files: &Files) {
-    let before = digest(files);
+async fn four_forks(bench: &Bench, checkpoint: &Checkpoint) {
     let begun = Instant::now();
     let start = async |n: usize| {
-        let fork = bench.start(&format!("fork-{n}"), Origin::Fork(files.clone())).await.unwrap();
+        let fork = bench.fork(&format!("fork-{n}"), checkpoint).await.unwrap();
         (fork, begun.elapsed())
     };
     let (a, b, c, d) = tokio::join!(start(0), start(1), start(2), start(3));
@@ -224,48 +244,62 @@ async fn four_forks(bench: &Bench, files: &Files) {
         assert_eq!(words, [format!("fork-{n}")], "another fork's file is seen");
         fork.close().await;
     }
-    assert_eq!(digest(files), before, "a fork wrote to its checkpoint");
+    // No fork wrote to it.
+    timed("verify", || checkpoint.verify().unwrap());
 }
 
 /// An older checkpoint, from copies; a fork of it goes on from there.
-async fn older(bench: &Bench, files: &Files) {
-    let before = digest(files);
-    let copies = bench.files("older");
-    for (from, to) in [(&files.ram, &copies.ram), (&files.state, &copies.state), (&files.disk, &copies.disk)]
-    {
-        std::fs::copy(from, to).unwrap();
-    }
-    let mut machine = bench.start("older", Origin::Continue(copies.clone())).await.unwrap();
+async fn older(bench: &Bench, checkpoint: &Checkpoint) {
+    let draft = bench.draft(Some(checkpoint)).await;
+    timed("copy", || checkpoint.copy_into(&draft).unwrap());
+    let origin = Origin::Continue(Files::in_dir(draft.dir()));
+    let mut machine = bench.start(&draft.dir().join("console.log"), origin).await.unwrap();
     machine.ticks().await;
     machine.run(bench, "echo older > /root/mark && sync", b"").await;
     machine.checkpoint().await;
-    assert_eq!(digest(files), before, "the copies are not apart from their checkpoint");
+    let older = draft.publish(Made::default()).unwrap();
+    checkpoint.verify().unwrap();
     let begun = Instant::now();
-    let mut fork = bench.start("fork-of-older", Origin::Fork(copies)).await.unwrap();
+    let mut fork = bench.fork("fork-of-older", &older).await.unwrap();
     println!("fork of the older one: running after {} ms", begun.elapsed().as_millis());
     fork.ticks().await;
     assert_eq!(fork.run(bench, "cat /root/mark", b"").await.trim(), "older");
     fork.close().await;
 }
 
+/// A checkpoint that was elsewhere is one to fork from.
+async fn carried(bench: &Bench, checkpoint: &Checkpoint) {
+    let tar = bench.dir.path().join("c.tar");
+    timed("export", || bench.checkpoints.export(checkpoint.id(), &tar).unwrap());
+    println!("archive: {} MiB", std::fs::metadata(&tar).unwrap().len() >> 20);
+    bench.checkpoints.remove(checkpoint.id()).unwrap();
+    let imported = timed("import", || bench.checkpoints.import(&tar, &bench.images).unwrap());
+    assert_eq!(imported, *checkpoint);
+    println!("imported: {} MiB on disk", imported.disk_bytes() >> 20);
+    let mut fork = bench.fork("imported", &imported).await.unwrap();
+    fork.ticks().await;
+    fork.ask(Ask::Hello).await;
+    fork.close().await;
+}
+
 /// What does not fit is refused in QEMU's words, and by name.
-async fn misfits(bench: &Bench, files: &Files) {
-    let state = std::fs::read(&files.state).unwrap();
-    let refused = async |name: &str| match bench.start(name, Origin::Fork(files.clone())).await {
+async fn misfits(bench: &Bench, checkpoint: &Checkpoint) {
+    let path = Files::in_dir(&checkpoint.dir).state;
+    let state = std::fs::read(&path).unwrap();
+    let refused = async |name: &str| match bench.fork(name, checkpoint).await {
         Err(error) => error.to_string(),
         Ok(_) => panic!("{name}: a machine runs"),
     };
-    std::fs::write(&files.state, &state[..state.len() / 2]).unwrap();
+    std::fs::write(&path, &state[..state.len() / 2]).unwrap();
     let cut = refused("cut").await;
     println!("cut short: {cut}");
     assert!(cut.contains("state: a machine can't go on from this") && cut.contains("checkpoint rm"), "{cut}");
-    std::fs::write(&files.state, b"no state at all, but some bytes").unwrap();
+    std::fs::write(&path, b"no state at all, but some bytes").unwrap();
     let other = refused("other").await;
     println!("no state: {other}");
     assert!(other.contains("can't go on from this") && other.contains("migration stream"), "{other}");
-    std::fs::write(&files.state, &state).unwrap();
-    let Running { machine, mut outputs, .. } =
-        bench.start("whole", Origin::Fork(files.clone())).await.unwrap();
+    std::fs::write(&path, &state).unwrap();
+    let Running { machine, mut outputs, .. } = bench.fork("whole", checkpoint).await.unwrap();
     let error = machine.checkpoint(&mut outputs).await.unwrap_err().to_string();
     assert!(error.contains("keeps no files"), "{error}");
 }
@@ -278,9 +312,9 @@ async fn a_template_its_forks_and_an_older_checkpoint() {
         panic!("{line}: {reason}");
     }
     let bench = Bench::new().await;
-    let files = bench.files("first");
-    template(&bench, &files).await;
-    four_forks(&bench, &files).await;
-    older(&bench, &files).await;
-    misfits(&bench, &files).await;
+    let checkpoint = template(&bench).await;
+    four_forks(&bench, &checkpoint).await;
+    older(&bench, &checkpoint).await;
+    carried(&bench, &checkpoint).await;
+    misfits(&bench, &checkpoint).await;
 }
