@@ -3,10 +3,13 @@
 //! A shared host's speed drifts threefold within minutes, so no absolute number counts. Each trial is compared with its own
 //! baseline first, and that change with the change the control trials went through in the same phases.
 
+use std::collections::BTreeMap;
+
 use crate::event::{LatencyMeasure, Measured, Scope, WorkloadMeasure};
-use crate::judge::{Seen, TrialRecord};
+use crate::judge::{Seen, TrialRecord, comparable};
 use crate::plan::Trial;
-use crate::{FarmKind, Finding, Phase, Plan, Source};
+use crate::verdict::ArmCount;
+use crate::{Arm, FarmKind, Finding, Phase, Plan, Source};
 
 /// Fewer observations than this in a phase say nothing.
 const LEAST: u64 = 30;
@@ -28,18 +31,49 @@ const TASKS: i64 = 150;
 /// The operation that measures the processor and not the kernel.
 const YARDSTICK: &str = "yardstick";
 
-/// The findings that only a comparison shows, for one patched trial.
-pub(crate) fn slower_than_control(
-    plan: &Plan,
-    place: &Trial,
-    trial: &TrialRecord,
-    controls: &[&TrialRecord],
-) -> Vec<Seen> {
+/// Fewer control trials than this say nothing of what is usual: each is compared with the others as well.
+const CONTROLS: usize = 3;
+
+/// Loaded trials that must agree before four of four against none of three controls is no chance (Fisher: p = 0.029).
+const LOADED: u32 = 4;
+
+/// Patched arms whose soak is that of the control arm in all but the patch.
+pub(crate) const PATCHED: [Arm; 2] = [Arm::Loaded, Arm::Stack];
+
+/// What the comparison can't show with so few trials.
+pub(crate) fn blind(arms: &BTreeMap<Arm, ArmCount>) -> Option<String> {
+    let of = |arm: Arm| arms.get(&arm).map_or(0, |n| n.clean + n.failed + n.unclear);
+    let (loaded, control) = (of(Arm::Loaded), of(Arm::Control));
+    (loaded < LOADED || (control as usize) < CONTROLS).then(|| {
+        format!("comparison: slow-downs and leaks can't be told from chance with {loaded} loaded and {control} control trials; {LOADED} and {CONTROLS} are needed")
+    })
+}
+
+/// All differences that only a comparison shows: of loaded trials with the control trials, and of each control trial with the
+/// others, which tells how much chance does.
+pub(crate) fn differences(plan: &Plan, records: &BTreeMap<u32, TrialRecord>) -> Vec<Seen> {
+    let done = |t: &&Trial| comparable(&records[&t.number]);
+    let controls: Vec<&Trial> = plan.trials.iter().filter(|t| t.arm == Arm::Control).filter(done).collect();
+    if controls.len() < CONTROLS {
+        return Vec::new();
+    }
+    let compared = |t: &&Trial| t.arm == Arm::Control || PATCHED.contains(&t.arm);
+    let mut found = Vec::new();
+    for trial in plan.trials.iter().filter(compared).filter(done) {
+        let others: Vec<&TrialRecord> =
+            controls.iter().filter(|c| c.number != trial.number).map(|c| &records[&c.number]).collect();
+        found.extend(slower_than(plan, trial, &records[&trial.number], &others));
+    }
+    found
+}
+
+/// How one trial differs from control trials.
+fn slower_than(plan: &Plan, place: &Trial, trial: &TrialRecord, controls: &[&TrialRecord]) -> Vec<Seen> {
     let (Some(own), Some((seq, _))) = (Change::of(trial), trial.measured.get(&Phase::Soak)) else {
         return Vec::new();
     };
     let controls: Vec<Change<'_>> = controls.iter().filter_map(|c| Change::of(c)).collect();
-    if !place.arm.patched() || controls.is_empty() {
+    if controls.is_empty() {
         return Vec::new();
     }
     let limits = &plan.pipeline.limits;
@@ -109,6 +143,7 @@ fn finding(kind: FarmKind, title: String, workload: &str, evidence: String) -> F
         workload: Some(workload.to_owned()),
         after_apply_ms: None,
         line: None,
+        in_patch: false,
         corrupted: false,
         evidence,
     }

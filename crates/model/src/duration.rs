@@ -14,11 +14,34 @@ pub(crate) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Duration, D
     parse(&text).map_err(serde::de::Error::custom)
 }
 
-fn parse(text: &str) -> Result<Duration, String> {
+/// Read a duration as files write it.
+///
+/// # Errors
+/// What is wrong with it and how to write one.
+pub fn parse(text: &str) -> Result<Duration, String> {
     let hint = "write for example `90s`, `1m 30s` or `4h`";
     let parsed: jiff::SignedDuration =
         text.parse().map_err(|_| format!("`{text}` is no duration: {hint}"))?;
     Duration::try_from(parsed).map_err(|_| format!("`{text}` is negative: {hint}"))
+}
+
+/// The same for a duration that may be absent.
+pub(crate) mod option {
+    use std::time::Duration;
+
+    use serde::{Deserializer, Serializer};
+
+    #[allow(clippy::ref_option)] // serde hands it over so.
+    pub(crate) fn serialize<S: Serializer>(d: &Option<Duration>, s: S) -> Result<S::Ok, S::Error> {
+        match d {
+            Some(d) => super::serialize(d, s),
+            None => s.serialize_none(),
+        }
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Duration>, D::Error> {
+        super::deserialize(d).map(Some)
+    }
 }
 
 /// Seconds and milliseconds, short: `1.5s`, `90s`.

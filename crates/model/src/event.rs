@@ -51,12 +51,20 @@ pub enum Body {
     TrialStarted,
     /// The trial entered the phase in its scope.
     PhaseStarted,
-    /// The machine answered: over SSH and by its probe.
+    /// The machine of trial 0 is kept, and all trials are forks of it.
+    Checkpoint(Box<CheckpointFacts>),
+    /// How old and worn the machine is: in phase boot a fresh one, in phase age an aged one.
+    Vitals(Vitals),
+    /// The machine answered: its probe, and after a boot also SSH.
     MachineReady {
         /// Kernel release as the guest tells it.
         release: String,
-        /// Milliseconds from power-on to the first SSH login.
-        ssh_ms: u64,
+        /// Milliseconds from power-on to the first SSH login; absent for a fork.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        ssh_ms: Option<u64>,
+        /// Milliseconds from the start of QEMU until the fork's guest ran; absent after a boot.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        fork_ms: Option<u64>,
         /// `/proc/sys/kernel/tainted` before anything was done.
         taint: u64,
     },
@@ -69,10 +77,14 @@ pub enum Body {
     },
     /// The patch is loaded.
     Applied {
-        /// Milliseconds `insmod` took.
+        /// Which, by name.
+        patch: String,
+        /// Milliseconds loading it took.
         took_ms: u64,
         /// Functions it patches, from sysfs: `object/function`.
         functions: Vec<String>,
+        /// Tasks on whose stack each of these functions stood just before loading.
+        inside: BTreeMap<String, u32>,
     },
     /// All tasks run the new code (or, in phase revert, the old code again).
     TransitionDone {
@@ -83,6 +95,8 @@ pub enum Body {
     },
     /// The patch was disabled, and unloaded where the kernel can.
     Reverted {
+        /// Which, by name.
+        patch: String,
         /// Whether the module was unloaded as well.
         unloaded: bool,
     },
@@ -96,7 +110,7 @@ pub enum Body {
     },
     /// Summary of a whole phase under load.
     Measured(Measured),
-    /// How often a patched function was called.
+    /// How often a patched function was called: in the control arm without the patch, elsewhere with the patch in force.
     Reach {
         /// Function.
         function: String,
@@ -146,6 +160,69 @@ pub enum TrialEnd {
     },
     /// The user ended the run.
     Interrupted,
+    /// The verdict was reached meanwhile.
+    Unneeded,
+    /// The budget of the run ended first.
+    OutOfBudget,
+}
+
+/// The checkpoint that a run's trials are forks of.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CheckpointFacts {
+    /// Its id: name of the image and content hash.
+    pub id: String,
+    /// Bytes on disk, without holes.
+    pub size: u64,
+    /// Milliseconds that making it took, aging included; absent if it was there already.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub made_ms: Option<u64>,
+    /// The machine soon after booting.
+    pub fresh: Vitals,
+    /// The machine when it was checkpointed.
+    pub reached: Vitals,
+    /// Detectors that can't fire on it, and why.
+    pub blind: BTreeMap<String, String>,
+}
+
+/// How old and worn a machine is.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Vitals {
+    /// Seconds since boot.
+    pub uptime_s: f64,
+    /// Processes started since boot.
+    pub forks: u64,
+    /// Context switches since boot.
+    pub context_switches: u64,
+    /// Tasks.
+    pub tasks: u64,
+    /// Free memory, in KiB.
+    pub free_kib: u64,
+    /// Memory that can be had, in KiB.
+    pub available_kib: u64,
+    /// Page cache, in KiB.
+    pub page_cache_kib: u64,
+    /// Slab, in KiB.
+    pub slab_kib: u64,
+    /// Share of the free memory that lies in blocks too small for an allocation of 64 KiB, 0 to 1, from `/proc/buddyinfo`: the
+    /// kernel's "unusable free space index" of order 4 (Gorman, Whitcroft 2006).
+    pub fragmentation: f64,
+    /// The system journal, in KiB.
+    pub journal_kib: u64,
+    /// Directory entries that the kernel keeps.
+    pub dentries: u64,
+    /// Open files.
+    pub open_files: u64,
+}
+
+impl Vitals {
+    /// Share of free memory in blocks of less than 2^4 pages, from the number of free blocks of 2^n pages, by n.
+    pub fn fragmentation_of(buddy: &[u64]) -> f64 {
+        const ORDER: usize = 4;
+        let pages = |(n, blocks): (usize, &u64)| *blocks as f64 * (1_u64 << n.min(30)) as f64;
+        let all: f64 = buddy.iter().enumerate().map(pages).sum();
+        let small: f64 = buddy.iter().enumerate().take(ORDER).map(pages).sum();
+        if all > 0.0 { small / all } else { 0.0 }
+    }
 }
 
 /// Summary of a phase under load.
@@ -207,5 +284,73 @@ impl WorkloadMeasure {
     /// Operations a second.
     pub fn rate(&self, window_ms: u64) -> f64 {
         if window_ms == 0 { 0.0 } else { self.ops as f64 * 1000.0 / window_ms as f64 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{FarmKind, Source};
+
+    /// Every kind of event reads back from its line: fields of a body stand beside those of the event.
+    #[test]
+    fn events_read_back() {
+        let text = || String::from("t");
+        let finding = Finding {
+            kind: FarmKind::Tainted.into(),
+            title: text(),
+            source: Source::Probe,
+            function: Some(text()),
+            workload: Some(text()),
+            after_apply_ms: Some(1),
+            line: Some(2),
+            in_patch: true,
+            corrupted: true,
+            evidence: text(),
+        };
+        let vitals = Vitals { uptime_s: 0.1 + 0.2, ..Vitals::default() };
+        let facts = CheckpointFacts {
+            id: text(),
+            size: 1,
+            made_ms: Some(2),
+            fresh: Vitals::default(),
+            reached: vitals.clone(),
+            blind: BTreeMap::from([(text(), text())]),
+        };
+        let bodies = vec![
+            Body::RunStarted { time: text(), plan: text(), accel: Accel::Kvm, qemu: text() },
+            Body::Checkpoint(Box::new(facts)),
+            Body::Vitals(vitals),
+            Body::TrialStarted,
+            Body::PhaseStarted,
+            Body::MachineReady { release: text(), ssh_ms: Some(1), fork_ms: None, taint: 0 },
+            Body::Blind { detector: text(), reason: text() },
+            Body::Applied {
+                patch: text(),
+                took_ms: 1,
+                functions: vec![text()],
+                inside: BTreeMap::from([(text(), 3)]),
+            },
+            Body::TransitionDone { took_ms: 1, per_task: true },
+            Body::Reverted { patch: text(), unloaded: true },
+            Body::Progress { rates: BTreeMap::from([(text(), 0.5)]), ssh_ms: Some(1) },
+            Body::Measured(Measured { window_ms: 1, workloads: BTreeMap::new(), resources: None }),
+            Body::Reach { function: text(), calls: 1, window_ms: 2 },
+            Body::Finding(Box::new(finding)),
+            Body::Evidence { file: text(), what: text() },
+            Body::Note { text: text() },
+            Body::TrialEnded { end: TrialEnd::FarmError { message: text() } },
+            Body::TrialEnded { end: TrialEnd::OutOfBudget },
+            Body::RunEnded { interrupted: false },
+        ];
+        for body in bodies {
+            let scope = Some(Scope { trial: 1, arm: Arm::Reapply, phase: Phase::Settle });
+            for scope in [scope, None] {
+                let event = Event { seq: 1, at_ms: 2, scope, body: body.clone() };
+                let line = serde_json::to_string(&event).unwrap();
+                let back: Event = serde_json::from_str(&line).unwrap_or_else(|e| panic!("{e}: {line}"));
+                assert_eq!(back, event);
+            }
+        }
     }
 }

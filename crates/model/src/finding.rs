@@ -148,6 +148,9 @@ pub struct Finding {
     /// Line in the trial's `console.log`, for findings from there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub line: Option<u64>,
+    /// Code of the patch itself stands on the stack that was seen.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub in_patch: bool,
     /// The text around it is incomplete (lost or mixed lines).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub corrupted: bool,

@@ -1,13 +1,24 @@
-//! Judging: a pure fold of plan and journal into a verdict. Every rule of the verdict stands in this module and in
+//! Judging: a pure fold of plan and journal into a verdict. Every rule of the verdict stands below this module and in
 //! [`crate::compare`].
+//!
+//! The same function judges a run that is still going on: as soon as it does not say `inconclusive`, the run is decided.
+
+mod attribute;
+mod decide;
+mod words;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use crate::compare::slower_than_control;
-use crate::event::{Body, Event, Measured, Scope, TrialEnd};
-use crate::verdict::{ArmCount, Attribution, Evidence, Hits, Observation, Outcome, Reach, Verdict};
-use crate::{Arm, FarmKind, Finding, FindingKind, Phase, Plan, plan};
+use attribute::Item;
+pub(crate) use attribute::comparable;
+
+use crate::event::{Body, CheckpointFacts, Event, Measured, Scope, TrialEnd, Vitals};
+use crate::plan::Trial;
+use crate::verdict::{
+    ArmCount, Attribution, Bound, Evidence, Hits, Observation, Outcome, Reach, Verdict, Wear,
+};
+use crate::{Arm, Finding, Phase, Plan, plan, stats};
 
 /// What one trial left in the journal.
 #[derive(Debug, Default)]
@@ -27,46 +38,84 @@ pub(crate) struct Seen {
 }
 
 impl TrialRecord {
-    /// Whether the trial says anything of the patch: it ended in order, or a finding ended it.
+    /// Whether the trial says anything of the patch: it ended in order, or it had found something before it was ended.
     pub(crate) fn valid(&self) -> bool {
-        matches!(self.end, Some(TrialEnd::Completed | TrialEnd::Stopped))
+        match self.end {
+            Some(TrialEnd::Completed | TrialEnd::Stopped) => true,
+            Some(TrialEnd::Unneeded | TrialEnd::OutOfBudget | TrialEnd::Interrupted) => {
+                !self.findings.is_empty()
+            }
+            Some(TrialEnd::FarmError { .. }) | None => false,
+        }
     }
 }
 
 /// Everything the journal says, by trial.
-struct Record {
-    trials: BTreeMap<u32, TrialRecord>,
-    reach: BTreeMap<String, f64>,
+pub(crate) struct Record {
+    pub(crate) trials: BTreeMap<u32, TrialRecord>,
+    reach: BTreeMap<String, Reach>,
     /// Reason by detector; the last one stands for all trials.
     blind: BTreeMap<String, String>,
-    /// Functions the patch replaces, without their objects.
-    functions: BTreeSet<String>,
+    checkpoint: Option<CheckpointFacts>,
+    fresh: Option<Vitals>,
+    reached: Option<Vitals>,
     interrupted: bool,
     took_ms: u64,
+}
+
+/// What a trial says in the end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mark {
+    /// Not ended.
+    Open,
+    /// Says nothing.
+    Void,
+    /// No finding.
+    Clean,
+    /// A finding that may be the patch's.
+    Failed,
+    /// Findings that are not the patch's, and that may have hidden others.
+    Unclear,
 }
 
 /// Judge a run. The same plan and events give the same verdict, whoever asks and whenever.
 pub fn judge(plan: &Plan, events: &[Event]) -> Verdict {
     let record = read(plan, events);
-    let findings = attributed(plan, &record);
-    let arms = count(plan, &record, &findings);
-    let evidence = group(plan, &record, findings);
+    let items = attribute::items(plan, &record);
+    let marks: BTreeMap<u32, Mark> =
+        plan.trials.iter().map(|t| (t.number, mark(t, &record.trials[&t.number], &items))).collect();
+    let arms = count(plan, &marks);
+    let bounds = bounds(plan, &marks);
     let farm_errors = farm_errors(&record);
-    let reach: Vec<Reach> =
-        record.reach.iter().map(|(f, c)| Reach { function: f.clone(), calls_per_s: *c }).collect();
-    let (verdict, causes) = decide(plan, &record, &evidence, &arms, &farm_errors, &reach);
+    let reach: Vec<Reach> = record.reach.values().cloned().collect();
+    let open = open_findings(&record);
+    let facts =
+        decide::Facts { plan, marks: &marks, items: &items, bounds: &bounds, reach: &reach, open: &open };
+    let (verdict, causes) = facts.decide(record.interrupted, &farm_errors);
+    let evidence = items.into_iter().map(|item| evidence(plan, &record, item)).collect();
+    let mut blind: Vec<String> =
+        record.blind.iter().map(|(detector, reason)| format!("{detector}: {reason}")).collect();
+    blind.extend(crate::compare::blind(&arms));
+    let wear = match (&record.checkpoint, record.fresh, record.reached) {
+        (Some(c), _, _) => Some(Wear { fresh: c.fresh.clone(), reached: c.reached.clone() }),
+        (None, Some(fresh), Some(reached)) => Some(Wear { fresh, reached }),
+        _ => None,
+    };
     Verdict {
         schema: plan::SCHEMA,
         verdict,
         tier: plan.tier,
         causes,
-        patch: plan.patch.clone(),
+        patches: plan.patches.clone(),
         image: plan.image.clone(),
+        checkpoint: record.checkpoint.map(|c| c.id),
+        wear,
         accel: plan.accel,
         arms,
+        bounds,
         evidence,
         reach,
-        blind: record.blind.into_iter().map(|(detector, reason)| format!("{detector}: {reason}")).collect(),
+        blind,
         farm_errors,
         plan: plan.hash(),
         took_ms: record.took_ms,
@@ -74,182 +123,188 @@ pub fn judge(plan: &Plan, events: &[Event]) -> Verdict {
     }
 }
 
+/// Whether this verdict ends the run that it is of: it is reached, and enough is known to say under which condition the patch fails.
+pub fn is_decided(plan: &Plan, verdict: &Verdict) -> bool {
+    let ended =
+        |arm: Arm| verdict.arms.get(&arm).is_some_and(|n| n.clean + n.failed + n.unclear + n.void > 0);
+    let planned = |arm: Arm| plan.trials.iter().any(|t| t.arm == arm);
+    match verdict.verdict {
+        Outcome::Inconclusive => false,
+        Outcome::Qualified => true,
+        Outcome::Rejected => !planned(Arm::Quiescent) || ended(Arm::Quiescent),
+    }
+}
+
+/// The next trial worth starting, if the run is not decided: in the plan's order, and no loaded one more than the tier still
+/// needs. `started` are the numbers of those that have been.
+pub fn next_trial<'a>(plan: &'a Plan, events: &[Event], started: &BTreeSet<u32>) -> Option<&'a Trial> {
+    let record = read(plan, events);
+    let items = attribute::items(plan, &record);
+    let clean_or_open = |group: &Trial| {
+        let alike =
+            |t: &&Trial| t.arm == group.arm && t.patches == group.patches && started.contains(&t.number);
+        let good =
+            |t: &&Trial| matches!(mark(t, &record.trials[&t.number], &items), Mark::Clean | Mark::Open);
+        plan.trials.iter().filter(alike).filter(good).count()
+    };
+    plan.trials.iter().filter(|t| !started.contains(&t.number)).find(|trial| match trial.arm {
+        Arm::Loaded | Arm::Stack => clean_or_open(trial) < plan.needed as usize,
+        Arm::Quiescent | Arm::Control | Arm::Reapply => true,
+    })
+}
+
 fn read(plan: &Plan, events: &[Event]) -> Record {
     let mut record = Record {
         trials: plan.trials.iter().map(|t| (t.number, TrialRecord::default())).collect(),
         reach: BTreeMap::new(),
         blind: BTreeMap::new(),
-        functions: BTreeSet::new(),
+        checkpoint: None,
+        fresh: None,
+        reached: None,
         interrupted: false,
         took_ms: 0,
     };
     for event in events {
         record.took_ms = record.took_ms.max(event.at_ms);
-        if let Body::RunEnded { interrupted } = event.body {
-            record.interrupted = interrupted;
-        }
-        let Some(scope) = event.scope else { continue };
-        let Some(trial) = record.trials.get_mut(&scope.trial) else { continue };
         match &event.body {
-            Body::Applied { functions, .. } => {
-                let name = |f: &String| f.rsplit('/').next().unwrap_or_default().to_owned();
-                record.functions.extend(functions.iter().map(name));
+            Body::RunEnded { interrupted } => record.interrupted = *interrupted,
+            Body::Checkpoint(facts) => {
+                record.blind.extend(facts.blind.clone());
+                record.checkpoint = Some((**facts).clone());
             }
-            Body::Measured(m) => {
-                trial.measured.insert(scope.phase, (event.seq, m.clone()));
-            }
-            Body::Finding(finding) => {
-                trial.findings.push(Seen { seq: event.seq, scope, finding: (**finding).clone() });
-            }
-            Body::Evidence { file, .. } => trial.files.push(plan::Plan::trial_dir(scope.trial).join(file)),
-            Body::TrialEnded { end } => trial.end = Some(end.clone()),
-            Body::Blind { detector, reason } => {
-                record.blind.insert(detector.clone(), reason.clone());
-            }
-            Body::Reach { function, calls, window_ms } => {
-                let rate = *calls as f64 * 1000.0 / (*window_ms).max(1) as f64;
-                let best = record.reach.entry(function.clone()).or_insert(0.0);
-                *best = best.max(rate);
-            }
-            Body::RunStarted { .. }
-            | Body::TrialStarted
-            | Body::PhaseStarted
-            | Body::MachineReady { .. }
-            | Body::TransitionDone { .. }
-            | Body::Reverted { .. }
-            | Body::Progress { .. }
-            | Body::Note { .. }
-            | Body::RunEnded { .. } => {}
+            _ => {}
+        }
+        if let Some(scope) = event.scope {
+            read_trial(&mut record, event, scope);
         }
     }
     record
 }
 
-/// Each finding with the word on whether it counts against the patch.
-fn attributed(plan: &Plan, record: &Record) -> Vec<(Attribution, Seen)> {
-    let controls: Vec<&TrialRecord> = plan
-        .trials
-        .iter()
-        .filter(|t| t.arm == Arm::Control)
-        .map(|t| &record.trials[&t.number])
-        .filter(|t| t.valid())
-        .collect();
-    let in_control: Vec<&Finding> = controls.iter().flat_map(|t| &t.findings).map(|s| &s.finding).collect();
-    let mut all = Vec::new();
-    for place in &plan.trials {
-        let trial = &record.trials[&place.number];
-        // What a finding stopped is slow for a reason that is known already.
-        let compared = match trial.end {
-            Some(TrialEnd::Completed) => slower_than_control(plan, place, trial, &controls),
-            _ => Vec::new(),
-        };
-        for seen in trial.findings.iter().cloned().chain(compared) {
-            let attribution = if seen.scope.arm == Arm::Control {
-                Attribution::ControlToo
-            } else if before_apply(seen.scope.phase) {
-                Attribution::BeforeApply
-            } else if only_a_patch_can(seen.finding.kind) {
-                Attribution::Patch
-            } else if in_control.iter().any(|c| same_defect(c, &seen.finding)) {
-                Attribution::ControlToo
-            } else if controls.is_empty() {
-                Attribution::NoControl
-            } else {
-                Attribution::Patch
+fn read_trial(record: &mut Record, event: &Event, scope: Scope) {
+    let Some(trial) = record.trials.get_mut(&scope.trial) else { return };
+    match &event.body {
+        Body::Applied { functions, inside, .. } => {
+            for path in functions {
+                let name = path.rsplit('/').next().unwrap_or_default();
+                let reach = reach(&mut record.reach, name);
+                reach.inside = reach.inside.max(inside.get(name).copied().unwrap_or(0));
+            }
+        }
+        Body::Measured(m) => {
+            trial.measured.insert(scope.phase, (event.seq, m.clone()));
+        }
+        Body::Finding(finding) => {
+            trial.findings.push(Seen { seq: event.seq, scope, finding: (**finding).clone() });
+        }
+        Body::Evidence { file, .. } => trial.files.push(plan::Plan::trial_dir(scope.trial).join(file)),
+        Body::TrialEnded { end } => trial.end = Some(end.clone()),
+        Body::Blind { detector, reason } => {
+            record.blind.insert(detector.clone(), reason.clone());
+        }
+        Body::Reach { function, calls, window_ms } => {
+            let rate = *calls as f64 * 1000.0 / (*window_ms).max(1) as f64;
+            let reach = reach(&mut record.reach, function);
+            let place = match scope.arm {
+                Arm::Control => &mut reach.before_per_s,
+                Arm::Loaded | Arm::Quiescent | Arm::Reapply | Arm::Stack => &mut reach.after_per_s,
             };
-            all.push((attribution, seen));
+            *place = Some(place.unwrap_or(0.0).max(rate));
+        }
+        Body::Vitals(vitals) => {
+            let place = if scope.phase == Phase::Boot { &mut record.fresh } else { &mut record.reached };
+            place.get_or_insert_with(|| vitals.clone());
+        }
+        Body::RunStarted { .. }
+        | Body::Checkpoint(_)
+        | Body::TrialStarted
+        | Body::PhaseStarted
+        | Body::MachineReady { .. }
+        | Body::TransitionDone { .. }
+        | Body::Reverted { .. }
+        | Body::Progress { .. }
+        | Body::Note { .. }
+        | Body::RunEnded { .. } => {}
+    }
+}
+
+fn reach<'a>(all: &'a mut BTreeMap<String, Reach>, function: &str) -> &'a mut Reach {
+    all.entry(function.to_owned()).or_insert_with(|| Reach {
+        function: function.to_owned(),
+        before_per_s: None,
+        after_per_s: None,
+        inside: 0,
+    })
+}
+
+fn mark(trial: &Trial, record: &TrialRecord, items: &[Item]) -> Mark {
+    match record.end {
+        None => return Mark::Open,
+        Some(_) if !record.valid() => return Mark::Void,
+        Some(_) => {}
+    }
+    let of_trial = |item: &&Item| item.seen.iter().any(|s| s.scope.trial == trial.number);
+    let mut unclear = false;
+    for item in items.iter().filter(of_trial) {
+        match item.attribution {
+            Attribution::Patch | Attribution::Unconfirmed | Attribution::NoControl => return Mark::Failed,
+            Attribution::ControlOnly => return Mark::Failed,
+            Attribution::ControlToo | Attribution::BeforeApply => unclear = true,
+            Attribution::Noise => {}
         }
     }
-    all
+    if unclear { Mark::Unclear } else { Mark::Clean }
 }
 
-fn before_apply(phase: Phase) -> bool {
-    matches!(phase, Phase::Boot | Phase::Age | Phase::Baseline)
-}
-
-/// Trouble that no unpatched machine can have: no control is needed to attribute it.
-fn only_a_patch_can(kind: FindingKind) -> bool {
-    match kind {
-        FindingKind::Farm(kind) => matches!(
-            kind,
-            FarmKind::LoadRefused
-                | FarmKind::LoadStuck
-                | FarmKind::NotInForce
-                | FarmKind::TransitionStalled
-                | FarmKind::RevertStalled
-                | FarmKind::RevertRefused
-        ),
-        FindingKind::Kernel(kind) => kind == klpfarm_kmsg::Kind::LivepatchFailure,
-    }
-}
-
-fn same_defect(a: &Finding, b: &Finding) -> bool {
-    if a.kind.is_soft() && b.kind.is_soft() {
-        a.kind == b.kind && a.workload == b.workload
-    } else {
-        a.kind == b.kind && a.title == b.title
-    }
-}
-
-/// Which finding of a trial names the cause best: the lower the better. A crash explains the hang that follows it, a hang
-/// explains the silence.
-fn rank(kind: FindingKind) -> u8 {
-    use FarmKind as F;
-    match kind {
-        FindingKind::Farm(F::LoadRefused | F::LoadStuck) => 0,
-        FindingKind::Kernel(k) if !kind.is_soft() && k.severity() == klpfarm_kmsg::Severity::Fatal => 1,
-        FindingKind::Farm(F::WrongContent | F::WrongErrno) => 2,
-        FindingKind::Kernel(_) if !kind.is_soft() => 3,
-        FindingKind::Farm(F::TransitionStalled | F::RevertStalled | F::RevertRefused | F::NotInForce) => 4,
-        FindingKind::Farm(F::ThreadStalled | F::TaskBlocked) => 5,
-        FindingKind::Kernel(_) => 6,
-        FindingKind::Farm(F::RateCollapsed | F::LatencyGrown | F::ResourcesLeaked) => 9,
-        FindingKind::Farm(F::SshDead | F::ProbeSilent) => 8,
-        FindingKind::Farm(_) => 7,
-    }
-}
-
-/// One item a cause: the findings of one trial share its best finding, trials that share that title (or, for hangs, its
-/// kind) share an item.
-fn group(plan: &Plan, record: &Record, findings: Vec<(Attribution, Seen)>) -> Vec<Evidence> {
-    let mut by_trial: BTreeMap<(Attribution, u32), Vec<Seen>> = BTreeMap::new();
-    for (attribution, seen) in findings {
-        by_trial.entry((attribution, seen.scope.trial)).or_default().push(seen);
-    }
-    let mut items: Vec<(Attribution, Finding, Vec<Seen>)> = Vec::new();
-    for ((attribution, _), mut seen) in by_trial {
-        seen.sort_by_key(|s| s.seq);
-        let Some(lead) = seen.iter().min_by_key(|s| (rank(s.finding.kind), s.seq)).map(|s| s.finding.clone())
-        else {
-            continue;
+fn count(plan: &Plan, marks: &BTreeMap<u32, Mark>) -> BTreeMap<Arm, ArmCount> {
+    let mut arms: BTreeMap<Arm, ArmCount> = BTreeMap::new();
+    for trial in &plan.trials {
+        let arm = arms.entry(trial.arm).or_default();
+        arm.planned += 1;
+        let place = match marks[&trial.number] {
+            Mark::Open => continue,
+            Mark::Void => &mut arm.void,
+            Mark::Clean => &mut arm.clean,
+            Mark::Failed => &mut arm.failed,
+            Mark::Unclear => &mut arm.unclear,
         };
-        match items.iter_mut().find(|(a, l, _)| *a == attribution && same_cause(l, &lead)) {
-            Some((_, _, all)) => all.extend(seen),
-            None => items.push((attribution, lead, seen)),
+        *place += 1;
+    }
+    arms
+}
+
+/// The failure rate that the trials leave possible, for each patch alone and for all together.
+fn bounds(plan: &Plan, marks: &BTreeMap<u32, Mark>) -> Vec<Bound> {
+    let mut bounds: Vec<Bound> = Vec::new();
+    for trial in plan.trials.iter().filter(|t| matches!(t.arm, Arm::Loaded | Arm::Stack)) {
+        let patches: Vec<String> = plan.names(trial).map(str::to_owned).collect();
+        let at = bounds.iter().position(|b| b.arm == trial.arm && b.patches == patches);
+        let at = at.unwrap_or_else(|| {
+            let confidence = plan.rule.confidence;
+            bounds.push(Bound {
+                arm: trial.arm,
+                patches,
+                failed: 0,
+                clean: 0,
+                failure_rate: 1.0,
+                confidence,
+            });
+            bounds.len() - 1
+        });
+        match marks[&trial.number] {
+            Mark::Clean => bounds[at].clean += 1,
+            Mark::Failed => bounds[at].failed += 1,
+            Mark::Open | Mark::Void | Mark::Unclear => {}
         }
     }
-    items.sort_by_key(|(attribution, lead, _)| (*attribution, rank(lead.kind)));
-    items.into_iter().map(|(a, lead, seen)| evidence(plan, record, a, lead, &seen)).collect()
-}
-
-fn same_cause(a: &Finding, b: &Finding) -> bool {
-    a.title == b.title || (rank(a.kind) == rank(b.kind) && a.function.is_some() && a.function == b.function)
-}
-
-fn evidence(
-    plan: &Plan,
-    record: &Record,
-    attribution: Attribution,
-    lead: Finding,
-    seen: &[Seen],
-) -> Evidence {
-    let hit: BTreeSet<u32> = seen.iter().map(|s| s.scope.trial).collect();
-    let mut arms: BTreeMap<Arm, Hits> = BTreeMap::new();
-    for trial in plan.trials.iter().filter(|t| record.trials[&t.number].valid()) {
-        let hits = arms.entry(trial.arm).or_default();
-        hits.of += 1;
-        hits.hit += u32::from(hit.contains(&trial.number));
+    for bound in &mut bounds {
+        bound.failure_rate = stats::upper_bound(bound.failed, bound.failed + bound.clean, bound.confidence);
     }
+    bounds
+}
+
+fn evidence(plan: &Plan, record: &Record, item: Item) -> Evidence {
+    let Item { attribution, lead, seen, arms, patches, p_value, .. } = item;
     let observations = seen
         .iter()
         .take(50)
@@ -272,6 +327,8 @@ fn evidence(
         kind: lead.kind,
         attribution,
         arms,
+        patches: if plan.patches.len() > 1 { patches } else { BTreeMap::new() },
+        p_value,
         function: lead.function,
         observations,
         count: seen.len(),
@@ -288,19 +345,13 @@ fn excerpt(text: &str) -> String {
     out
 }
 
-fn count(plan: &Plan, record: &Record, findings: &[(Attribution, Seen)]) -> BTreeMap<Arm, ArmCount> {
-    let mut arms: BTreeMap<Arm, ArmCount> = BTreeMap::new();
-    for trial in &plan.trials {
-        let seen = &record.trials[&trial.number];
-        let arm = arms.entry(trial.arm).or_default();
-        arm.planned += 1;
-        match (seen.valid(), !findings.iter().any(|(_, s)| s.scope.trial == trial.number)) {
-            (false, _) => arm.void += 1,
-            (true, true) => arm.clean += 1,
-            (true, false) => arm.failed += 1,
-        }
-    }
-    arms
+/// Findings of trials that have not ended in order: they count for nothing, but nothing is let through over them.
+fn open_findings(record: &Record) -> Vec<String> {
+    let open = record.trials.iter().filter(|(_, t)| !t.valid());
+    open.flat_map(|(number, t)| {
+        t.findings.iter().map(move |s| format!("trial {number}: {}", s.finding.title))
+    })
+    .collect()
 }
 
 fn farm_errors(record: &Record) -> Vec<String> {
@@ -311,117 +362,21 @@ fn farm_errors(record: &Record) -> Vec<String> {
     record.trials.iter().filter_map(error).collect()
 }
 
-fn decide(
+/// Hits of trials that say anything, by a key of theirs.
+fn hits<K: Ord>(
     plan: &Plan,
     record: &Record,
-    evidence: &[Evidence],
-    arms: &BTreeMap<Arm, ArmCount>,
-    farm_errors: &[String],
-    reach: &[Reach],
-) -> (Outcome, Vec<String>) {
-    let against: Vec<String> =
-        evidence.iter().filter(|e| e.attribution == Attribution::Patch).map(in_words).collect();
-    if !against.is_empty() {
-        return (Outcome::Rejected, against);
+    hit: &BTreeSet<u32>,
+    key: impl Fn(&Trial) -> Option<K>,
+) -> BTreeMap<K, Hits> {
+    let mut all: BTreeMap<K, Hits> = BTreeMap::new();
+    for trial in plan.trials.iter().filter(|t| record.trials[&t.number].valid()) {
+        let Some(key) = key(trial) else { continue };
+        let hits = all.entry(key).or_default();
+        hits.of += 1;
+        hits.hit += u32::from(hit.contains(&trial.number));
     }
-    let mut causes = Vec::new();
-    if record.interrupted {
-        causes.push("the run was interrupted".to_owned());
-    }
-    causes.extend(farm_errors.iter().map(|e| format!("the farm failed, not the patch: {e}")));
-    for item in evidence {
-        causes.push(match item.attribution {
-            Attribution::ControlToo => format!(
-                "{}: seen without the patch as well ({}), so it says nothing of the patch",
-                item.title,
-                hits(item)
-            ),
-            Attribution::BeforeApply => format!("{}: seen before the patch was applied", item.title),
-            Attribution::NoControl => {
-                format!("{}: no control trial went through, so it can't be attributed", item.title)
-            }
-            Attribution::Patch => continue,
-        });
-    }
-    for (arm, n) in arms {
-        if n.void > 0 && !record.interrupted && farm_errors.is_empty() {
-            causes.push(format!("{} of {} {arm} trials did not take place", n.void, n.planned));
-        }
-    }
-    for r in reach.iter().filter(|r| r.calls_per_s == 0.0) {
-        causes.push(format!(
-            "the workloads never call {}: add a workload to the pipeline that does",
-            r.function
-        ));
-    }
-    for function in record.functions.iter().filter(|f| !reach.iter().any(|r| r.function == **f)) {
-        causes.push(format!(
-            "it can't be told whether the workloads call {function}: its calls could not be counted"
-        ));
-    }
-    if !causes.is_empty() {
-        return (Outcome::Inconclusive, causes);
-    }
-    (Outcome::Qualified, vec![praise(plan, arms, reach)])
-}
-
-fn praise(plan: &Plan, arms: &BTreeMap<Arm, ArmCount>, reach: &[Reach]) -> String {
-    let trials: Vec<String> = arms.iter().map(|(arm, n)| format!("{} {arm}", n.clean)).collect();
-    let mut text = format!(
-        "no finding in {} trial(s) with a soak of {} s each",
-        trials.join(", "),
-        plan.soak().as_secs()
-    );
-    if !reach.is_empty() {
-        let calls: Vec<String> =
-            reach.iter().map(|r| format!("{} ({} calls/s)", r.function, short(r.calls_per_s))).collect();
-        text.push_str(&format!("; the load reached {}", calls.join(", ")));
-    }
-    text
-}
-
-/// A rate with as many digits as say something.
-fn short(rate: f64) -> String {
-    if rate < 10.0 { format!("{rate:.1}") } else { format!("{rate:.0}") }
-}
-
-fn hits(item: &Evidence) -> String {
-    let parts: Vec<String> = item.arms.iter().map(|(arm, h)| format!("{arm} {}/{}", h.hit, h.of)).collect();
-    parts.join(", ")
-}
-
-/// What an engineer needs to hear of a finding that counts: what, how soon, under which condition, how often.
-fn in_words(item: &Evidence) -> String {
-    let of = |arm: Arm| item.arms.get(&arm).copied().unwrap_or_default();
-    let (loaded, quiescent, control) = (of(Arm::Loaded), of(Arm::Quiescent), of(Arm::Control));
-    let mut text = item.title.clone();
-    if let Some(ms) = item.first_after_apply_ms {
-        text.push_str(&format!(", first seen {:.1} s after applying", ms as f64 / 1000.0));
-    }
-    text.push_str(": ");
-    let condition = match (loaded.hit, quiescent.hit) {
-        (0, _) => format!(
-            "only when applied idle, {}/{}; not when applied under load, 0/{}",
-            quiescent.hit, quiescent.of, loaded.of
-        ),
-        (_, 0) if quiescent.of > 0 => format!(
-            "only when the load was running at the moment of applying, {}/{}; not when applied idle, 0/{}",
-            loaded.hit, loaded.of, quiescent.of
-        ),
-        (_, 0) => format!(
-            "with the load running at the moment of applying, {}/{}; no idle trial to compare",
-            loaded.hit, loaded.of
-        ),
-        _ => format!(
-            "whether the load was running at the moment of applying, {}/{}, or started afterwards, {}/{}",
-            loaded.hit, loaded.of, quiescent.hit, quiescent.of
-        ),
-    };
-    text.push_str(&condition);
-    if control.of > 0 {
-        text.push_str(&format!("; never without the patch, 0/{}", control.of));
-    }
-    text
+    all
 }
 
 #[cfg(test)]

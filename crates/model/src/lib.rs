@@ -3,7 +3,7 @@
 //! `Pipeline::parse` -> `Plan::new` -> (the farm runs it) -> [`Event`]s -> [`judge`] -> [`Verdict`].
 
 mod compare;
-mod duration;
+pub mod duration;
 pub mod event;
 mod finding;
 mod judge;
@@ -19,10 +19,10 @@ pub mod yaml;
 
 pub use event::{Body, Event, Scope, TrialEnd};
 pub use finding::{FarmKind, Finding, FindingKind, Source};
-pub use judge::judge;
+pub use judge::{is_decided, judge, next_trial};
 pub use patch::{Patch, PatchError, Severity, Sidecar};
-pub use pipeline::{Arms, Limits, MachineShape, Phases, Pipeline};
-pub use plan::{ImageFacts, Plan, Resolved, Trial};
+pub use pipeline::{AGING, Aging, Arms, Limits, MachineShape, Phases, Pipeline};
+pub use plan::{ImageFacts, Plan, PlanError, Resolved, Start, Trial};
 pub use stats::{fisher, trials_needed, upper_bound};
 pub use tiers::{TierRule, Tiers, check_prior, check_severity};
 pub use verdict::{Outcome, Verdict};

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::workload::is_name;
+use crate::workload::{Run, Scalar, Workload, is_name};
 use crate::yaml::{self, YamlError};
 use crate::{Arm, Tier};
 
@@ -28,6 +28,9 @@ pub struct Pipeline {
     pub machine: MachineShape,
     /// Workload descriptors: names or paths relative to this file. All run together.
     pub workloads: Vec<String>,
+    /// What makes a machine old before it is checkpointed.
+    #[serde(default)]
+    pub aging: Aging,
     /// Trials an arm.
     #[serde(default)]
     pub arms: Arms,
@@ -37,6 +40,69 @@ pub struct Pipeline {
     /// When a signal becomes a finding.
     #[serde(default)]
     pub limits: Limits,
+    /// The run ends after this, decided or not; absent: when all trials are done.
+    #[serde(default, with = "crate::duration::option", skip_serializing_if = "Option::is_none")]
+    pub budget: Option<Duration>,
+    /// File of tier rules, relative to this file; absent: the shipped ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tiers: Option<String>,
+}
+
+/// What makes a machine old. All of it happens under the pipeline's load; what was reached is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Aging {
+    /// Uptime at which the machine is old enough.
+    #[serde(with = "crate::duration")]
+    pub uptime: Duration,
+    /// Page cache filled, in MiB.
+    pub cache_mib: u32,
+    /// Small files made, renamed and removed: dentries, inodes and the file system grow.
+    pub files: u32,
+    /// Memory whose every other page is given back, in MiB: large free blocks become rare.
+    pub fragment_mib: u32,
+    /// Long-lived processes that hold what such processes hold.
+    pub residents: u32,
+    /// Processes started and ended a second, all the time.
+    pub churn: u32,
+}
+
+impl Default for Aging {
+    fn default() -> Self {
+        Self {
+            uptime: Duration::from_secs(120),
+            cache_mib: 96,
+            files: 5000,
+            fragment_mib: 48,
+            residents: 6,
+            churn: 5,
+        }
+    }
+}
+
+/// Name of the workload that makes a machine old.
+pub const AGING: &str = "aging";
+
+impl Aging {
+    /// The workload that does it.
+    pub fn workload(&self) -> Workload {
+        let number = |n: u32| Scalar::Int(i64::from(n));
+        let size = |mib: u32| Scalar::Text(format!("{mib}M"));
+        let args = [
+            ("cache", size(self.cache_mib)),
+            ("files", number(self.files)),
+            ("fragment", size(self.fragment_mib)),
+            ("residents", number(self.residents)),
+            ("churn", number(self.churn)),
+        ];
+        let args = args.map(|(name, value)| (name.to_owned(), value)).into();
+        Workload {
+            name: AGING.to_owned(),
+            description: "Makes the machine old, and keeps it so".to_owned(),
+            run: Run { builtin: Some(AGING.to_owned()), args, command: None },
+            packages: Vec::new(),
+        }
+    }
 }
 
 /// CPUs and memory of a machine.
@@ -59,28 +125,35 @@ impl Default for MachineShape {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Arms {
-    /// Patch applied mid-load.
-    pub loaded: u32,
+    /// Patch applied mid-load: at most so many; absent: as many as the tier needs, and some to spare.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loaded: Option<u32>,
     /// Patch applied while idle, load afterwards.
     pub quiescent: u32,
     /// The same load, no patch.
     pub control: u32,
+    /// Applied, reverted, applied again.
+    pub reapply: u32,
+    /// Several patches on top of each other: at most so many; absent: as for `loaded`. Without a second patch there are none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stack: Option<u32>,
 }
 
 impl Default for Arms {
     fn default() -> Self {
-        Self { loaded: 1, quiescent: 1, control: 1 }
+        Self { loaded: None, quiescent: 3, control: 4, reapply: 2, stack: None }
     }
 }
 
 impl Arms {
-    /// Trials of one arm.
-    pub fn of(&self, arm: Arm) -> u32 {
+    /// Trials of one arm; `None` where the tier says.
+    pub fn of(&self, arm: Arm) -> Option<u32> {
         match arm {
             Arm::Loaded => self.loaded,
-            Arm::Quiescent => self.quiescent,
-            Arm::Control => self.control,
-            Arm::Reapply | Arm::Stack => 0,
+            Arm::Quiescent => Some(self.quiescent),
+            Arm::Control => Some(self.control),
+            Arm::Reapply => Some(self.reapply),
+            Arm::Stack => self.stack,
         }
     }
 }
@@ -89,24 +162,27 @@ impl Arms {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Phases {
-    /// Load runs this long before anything is measured.
+    /// What a boot or a fork stirred up gets so long to settle; the control arm waits as well.
     #[serde(with = "crate::duration")]
-    pub age: Duration,
+    pub settle: Duration,
     /// Load is measured this long before the patch is applied.
     #[serde(with = "crate::duration")]
     pub baseline: Duration,
     /// Load goes on this long with the patch in force.
     #[serde(with = "crate::duration")]
     pub soak: Duration,
-    /// Load goes on this long after the patch was taken back; zero leaves the patch in place.
+    /// Load goes on this long after the patch was taken back, and between the steps of the arms `reapply` and `stack`; zero leaves
+    /// the patch in place.
     #[serde(with = "crate::duration")]
     pub revert: Duration,
+    /// How often a trial of the arm `reapply` applies the patch.
+    pub cycles: u32,
 }
 
 impl Default for Phases {
     fn default() -> Self {
         let s = Duration::from_secs;
-        Self { age: s(5), baseline: s(15), soak: s(60), revert: s(10) }
+        Self { settle: s(2), baseline: s(6), soak: s(30), revert: s(4), cycles: 3 }
     }
 }
 
@@ -214,11 +290,11 @@ impl Pipeline {
             format!("is {memory_mib}; 256 or more is needed"),
         );
         for &arm in Arm::ALL {
-            let n = self.arms.of(arm);
+            let n = self.arms.of(arm).unwrap_or(1);
             check(n <= 10_000, &format!("arms.{arm}"), format!("is {n}; at most 10000 trials"));
         }
         check(
-            self.arms.loaded > 0,
+            self.arms.loaded != Some(0),
             "arms.loaded",
             "is 0; without a loaded trial nothing can be said of the patch".into(),
         );
@@ -234,7 +310,31 @@ impl Pipeline {
             "phases.baseline",
             "is too short to measure a rate; 5s or more".into(),
         );
+        check(
+            p.settle >= Duration::from_secs(1),
+            "phases.settle",
+            "is too short; the first line of a fork's probe counts what was done before it, so 1s or more"
+                .into(),
+        );
         check(p.soak > zero, "phases.soak", "is zero; 30s or more show what a patch does under load".into());
+        check(
+            (1..=100).contains(&p.cycles),
+            "phases.cycles",
+            format!("is {}; 1 to 100 are possible", p.cycles),
+        );
+        check(
+            self.arms.reapply == 0 || !p.revert.is_zero(),
+            "phases.revert",
+            "is zero, but `arms.reapply` takes the patch back".into(),
+        );
+        let a = &self.aging;
+        let wear = u64::from(a.cache_mib) + u64::from(a.fragment_mib);
+        check(
+            wear < u64::from(memory_mib),
+            "aging",
+            format!("fills {wear} MiB of a machine that has {memory_mib} MiB"),
+        );
+        check(self.budget != Some(zero), "budget", "is zero".into());
         let l = &self.limits;
         for (field, value) in [
             ("boot", l.boot),
@@ -280,13 +380,16 @@ mod tests {
 
     #[test]
     fn every_problem_at_once_with_its_line() {
-        let text = "name: Gate\nimage: debian-12\nworkloads: [a, a]\narms:\n  loaded: 1\n  control: 0\nmachine: {cpus: 0}\n";
+        let text = "name: Gate\nimage: debian-12\nworkloads: [a, a]\narms:\n  loaded: 1\n  control: 0\nmachine: {cpus: 0}\nphases: {cycles: 0}\naging: {cache_mib: 2000}\nbudget: 0s\n";
         let error = parse(text).unwrap_err();
         for expected in [
             "gate.yaml:1:1: name",
             "gate.yaml:3:1: workloads: names `a` twice",
             "gate.yaml:6:1: arms.control",
             "machine.cpus",
+            "phases.cycles",
+            "aging: fills 2048 MiB of a machine that has 1024 MiB",
+            "gate.yaml:10:1: budget: is zero",
         ] {
             assert!(error.contains(expected), "{error}\nlacks {expected}");
         }

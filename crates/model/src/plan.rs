@@ -1,16 +1,19 @@
-//! The plan: all that a run will do, resolved and hashed before the first boot. Execution makes no choices.
+//! The plan: all that a run may do, resolved and hashed before the first boot. Execution chooses nothing but when to stop: as soon
+//! as the trials that are done decide the verdict.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::TierRule;
 use crate::patch::{Patch, PatchError, hex};
 use crate::{Accel, Arm, Pipeline, Tier, Workload};
 
 /// Version of `plan.json`, `journal.jsonl` and `verdict.json`.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;
 
 /// What is known of an image when planning.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -30,19 +33,35 @@ pub struct Resolved {
     pub image: ImageFacts,
     /// The pipeline's workloads, in its order.
     pub workloads: Vec<Workload>,
-    /// The candidate.
-    pub patch: Patch,
+    /// The candidates, in the order in which they go on top of each other.
+    pub patches: Vec<Patch>,
     /// KVM or emulation.
     pub accel: Accel,
     /// Machines at once.
     pub jobs: u32,
-    /// Tier asked for, if not the pipeline's.
-    pub tier: Option<Tier>,
+    /// Tier in question.
+    pub tier: Tier,
+    /// Its rule.
+    pub rule: TierRule,
+    /// Loaded trials at most, if the user says so: then a verdict out of reach is the user's wish.
+    pub trials: Option<u32>,
+    /// Trials are forks of a checkpoint; otherwise each boots and ages by itself.
+    pub start: Start,
     /// Varies the moments of applying and what the workloads do.
     pub seed: u64,
 }
 
-/// All that a run will do.
+/// How a trial's machine comes to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Start {
+    /// Forked from the checkpoint of an aged machine.
+    Fork,
+    /// Booted, and aged by itself.
+    Boot,
+}
+
+/// All that a run may do.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
     /// [`SCHEMA`].
@@ -51,10 +70,19 @@ pub struct Plan {
     pub farm: String,
     /// The tier in question.
     pub tier: Tier,
-    /// The candidate.
-    pub patch: Patch,
+    /// Its rule.
+    pub rule: TierRule,
+    /// Clean loaded trials that the rule asks for, of each patch.
+    pub needed: u32,
+    /// The candidates, in the order in which they go on top of each other.
+    pub patches: Vec<Patch>,
     /// The image.
     pub image: ImageFacts,
+    /// How machines come to be.
+    pub start: Start,
+    /// Id of the checkpoint they are forks of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<String>,
     /// KVM or emulation.
     pub accel: Accel,
     /// Factor on all deadlines.
@@ -65,19 +93,21 @@ pub struct Plan {
     pub seed: u64,
     /// The pipeline, defaults filled in.
     pub pipeline: Pipeline,
-    /// The workloads.
+    /// The workloads, that which ages the machine last.
     pub workloads: Vec<Workload>,
     /// The trials, in the order in which they start.
     pub trials: Vec<Trial>,
 }
 
 /// One machine of one arm.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Trial {
-    /// From 1; names the folder `trials/N`.
+    /// From 1; names the folder `trials/N`. 0 is the machine that is aged and checkpointed.
     pub number: u32,
     /// Its arm.
     pub arm: Arm,
+    /// Patches it applies, in order, as positions in [`Plan::patches`].
+    pub patches: Vec<usize>,
     /// Added to the baseline, so that trials apply at different moments.
     #[serde(with = "crate::duration")]
     pub jitter: Duration,
@@ -85,37 +115,83 @@ pub struct Trial {
     pub seed: u64,
 }
 
+/// Why there is no plan.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PlanError {
+    /// A patch does not fit the image.
+    #[error("{0}")]
+    Patch(#[from] PatchError),
+    /// The pipeline's own numbers can't satisfy the tier.
+    #[error("{0}")]
+    OutOfReach(String),
+}
+
 impl Plan {
     /// Make the plan.
     ///
     /// # Errors
-    /// If the patch does not fit the image.
-    pub fn new(pipeline: &Pipeline, with: Resolved) -> Result<Self, PatchError> {
+    /// If a patch does not fit the image, or the pipeline allows too few trials or too little time for the tier.
+    pub fn new(pipeline: &Pipeline, with: Resolved) -> Result<Self, PlanError> {
         if let Some(release) = &with.image.release {
-            with.patch.check_release(&with.image.name, release)?;
+            for patch in &with.patches {
+                patch.check_release(&with.image.name, release)?;
+            }
         }
-        let trials = order(pipeline)
+        let needed = with.rule.trials();
+        let tier = with.tier;
+        for (arm, most) in [(Arm::Loaded, pipeline.arms.loaded), (Arm::Stack, pipeline.arms.stack)] {
+            let relevant = arm == Arm::Loaded || with.patches.len() > 1;
+            if let Some(most) = most.filter(|most| *most < needed && with.trials.is_none() && relevant) {
+                return Err(PlanError::OutOfReach(format!(
+                    "arms.{arm}: tier {tier} needs {needed} clean {arm} trials (at most {:.0} % failures at {:.0} % confidence), but the pipeline allows {most}: raise it to {needed} or more, or leave it out; to look for findings only, say --trials {most}",
+                    with.rule.max_failure_rate * 100.0,
+                    with.rule.confidence * 100.0,
+                )));
+            }
+        }
+        for arm in &with.rule.arms {
+            if pipeline.arms.of(*arm) == Some(0) {
+                return Err(PlanError::OutOfReach(format!(
+                    "arms.{arm}: tier {tier} asks for this arm, but the pipeline has 0 trials of it"
+                )));
+            }
+        }
+        let counts = counts(pipeline, needed, with.patches.len(), with.trials);
+        let trials = order(&counts, with.patches.len())
             .into_iter()
             .zip(1..)
-            .map(|(arm, number)| {
-                let seed = mix(with.seed ^ mix(u64::from(number)));
-                Trial { number, arm, jitter: Duration::from_millis(mix(seed) % 2000), seed }
-            })
+            .map(|((arm, patches), number)| Trial::new(number, arm, patches, with.seed))
             .collect();
-        Ok(Self {
+        let mut workloads = with.workloads;
+        workloads.push(pipeline.aging.workload());
+        let plan = Self {
             schema: SCHEMA,
             farm: env!("CARGO_PKG_VERSION").to_owned(),
-            tier: with.tier.unwrap_or(pipeline.tier),
-            patch: with.patch,
+            tier,
+            rule: with.rule,
+            needed,
+            patches: with.patches,
             image: with.image,
+            start: with.start,
+            checkpoint: None,
             accel: with.accel,
             scale: with.accel.scale(),
             jobs: with.jobs,
             seed: with.seed,
             pipeline: pipeline.clone(),
-            workloads: with.workloads,
+            workloads,
             trials,
-        })
+        };
+        let least = plan.estimate();
+        match pipeline.budget {
+            Some(budget) if budget < least && with.trials.is_none() => Err(PlanError::OutOfReach(format!(
+                "budget: is {} s, but the {needed} loaded trials that tier {tier} needs and their company take about {} s, {} at once: raise it",
+                budget.as_secs(),
+                least.as_secs(),
+                plan.jobs
+            ))),
+            _ => Ok(plan),
+        }
     }
 
     /// SHA-256 of the plan, in hex.
@@ -128,11 +204,42 @@ impl Plan {
         limit.mul_f64(self.scale)
     }
 
-    /// The soak as it will be: never shorter than what it takes to see a stall.
+    /// The soak as it will be: what the tier asks for, and never shorter than what it takes to see a stall.
     pub fn soak(&self) -> Duration {
         let limits = &self.pipeline.limits;
         let least = self.scaled(limits.stall.max(limits.blocked)) + Duration::from_secs(10);
-        self.pipeline.phases.soak.max(least)
+        self.pipeline.phases.soak.max(self.rule.soak).max(least)
+    }
+
+    /// The names of the patches of a trial, in order.
+    pub fn names<'a>(&'a self, trial: &'a Trial) -> impl Iterator<Item = &'a str> {
+        trial.patches.iter().filter_map(|i| self.patches.get(*i)).map(|p| p.name.as_str())
+    }
+
+    /// How long a run without a finding takes at least, as far as it can be told: the checkpoint's making is not in it.
+    pub fn estimate(&self) -> Duration {
+        let p = &self.pipeline.phases;
+        let start = match self.start {
+            Start::Fork => Duration::from_secs(2),
+            Start::Boot => self.pipeline.aging.uptime,
+        };
+        let applying = self.scaled(Duration::from_secs(3));
+        let mut spare: BTreeMap<(Arm, &[usize]), u32> = BTreeMap::new();
+        let mut all = Duration::ZERO;
+        for trial in &self.trials {
+            let place = spare.entry((trial.arm, &trial.patches)).or_default();
+            *place += 1;
+            if matches!(trial.arm, Arm::Loaded | Arm::Stack) && *place > self.needed {
+                continue;
+            }
+            let rounds = match trial.arm {
+                Arm::Control => 0,
+                Arm::Reapply => p.cycles,
+                Arm::Loaded | Arm::Quiescent | Arm::Stack => u32::try_from(trial.patches.len()).unwrap_or(1),
+            };
+            all += start + p.settle + p.baseline + self.soak() + (applying + p.revert) * rounds;
+        }
+        all / self.jobs.max(1)
     }
 
     /// Folder of a trial below the run folder.
@@ -141,18 +248,49 @@ impl Plan {
     }
 }
 
-/// Loaded, control, quiescent, and again: neighbours in time are compared, because a shared host's speed drifts.
-fn order(pipeline: &Pipeline) -> Vec<Arm> {
-    let rounds = Arm::ALL.iter().map(|a| pipeline.arms.of(*a)).max().unwrap_or(0);
-    let mut arms = Vec::new();
-    for round in 0..rounds {
-        for arm in [Arm::Loaded, Arm::Control, Arm::Quiescent] {
-            if round < pipeline.arms.of(arm) {
-                arms.push(arm);
+impl Trial {
+    /// A trial with its own moment of applying, from the seed of the run.
+    pub fn new(number: u32, arm: Arm, patches: Vec<usize>, seed: u64) -> Self {
+        let seed = mix(seed ^ mix(u64::from(number)));
+        Self { number, arm, patches, jitter: Duration::from_millis(mix(seed) % 2000), seed }
+    }
+}
+
+/// Trials planned of each arm, for each patch that it takes alone.
+fn counts(pipeline: &Pipeline, needed: u32, patches: usize, trials: Option<u32>) -> Vec<(Arm, u32)> {
+    // A trial that the farm itself spoils is replaced by one of these.
+    let spare = needed + (needed / 10).max(2);
+    [Arm::Loaded, Arm::Control, Arm::Quiescent, Arm::Reapply, Arm::Stack]
+        .into_iter()
+        .map(|arm| {
+            let n = match arm {
+                Arm::Stack if patches < 2 => 0,
+                Arm::Loaded | Arm::Stack => trials.or(pipeline.arms.of(arm)).unwrap_or(spare),
+                Arm::Quiescent | Arm::Control | Arm::Reapply => pipeline.arms.of(arm).unwrap_or(0),
+            };
+            (arm, n)
+        })
+        .collect()
+}
+
+/// All arms spread evenly over the run, one of each first: neighbours in time are compared, because a shared host's speed drifts.
+/// Arms that take one patch alone take turns with the patches.
+fn order(counts: &[(Arm, u32)], patches: usize) -> Vec<(Arm, Vec<usize>)> {
+    let mut places: Vec<(u64, usize, Arm, Vec<usize>)> = Vec::new();
+    for (turn, (arm, n)) in counts.iter().enumerate() {
+        let sets: Vec<Vec<usize>> = match arm {
+            Arm::Control => vec![Vec::new()],
+            Arm::Stack => vec![(0..patches).collect()],
+            Arm::Loaded | Arm::Quiescent | Arm::Reapply => (0..patches).map(|i| vec![i]).collect(),
+        };
+        for k in 0..*n {
+            for set in &sets {
+                places.push((u64::from(k) * 1_000_000 / u64::from(*n), turn, *arm, set.clone()));
             }
         }
     }
-    arms
+    places.sort();
+    places.into_iter().map(|(_, _, arm, patches)| (arm, patches)).collect()
 }
 
 /// splitmix64 (Steele, Lea, Flood 2014): small, well spread, the same everywhere.

@@ -223,7 +223,7 @@ pub fn check_prior(
 
 /// The patches that a verdict is about.
 fn tested(verdict: &Verdict) -> &[Patch] {
-    std::slice::from_ref(&verdict.patch)
+    &verdict.patches
 }
 
 /// Content in the order of applying; the file's name is for people and may differ.

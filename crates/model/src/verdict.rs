@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::event::Vitals;
 use crate::plan::ImageFacts;
 use crate::{Accel, Arm, FindingKind, Patch, Phase, Source, Tier};
 
@@ -48,14 +49,22 @@ pub struct Verdict {
     pub tier: Tier,
     /// Why, in plain words, most important first.
     pub causes: Vec<String>,
-    /// The candidate.
-    pub patch: Patch,
-    /// The image it ran on.
+    /// The candidates, in the order in which they go on top of each other.
+    pub patches: Vec<Patch>,
+    /// The image they ran on.
     pub image: ImageFacts,
+    /// The checkpoint all trials were forked from; absent when each booted by itself.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub checkpoint: Option<String>,
+    /// How old and worn the machines were.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub wear: Option<Wear>,
     /// KVM or emulation.
     pub accel: Accel,
     /// Trials by arm.
     pub arms: BTreeMap<Arm, ArmCount>,
+    /// Failure rates that the loaded trials leave possible.
+    pub bounds: Vec<Bound>,
     /// Findings, those that count against the patch first.
     pub evidence: Vec<Evidence>,
     /// Calls of the patched functions.
@@ -79,10 +88,38 @@ pub struct ArmCount {
     pub planned: u32,
     /// Went through all phases without a finding.
     pub clean: u32,
-    /// Had a finding.
+    /// Had a finding that may be the patch's; in the control arm, any finding.
     pub failed: u32,
-    /// Say nothing: farm errors, interrupted, not started.
+    /// Had findings that are not the patch's and may have hidden others.
+    pub unclear: u32,
+    /// Say nothing: farm errors, interrupted, not needed any more.
     pub void: u32,
+}
+
+/// What loaded trials leave possible.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Bound {
+    /// `loaded`, or `stack` for all patches together.
+    pub arm: Arm,
+    /// Names of the patches applied.
+    pub patches: Vec<String>,
+    /// Trials with a finding that may be the patch's.
+    pub failed: u32,
+    /// Trials without any.
+    pub clean: u32,
+    /// Highest failure rate that they leave possible: exact upper bound (Clopper and Pearson, 1934).
+    pub failure_rate: f64,
+    /// With this confidence.
+    pub confidence: f64,
+}
+
+/// How old and worn the machines were, beside a fresh one.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Wear {
+    /// Soon after booting.
+    pub fresh: Vitals,
+    /// When the trials began.
+    pub reached: Vitals,
 }
 
 /// One cause, with all its symptoms.
@@ -96,6 +133,13 @@ pub struct Evidence {
     pub attribution: Attribution,
     /// Trials that showed it, by arm: hits of how many valid trials.
     pub arms: BTreeMap<Arm, Hits>,
+    /// The same by names of the patches applied, where there are several.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
+    pub patches: BTreeMap<String, Hits>,
+    /// How probable such a difference between a patched arm and the control arm is by chance: Fisher's exact test, two-sided, of the
+    /// arm that differs most.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub p_value: Option<f64>,
     /// Milliseconds after applying when it was first seen.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub first_after_apply_ms: Option<u64>,
@@ -121,14 +165,20 @@ pub struct Hits {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Attribution {
-    /// Seen with the patch and not without it.
+    /// The patch's doing.
     Patch,
+    /// Seen in too few patched trials, and nothing in it names the patch.
+    Unconfirmed,
+    /// No valid control trial to compare with.
+    NoControl,
     /// Seen without the patch as well.
     ControlToo,
     /// Seen before the patch was applied.
     BeforeApply,
-    /// No valid control trial to compare with.
-    NoControl,
+    /// Seen without the patch only.
+    ControlOnly,
+    /// A difference in speed or growth that chance explains.
+    Noise,
 }
 
 /// One finding of the journal.
@@ -157,13 +207,19 @@ pub struct Observation {
     pub files: Vec<PathBuf>,
 }
 
-/// Calls of one patched function.
+/// How the load reached one patched function.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Reach {
     /// Function.
     pub function: String,
-    /// Calls a second, the highest of all trials.
-    pub calls_per_s: f64,
+    /// Calls a second in the control arm, the highest of all trials; absent if they could not be counted.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub before_per_s: Option<f64>,
+    /// Calls a second with the patch in force, the highest of all trials; absent if they could not be counted.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub after_per_s: Option<f64>,
+    /// Tasks on whose stack it stood at the moment of applying, the highest of all trials.
+    pub inside: u32,
 }
 
 impl Verdict {

@@ -45,9 +45,9 @@ words! {
         Quiescent = "quiescent",
         /// The same load without a patch.
         Control = "control",
-        /// Apply, revert, apply again, mid-load.
+        /// Applied, reverted and applied again, mid-load.
         Reapply = "reapply",
-        /// Several patches on top of each other.
+        /// Several patches on top of each other, applied mid-load.
         Stack = "stack",
     }
 }
@@ -62,10 +62,12 @@ impl Arm {
 words! {
     /// Part of a trial.
     Phase {
-        /// Power-on to the first answer of the probe.
+        /// Power-on, or the fork from a checkpoint, to the first answer of the probe.
         Boot = "boot",
-        /// The load warms up.
+        /// The machine grows old under load.
         Age = "age",
+        /// What a boot or a fork stirred up settles down.
+        Settle = "settle",
         /// The load is measured without the patch.
         Baseline = "baseline",
         /// The patch is being loaded.

@@ -151,7 +151,10 @@ fn verdict() -> Verdict {
         verdict: Outcome::Qualified,
         tier: Tier::Proposed,
         causes: Vec::new(),
-        patch: patch("aa", None),
+        patches: vec![patch("aa", None)],
+        checkpoint: None,
+        wear: None,
+        bounds: Vec::new(),
         image: image("11"),
         accel: Accel::Tcg,
         arms: BTreeMap::new(),
@@ -177,7 +180,7 @@ fn a_fitting_prior_verdict_counts() {
     // Content decides: names and what was learned by booting may differ.
     let image = ImageFacts { name: "bookworm".into(), release: Some("6.1.0".into()), ..image("11") };
     let patch = Patch { file: "elsewhere/fix.ko".into(), ..patch("aa", Some(Severity::High)) };
-    assert_eq!(said(Some(Verdict { image, patch, ..verdict() })), Ok(()));
+    assert_eq!(said(Some(Verdict { image, patches: vec![patch], ..verdict() })), Ok(()));
 }
 
 #[test]
@@ -199,7 +202,7 @@ fn each_misfit_of_a_prior_verdict_has_its_words() {
             "it says inconclusive, and updates asks for qualified",
         ),
         (
-            Verdict { patch: patch("bb", None), ..verdict() },
+            Verdict { patches: vec![patch("bb", None)], ..verdict() },
             "it is about patch sha256 bb, and this run about sha256 aa",
         ),
         (
