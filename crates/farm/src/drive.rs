@@ -2,18 +2,19 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
-use klpfarm_model::plan::Trial;
-use klpfarm_model::{Body, Phase, Plan, Scope, TrialEnd};
-use klpfarm_stress::wire::FromGuest;
-use klpfarm_vm::{GUEST_BINARY, Login, Machine, Output, Spec, Ssh};
-use tokio::sync::mpsc;
+use base64::Engine;
+use klpfarm_model::{Body, Phase, Plan, Scope, Trial, TrialEnd};
+use klpfarm_stress::wire::{Ask, FromGuest, ToGuest};
+use klpfarm_vm::{Checkpointed, GUEST_BINARY, Login, Machine, Output, Spec, Ssh};
+use tokio::io::AsyncReadExt;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
 
 use crate::evidence;
-use crate::trial::{Action, Collect, Dispatcher, Input, Upload};
+use crate::pace::{self, Pace};
+use crate::trial::{Action, CHUNK, Collect, Dispatcher, Input, Origin, Upload, millis};
 
 /// What all trials of a run share.
 #[derive(Debug, Clone)]
@@ -24,8 +25,11 @@ pub struct Bench {
     pub spec: Spec,
     /// How to log in.
     pub login: Login,
-    /// Content of the patch file, as hashed in the plan.
-    pub patch: Arc<Vec<u8>>,
+    /// Contents of the patch files, as hashed in the plan and in its order.
+    pub patches: Arc<Vec<Vec<u8>>>,
+    /// Share of their time that a machine's CPUs are expected to get from the host, 0 to 1: less than 1 where machines that run at once
+    /// have more CPUs than the host.
+    pub share: f64,
     /// The run folder.
     pub run_dir: PathBuf,
     /// Folder for QEMU's temporary files.
@@ -36,17 +40,39 @@ pub struct Bench {
 pub(crate) type Report = mpsc::Sender<(Scope, Body)>;
 
 const TICK: Duration = Duration::from_millis(200);
+/// How often it is looked at how long the machine's CPUs wait.
+const LOOK: Duration = Duration::from_millis(200);
 /// QEMU is asked to end so long before it is killed.
 const CLOSE: Duration = Duration::from_secs(5);
 
+/// What reaches a trial from outside while it runs.
+#[derive(Debug, Clone)]
+pub(crate) struct Wires {
+    /// Where its events go.
+    pub(crate) report: Report,
+    /// Functions that the patches replace, as soon as any trial knows.
+    pub(crate) functions: watch::Receiver<Vec<String>>,
+    /// It is to end now, in this way.
+    pub(crate) stop: watch::Receiver<Option<TrialEnd>>,
+}
+
+/// What became of a trial.
+pub(crate) struct Ended {
+    pub(crate) end: TrialEnd,
+    /// What a machine that was aged (trial 0) left for its forks.
+    pub(crate) checkpointed: Option<Checkpointed>,
+}
+
 /// Run one trial to its end.
-pub(crate) async fn drive(bench: &Bench, trial: Trial, report: Report, cancel: CancellationToken) {
+pub(crate) async fn drive(bench: &Bench, trial: Trial, origin: Origin, wires: Wires) -> Ended {
+    let Wires { report, mut functions, mut stop } = wires;
     let mut driver = Driver {
         bench,
+        dispatcher: Dispatcher::new(Arc::clone(&bench.plan), trial.clone(), origin),
         trial,
         report,
-        dispatcher: Dispatcher::new(Arc::clone(&bench.plan), trial),
         power_on: Instant::now(),
+        pace: Pace::new(bench.spec.cpus, bench.share),
         machine: None,
         ssh: None,
         jobs: JoinSet::new(),
@@ -55,14 +81,18 @@ pub(crate) async fn drive(bench: &Bench, trial: Trial, report: Report, cancel: C
     };
     driver.emit(Phase::Boot, Body::TrialStarted).await;
     let mut outputs = driver.start().await;
+    let known = functions.borrow_and_update().clone();
+    driver.step(Input::Functions(known)).await;
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut interrupted = false;
     while driver.end.is_none() {
         let input = tokio::select! {
             // What the machine said counts before the time that has gone by.
             biased;
-            () = cancel.cancelled(), if !interrupted => { interrupted = true; Input::Interrupt }
+            Ok(end) = stop.wait_for(Option::is_some) => {
+                Input::Stop(end.clone().unwrap_or(TrialEnd::Interrupted))
+            }
+            Ok(()) = functions.changed() => Input::Functions(functions.borrow_and_update().clone()),
             Some(output) = receive(&mut outputs) => Input::Output(output),
             Some(done) = driver.jobs.join_next() => match done {
                 Ok(Done::Input(input)) => input,
@@ -73,7 +103,7 @@ pub(crate) async fn drive(bench: &Bench, trial: Trial, report: Report, cancel: C
         };
         driver.step(input).await;
     }
-    driver.finish(outputs).await;
+    driver.finish(outputs).await
 }
 
 async fn receive(outputs: &mut Option<mpsc::Receiver<Output>>) -> Option<Output> {
@@ -95,6 +125,7 @@ struct Driver<'a> {
     report: Report,
     dispatcher: Dispatcher,
     power_on: Instant,
+    pace: Pace,
     machine: Option<Arc<Machine>>,
     ssh: Option<Arc<Ssh>>,
     jobs: JoinSet<Done>,
@@ -122,7 +153,7 @@ impl Driver<'_> {
                 .map_err(|e| e.to_string()),
             Err(error) => Err(format!("{}: {error}", dir.display())),
         };
-        self.power_on = Instant::now();
+        let started_ms = millis(self.power_on.elapsed());
         match started {
             Ok((machine, outputs)) => {
                 tracing::debug!(
@@ -132,7 +163,7 @@ impl Driver<'_> {
                     "machine started"
                 );
                 self.machine = Some(Arc::new(machine));
-                self.step(Input::Started(Ok(()))).await;
+                self.step(Input::Started(Ok(started_ms))).await;
                 Some(outputs)
             }
             Err(error) => {
@@ -142,13 +173,26 @@ impl Driver<'_> {
         }
     }
 
-    async fn step(&mut self, input: Input) {
+    /// The machine's time, by which all limits and phases go.
+    fn now(&mut self, wall: Duration) -> Duration {
+        if wall.saturating_sub(self.pace.looked()) >= LOOK {
+            self.pace.look(wall, self.machine.as_ref().and_then(|m| pace::waited(m.pid())));
+        }
+        self.pace.now(wall)
+    }
+
+    async fn step(&mut self, mut input: Input) {
+        let wall = self.power_on.elapsed();
+        let now = self.now(wall);
+        if let Input::Output(Output::Probe(message)) = &mut input {
+            self.pace.convert(wall, message);
+        }
         if let (Some(replies), Input::Output(Output::Probe(FromGuest::Reply { id, out, .. }))) =
             (&self.replies, &input)
         {
             let _ = replies.send((*id, out.clone()));
         }
-        for action in self.dispatcher.handle(self.power_on.elapsed(), input) {
+        for action in self.dispatcher.handle(now, input) {
             tracing::trace!(trial = self.trial.number, ?action);
             match action {
                 Action::Emit(phase, body) => self.emit(phase, body).await,
@@ -159,6 +203,8 @@ impl Driver<'_> {
                         machine.tell_probe(&message);
                     }
                 }
+                Action::Refresh { id } => self.refresh(id).await,
+                Action::Upload { id, patch, chunk } => self.upload(id, patch, chunk),
                 Action::Collect(what) => self.collect(what),
                 Action::End(end) => self.end = Some(end),
             }
@@ -198,15 +244,43 @@ impl Driver<'_> {
 
     fn over_ssh(&mut self, command: String, upload: Upload, limit: Duration) {
         let Some(ssh) = self.ssh.clone() else { return };
-        let patch = Arc::clone(&self.bench.patch);
         self.jobs.spawn(async move {
             let input: &[u8] = match upload {
                 Upload::Nothing => b"",
                 Upload::GuestBinary => GUEST_BINARY,
-                Upload::Patch => &patch,
             };
             Done::Input(Input::Ssh(ssh.run(&command, input, limit).await.map_err(|e| e.to_string())))
         });
+    }
+
+    fn tell(&self, id: u64, ask: Ask) {
+        if let Some(machine) = &self.machine {
+            machine.tell_probe(&ToGuest { id, ask });
+        }
+    }
+
+    async fn refresh(&self, id: u64) {
+        let mut entropy = [0_u8; 64];
+        // The host's own pool; it never blocks once the host is up.
+        let read = async {
+            let mut file = tokio::fs::File::open("/dev/urandom").await?;
+            file.read_exact(&mut entropy).await
+        };
+        if let Err(error) = read.await {
+            tracing::warn!(%error, "no fresh entropy for a fork");
+        }
+        let entropy = entropy.iter().map(|b| format!("{b:02x}")).collect();
+        let clock = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        self.tell(id, Ask::Resume { entropy, unix_ms: millis(clock) });
+    }
+
+    fn upload(&self, id: u64, patch: usize, chunk: u64) {
+        let data = &self.bench.patches[patch];
+        let from = usize::try_from(chunk * CHUNK).unwrap_or(usize::MAX).min(data.len());
+        let to = from.saturating_add(CHUNK as usize).min(data.len());
+        let data = base64::engine::general_purpose::STANDARD.encode(&data[from..to]);
+        let name = format!("{}.ko", self.bench.plan.patches[patch].name);
+        self.tell(id, Ask::Write { name, data, append: chunk > 0 });
     }
 
     fn collect(&mut self, what: Collect) {
@@ -214,22 +288,38 @@ impl Driver<'_> {
         let (tx, rx) = mpsc::unbounded_channel();
         self.replies = Some(tx);
         let dir = self.dir();
-        let patch = self.bench.plan.patch.name.clone();
+        let patches: Vec<String> = self.bench.plan.names(&self.trial).map(str::to_owned).collect();
         self.jobs.spawn(async move {
-            Done::Input(Input::Collected(evidence::collect(&machine, &dir, &patch, &what, rx).await))
+            Done::Input(Input::Collected(evidence::collect(&machine, &dir, &patches, &what, rx).await))
         });
     }
 
-    /// End the machine in order, then report the end: whoever reads the event finds nothing running any more.
-    async fn finish(mut self, outputs: Option<mpsc::Receiver<Output>>) {
-        // Readers must never wait for us while QEMU ends.
-        drop(outputs);
+    /// End the machine in order, then report the end: whoever reads the event finds nothing running any more. A machine that was
+    /// aged is checkpointed instead.
+    async fn finish(mut self, outputs: Option<mpsc::Receiver<Output>>) -> Ended {
+        if let Some(text) = self.pace.verdict() {
+            self.emit(Phase::End, Body::Note { text }).await;
+        }
         self.jobs.shutdown().await;
         self.ssh = None;
-        if let Some(machine) = self.machine.take().and_then(Arc::into_inner) {
-            machine.close(CLOSE).await;
+        let mut end = self.end.take().unwrap_or(TrialEnd::Interrupted);
+        let mut checkpointed = None;
+        match (self.machine.take().and_then(Arc::into_inner), outputs) {
+            (Some(machine), Some(mut outputs)) if self.trial.number == 0 && end == TrialEnd::Completed => {
+                match machine.checkpoint(&mut outputs).await {
+                    Ok(done) => checkpointed = Some(done),
+                    Err(error) => end = TrialEnd::FarmError { message: error.to_string() },
+                }
+            }
+            (machine, outputs) => {
+                // Readers must never wait for us while QEMU ends.
+                drop(outputs);
+                if let Some(machine) = machine {
+                    machine.close(CLOSE).await;
+                }
+            }
         }
-        let end = self.end.take().unwrap_or(TrialEnd::Interrupted);
-        self.emit(Phase::End, Body::TrialEnded { end }).await;
+        self.emit(Phase::End, Body::TrialEnded { end: end.clone() }).await;
+        Ended { end, checkpointed }
     }
 }

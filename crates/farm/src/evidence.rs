@@ -18,7 +18,7 @@ const FIRST_ID: u64 = 1 << 32;
 pub(crate) async fn collect(
     machine: &Machine,
     dir: &Path,
-    patch: &str,
+    patches: &[String],
     what: &Collect,
     mut replies: mpsc::UnboundedReceiver<(u64, String)>,
 ) -> Vec<(String, String)> {
@@ -57,7 +57,8 @@ pub(crate) async fn collect(
                 "livepatch.txt",
                 "livepatch state in sysfs",
                 format!(
-                    "grep -r . /sys/kernel/livepatch/{patch} 2>/dev/null; lsmod; cat /proc/sys/kernel/tainted"
+                    "cd /sys/kernel/livepatch && grep -r . {} 2>/dev/null; lsmod; cat /proc/sys/kernel/tainted",
+                    patches.join(" ")
                 ),
             ),
             (

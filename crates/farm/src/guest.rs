@@ -1,9 +1,27 @@
 //! What is run in the guest, besides workloads: fixed shell lines whose only variable parts are a module's and functions' names,
 //! which have been checked to be plain words. Pure.
 
+use std::collections::BTreeMap;
+
+use klpfarm_model::Plan;
+use sha2::{Digest, Sha256};
+
 /// Where the guest binary and the patch lie in the guest. A tmpfs of its own: nothing is left on a golden disk, and `/run` itself is
 /// often mounted `noexec`.
 pub(crate) const DIR: &str = "/run/klpfarm";
+
+/// SHA-256, in hex, of all that the farm itself puts into a guest of this plan: the guest binary and how the kernel is set up.
+pub fn digest(plan: &Plan) -> String {
+    let mut hash = Sha256::new();
+    hash.update(klpfarm_vm::GUEST_BINARY);
+    hash.update(prepare(hung_task_secs(plan)));
+    hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// The kernel's own hung-task timeout, in seconds.
+pub(crate) fn hung_task_secs(plan: &Plan) -> u64 {
+    plan.scaled(plan.pipeline.limits.hung_task).as_secs().max(1)
+}
 
 /// Make [`DIR`].
 pub(crate) const MAKE_DIR: &str =
@@ -12,11 +30,6 @@ pub(crate) const MAKE_DIR: &str =
 /// Take the guest binary from standard input.
 pub(crate) const TAKE_BINARY: &str =
     "cat > /run/klpfarm/klpfarm-stress && chmod 0755 /run/klpfarm/klpfarm-stress";
-
-/// Take the patch from standard input.
-pub(crate) fn take_patch(name: &str) -> String {
-    format!("cat > {DIR}/{name}.ko")
-}
 
 /// Set the kernel up for being watched, say what can't be watched (`blind DETECTOR REASON`), and start the probe.
 ///
@@ -43,28 +56,28 @@ for p in /proc/[0-9]*; do [ "$(cat $p/comm)" = sshd ] && renice -n -10 -p ${{p#/
     )
 }
 
-/// Load the patch.
-pub(crate) fn load(name: &str) -> String {
-    format!("insmod {DIR}/{name}.ko 2>&1")
-}
-
 /// A shell line as the probe runs it.
 pub(crate) fn shell(line: &str) -> Vec<String> {
     ["/bin/sh", "-c", line].map(str::to_owned).into()
 }
 
-/// Print `listed`, `enabled N`, `transition N` and `function OBJECT/NAME` for a patch.
-pub(crate) fn state(name: &str) -> String {
-    format!(
-        r#"cd /sys/kernel/livepatch/{name} 2>/dev/null || exit 0
-echo listed; read v < enabled && echo enabled $v; [ -e transition ] && read v < transition && echo transition $v
-for f in */*/; do [ -d "$f" ] && echo "function $f"; done; exit 0"#
-    )
+/// Enable a patch that is loaded and disabled (before 4.12, where it can't be unloaded).
+pub(crate) fn enable(name: &str) -> String {
+    format!("echo 1 > /sys/kernel/livepatch/{name}/enabled")
 }
 
-/// Disable the patch.
+/// Disable the patch, if no later one has replaced it already.
 pub(crate) fn disable(name: &str) -> String {
-    format!("echo 0 > /sys/kernel/livepatch/{name}/enabled")
+    format!("[ ! -e /sys/kernel/livepatch/{name} ] || echo 0 > /sys/kernel/livepatch/{name}/enabled")
+}
+
+/// The lines `inside FUNCTION N` of the probe's answer to loading.
+pub(crate) fn inside(text: &str) -> BTreeMap<String, u32> {
+    let line = |l: &str| {
+        let (name, n) = l.strip_prefix("inside ")?.split_once(' ')?;
+        Some((name.to_owned(), n.parse().ok()?))
+    };
+    text.lines().filter_map(line).collect()
 }
 
 /// Unload the patch.
@@ -81,8 +94,9 @@ read c < $t/comm; echo "task ${{t##*/}} ($c) patch_state $s"; cat $t/stack; n=$(
     )
 }
 
-/// Count calls of functions for `seconds`, by a function tracer in an instance of its own for each; prints `calls NAME N`. Used with the
-/// patch out of the way: on 4.4 a probe at a function's entry makes a good patch fail.
+/// Count calls of functions for `seconds`, by a function tracer in an instance of its own for each; prints `calls NAME N`. Never before
+/// applying: on 4.4 a probe at a function's entry makes a good patch fail. A function tracer does not change the registers a livepatch
+/// changes, so that both may sit on one function.
 pub(crate) fn count_calls(functions: &[String], seconds: u64) -> String {
     let names = functions.join(" ");
     format!(
@@ -97,7 +111,7 @@ exit 0"#
     )
 }
 
-/// What [`state`] printed.
+/// What the probe says of a livepatch.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct PatchState {
     pub(crate) listed: bool,

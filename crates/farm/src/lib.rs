@@ -4,8 +4,10 @@
 mod drive;
 mod evidence;
 mod guest;
+mod pace;
 mod run;
 mod trial;
 
 pub use drive::Bench;
-pub use run::{Sink, run};
+pub use guest::digest;
+pub use run::{AgeError, Aged, Beginning, Sink, age, run};

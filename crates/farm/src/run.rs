@@ -1,13 +1,19 @@
-//! A run: trials, so many at once, their events numbered and handed to one sink.
+//! A run: trials, so many at once, their events numbered and handed to one sink, until the verdict is reached.
 
-use std::time::Instant;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 
-use klpfarm_model::{Body, Event, Scope};
-use tokio::sync::mpsc;
+use klpfarm_model::event::{CheckpointFacts, Vitals};
+use klpfarm_model::{
+    Arm, Body, Event, Finding, Phase, Scope, Start, Trial, TrialEnd, is_decided, judge, next_trial,
+};
+use klpfarm_vm::Checkpointed;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::drive::{Bench, drive};
+use crate::drive::{Bench, Ended, Wires, drive};
+use crate::trial::Origin;
 
 /// Takes each event, in order, before it is acted on.
 pub trait Sink {
@@ -24,43 +30,100 @@ impl<F: FnMut(&Event) -> std::io::Result<()>> Sink for F {
     }
 }
 
-/// Run all trials of the plan, `plan.jobs` at once, until done or until `cancel`. All machines are gone when it returns.
+/// What a run is begun with, besides its bench.
+#[derive(Debug, Clone)]
+pub struct Beginning {
+    /// RFC 3339 time of the host.
+    pub time: String,
+    /// First line of QEMU's version.
+    pub qemu: String,
+    /// The checkpoint that the bench's machines are forks of.
+    pub checkpoint: Option<CheckpointFacts>,
+}
+
+/// Run trials of the plan, `plan.jobs` at once, until the verdict is reached, the trials or the budget are used up, or `cancel`. All machines
+/// are gone when it returns.
 ///
 /// # Errors
 /// If the sink can't keep an event; the machines are ended first.
 pub async fn run(
     bench: &Bench,
-    time: String,
-    qemu: String,
+    beginning: Beginning,
     sink: &mut dyn Sink,
     cancel: CancellationToken,
 ) -> std::io::Result<Vec<Event>> {
-    let mut log = Log { started: Instant::now(), events: Vec::new(), sink };
     let plan = &bench.plan;
+    let mut log = Log { started: Instant::now(), events: Vec::new(), sink };
+    let Beginning { time, qemu, checkpoint } = beginning;
     log.add(None, Body::RunStarted { time, plan: plan.hash(), accel: plan.accel, qemu })?;
-    let (tx, mut rx) = mpsc::channel::<(Scope, Body)>(256);
-    let mut waiting = plan.trials.iter().copied();
-    let mut running = JoinSet::new();
-    let children = cancel.child_token();
+    if let Some(facts) = checkpoint {
+        log.add(None, Body::Checkpoint(Box::new(facts)))?;
+    }
+    let origin = match plan.start {
+        Start::Fork => Origin::Fork,
+        Start::Boot => Origin::Boot,
+    };
+    let (report, mut reports) = mpsc::channel::<(Scope, Body)>(256);
+    let (functions, _) = watch::channel(Vec::new());
+    let (stop, _) = watch::channel(None);
+    let mut running: JoinSet<Ended> = JoinSet::new();
+    let mut started = BTreeSet::new();
     let mut failed = None;
+    let mut more = true;
+    // Without a budget, far beyond any run.
+    let budget = plan.pipeline.budget.unwrap_or(Duration::from_secs(10 * 365 * 24 * 3600));
+    let mut over = std::pin::pin!(tokio::time::sleep(budget));
     loop {
-        while failed.is_none() && !children.is_cancelled() && running.len() < plan.jobs.max(1) as usize {
-            let Some(trial) = waiting.next() else { break };
-            let (bench, report, cancel) = (bench.clone(), tx.clone(), children.clone());
-            running.spawn(async move { drive(&bench, trial, report, cancel).await });
+        while more && stop.borrow().is_none() && running.len() < plan.jobs.max(1) as usize {
+            let Some(trial) = next_trial(plan, &log.events, &started).cloned() else {
+                more = false;
+                break;
+            };
+            started.insert(trial.number);
+            let wires =
+                Wires { report: report.clone(), functions: functions.subscribe(), stop: stop.subscribe() };
+            let bench = bench.clone();
+            running.spawn(async move { drive(&bench, trial, origin, wires).await });
         }
-        tokio::select! {
+        let event = tokio::select! {
             biased;
-            Some((scope, body)) = rx.recv() => {
-                if failed.is_none() && let Err(error) = log.add(Some(scope), body) {
-                    failed = Some(error);
-                    children.cancel();
-                }
+            Some(event) = reports.recv() => event,
+            () = cancel.cancelled(), if stop.borrow().is_none() => {
+                stop.send_replace(Some(TrialEnd::Interrupted));
+                continue;
+            }
+            () = &mut over, if stop.borrow().is_none() => {
+                stop.send_replace(Some(TrialEnd::OutOfBudget));
+                continue;
             }
             ended = running.join_next() => match ended {
-                Some(_) => {}
+                Some(_) => continue,
+                // Nothing runs and nothing was started: that was all.
                 None => break,
             },
+        };
+        if failed.is_some() {
+            continue;
+        }
+        let (scope, body) = event;
+        if let Body::Applied { functions: new, .. } = &body {
+            functions.send_if_modified(|all| {
+                let before = all.len();
+                all.extend(new.iter().cloned());
+                all.sort();
+                all.dedup();
+                all.len() > before
+            });
+        }
+        let ended = matches!(body, Body::TrialEnded { .. });
+        if let Err(error) = log.add(Some(scope), body) {
+            failed = Some(error);
+            stop.send_replace(Some(TrialEnd::Interrupted));
+        } else if ended && stop.borrow().is_none() {
+            more = true;
+            if is_decided(plan, &judge(plan, &log.events)) {
+                stop.send_replace(Some(TrialEnd::Unneeded));
+            }
         }
     }
     if let Some(error) = failed {
@@ -68,6 +131,112 @@ pub async fn run(
     }
     log.add(None, Body::RunEnded { interrupted: cancel.is_cancelled() })?;
     Ok(log.events)
+}
+
+/// A machine that has grown old.
+#[derive(Debug)]
+pub struct Aged {
+    /// What its checkpoint cost.
+    pub checkpointed: Checkpointed,
+    /// The machine soon after booting; absent if it was forked from an older checkpoint.
+    pub fresh: Option<Vitals>,
+    /// The machine in the end.
+    pub reached: Vitals,
+    /// The guest's kernel.
+    pub release: String,
+    /// Detectors that can't fire on it, and why.
+    pub blind: BTreeMap<String, String>,
+}
+
+/// Why there is no aged machine.
+#[derive(Debug, thiserror::Error)]
+pub enum AgeError {
+    /// The farm's trouble.
+    #[error("{0}")]
+    Farm(String),
+    /// Something is wrong without any patch.
+    #[error("the machine did not stay sound while it was aged: {}", .0.title)]
+    Unsound(Box<Finding>),
+    /// The user ended it.
+    #[error("interrupted")]
+    Interrupted,
+    /// An event could not be kept.
+    #[error("an event could not be kept: {0}")]
+    Sink(#[from] std::io::Error),
+}
+
+/// Age the bench's machine under its load and checkpoint it: after booting until the plan's `aging.uptime`, or, from an older
+/// checkpoint, for `more`. Its events are those of trial 0.
+///
+/// # Errors
+/// See [`AgeError`].
+pub async fn age(
+    bench: &Bench,
+    more: Option<Duration>,
+    sink: &mut dyn Sink,
+    cancel: CancellationToken,
+) -> Result<Aged, AgeError> {
+    let mut log = Log { started: Instant::now(), events: Vec::new(), sink };
+    let (report, mut reports) = mpsc::channel::<(Scope, Body)>(256);
+    let (_functions, functions) = watch::channel(Vec::new());
+    let (stop, stopped) = watch::channel(None);
+    // The same whatever run it is made for: its forks are given seeds of their own.
+    let trial = Trial::new(0, Arm::Control, Vec::new(), 0);
+    let origin = more.map_or(Origin::Boot, Origin::Older);
+    let wires = Wires { report, functions, stop: stopped };
+    let mut machine = std::pin::pin!(drive(bench, trial, origin, wires));
+    let mut failed = None;
+    let ended = loop {
+        tokio::select! {
+            biased;
+            Some((scope, body)) = reports.recv() => {
+                // A finding's evidence is of no use to anybody here, but its title is.
+                let found = matches!(body, Body::Finding(_));
+                if let Err(error) = log.add(Some(scope), body) {
+                    failed = Some(error);
+                }
+                if (found || failed.is_some()) && stop.borrow().is_none() {
+                    stop.send_replace(Some(TrialEnd::Stopped));
+                }
+            }
+            () = cancel.cancelled(), if stop.borrow().is_none() => {
+                stop.send_replace(Some(TrialEnd::Interrupted));
+            }
+            ended = &mut machine => break ended,
+        }
+    };
+    while let Ok((scope, body)) = reports.try_recv() {
+        log.add(Some(scope), body)?;
+    }
+    if let Some(error) = failed {
+        return Err(error.into());
+    }
+    aged(ended, &log.events)
+}
+
+fn aged(ended: Ended, events: &[Event]) -> Result<Aged, AgeError> {
+    let (mut fresh, mut reached, mut release) = (None, None, String::new());
+    let mut blind = BTreeMap::new();
+    for event in events {
+        match &event.body {
+            Body::Finding(finding) => return Err(AgeError::Unsound(finding.clone())),
+            Body::MachineReady { release: r, .. } => release.clone_from(r),
+            Body::Blind { detector, reason } => {
+                blind.insert(detector.clone(), reason.clone());
+            }
+            Body::Vitals(v) if event.scope.is_some_and(|s| s.phase == Phase::Boot) => fresh = Some(v.clone()),
+            Body::Vitals(v) => reached = Some(v.clone()),
+            _ => {}
+        }
+    }
+    match (ended.end, ended.checkpointed, reached) {
+        (TrialEnd::Completed, Some(checkpointed), Some(reached)) => {
+            Ok(Aged { checkpointed, fresh, reached, release, blind })
+        }
+        (TrialEnd::FarmError { message }, _, _) => Err(AgeError::Farm(message)),
+        (TrialEnd::Interrupted, _, _) => Err(AgeError::Interrupted),
+        (end, _, _) => Err(AgeError::Farm(format!("aging ended without a checkpoint: {end:?}"))),
+    }
 }
 
 struct Log<'a> {

@@ -1,5 +1,6 @@
 //! A checkpoint on disk: what it is of, what it says about itself, and whether it is still whole.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -103,6 +104,8 @@ pub struct Made {
     pub reached: Value,
     /// The guest's uptime when the checkpoint was taken, in seconds.
     pub uptime_s: f64,
+    /// Detectors that can't fire on this guest, and why.
+    pub blind: BTreeMap<String, String>,
 }
 
 /// A file of a checkpoint.

@@ -116,7 +116,11 @@ impl Machine {
 
     /// Say something to the probe, on both ways: it listens on one of them. Never waits: a probe that does not read loses it.
     pub fn tell_probe(&self, message: &ToGuest) {
-        let Ok(mut line) = serde_json::to_vec(message) else { return };
+        // An empty line first: a fork's probe may hold half a line that its checkpoint's host was writing.
+        let mut line = vec![b'\n'];
+        if serde_json::to_writer(&mut line, message).is_err() {
+            return;
+        }
         line.push(b'\n');
         for way in &self.to_probe {
             let _ = way.try_send(line.clone());

@@ -68,6 +68,8 @@ impl Spec {
         let mut args = Args::default();
         args.add("-nodefaults").add("-no-user-config").add("-S");
         args.add("-display").add("none");
+        // Threads get names: how long the CPUs' wait for the host's is watched.
+        args.add("-name").add("klpfarm,debug-threads=on");
         args.memory(self);
         match self.accel {
             Accel::Kvm => args.add("-accel").add("kvm").add("-cpu").add("host"),

@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::Duration;
 
 use klpfarm_kmsg::{Report, Severity, Signal};
-use klpfarm_model::{Body, FarmKind, Finding, FindingKind, Phase, Plan, Source};
+use klpfarm_model::{AGING, Body, FarmKind, Finding, FindingKind, Phase, Plan, Source, Trial};
 use klpfarm_stress::wire::{BlockedTask, Fault, FaultKind, FromGuest};
 use klpfarm_vm::QmpEvent;
 
+use super::Origin;
 use super::measure::{Measure, millis};
 use super::tasks::{describe, general, waits_in};
 
@@ -51,7 +52,8 @@ pub(crate) struct Health {
     blocked: Duration,
     ssh: Duration,
     probe: Duration,
-    patch: Option<String>,
+    /// Names of the patches that this machine gets.
+    patches: Vec<String>,
     applied_at: Option<Duration>,
     phase: Phase,
     /// Set while the probe is expected to speak.
@@ -71,21 +73,22 @@ pub(crate) struct Health {
 }
 
 impl Health {
-    pub(crate) fn new(plan: &Plan, patched: bool) -> Self {
+    pub(crate) fn new(plan: &Plan, trial: &Trial, origin: Origin) -> Self {
         let limits = &plan.pipeline.limits;
         Self {
             stall: plan.scaled(limits.stall),
             blocked: plan.scaled(limits.blocked),
             ssh: plan.scaled(limits.ssh),
             probe: plan.scaled(limits.probe),
-            patch: patched.then(|| plan.patch.name.clone()),
+            patches: plan.names(trial).map(str::to_owned).collect(),
             applied_at: None,
             phase: Phase::Boot,
             probe_at: None,
             ssh_at: None,
             ssh_error: String::new(),
             taint: None,
-            boots: 0,
+            // A fork has booted: another boot is one too many.
+            boots: u32::from(origin != Origin::Boot),
             always_blocked: BTreeSet::new(),
             usual_idle: BTreeMap::new(),
             seen: HashSet::new(),
@@ -147,6 +150,7 @@ impl Health {
             workload: None,
             after_apply_ms: self.after_apply(now),
             line: None,
+            in_patch: false,
             corrupted: false,
             evidence,
         };
@@ -190,6 +194,11 @@ impl Health {
         }
     }
 
+    /// Whether code of a patch stands in a stack: the kernel writes the module's name behind each function of it.
+    fn in_patch(&self, stack: &str) -> bool {
+        self.patches.iter().any(|patch| stack.contains(&format!("[{patch}]")))
+    }
+
     fn report(&mut self, now: Duration, report: Report) -> Vec<Body> {
         // Complaints of a kernel that is still booting are its owner's business; what kills it is not.
         if self.phase == Phase::Boot && report.kind.severity() == Severity::Warning {
@@ -197,6 +206,7 @@ impl Health {
                 text: format!("while booting, console line {}: {}", report.line, report.title),
             }];
         }
+        let in_patch = self.in_patch(&report.text);
         self.once(Finding {
             kind: FindingKind::Kernel(report.kind),
             title: report.title,
@@ -205,6 +215,7 @@ impl Health {
             workload: None,
             after_apply_ms: self.after_apply(now),
             line: Some(report.line),
+            in_patch,
             corrupted: report.corrupted,
             evidence: report.text,
         })
@@ -276,6 +287,7 @@ impl Health {
             workload: Some(fault.workload.clone()),
             after_apply_ms: self.after_apply(now),
             line: None,
+            in_patch: false,
             corrupted: false,
             evidence: fault.detail.clone(),
         };
@@ -284,7 +296,7 @@ impl Health {
 
     fn tainted(&mut self, now: Duration, value: u64) -> Vec<Body> {
         let before = *self.taint.get_or_insert(value);
-        let allowed = before | if self.patch.is_some() { LIVEPATCH_TAINTS } else { 0 };
+        let allowed = before | if self.patches.is_empty() { 0 } else { LIVEPATCH_TAINTS };
         let new = value & !allowed;
         if new == 0 {
             return Vec::new();
@@ -307,17 +319,25 @@ impl Health {
     fn blocked(&mut self, now: Duration, tasks: &[BlockedTask], total: u32, measure: &Measure) -> Vec<Body> {
         let mut bodies = Vec::new();
         self.last_blocked = describe(tasks, total, tasks.len());
-        if matches!(self.phase, Phase::Boot | Phase::Age | Phase::Baseline) {
+        if matches!(self.phase, Phase::Boot | Phase::Age | Phase::Settle | Phase::Baseline) {
             // A task that waits for long before anything was done is how this guest is.
             let long = |t: &&BlockedTask| t.state == 'D' && t.thread.is_none() && t.for_ms >= USUAL_MS;
             self.always_blocked = tasks.iter().filter(long).map(|t| general(&t.comm)).collect();
         }
         for task in tasks {
-            let workload = task
-                .thread
-                .and_then(|id| measure.thread(id))
-                .filter(|t| t.counted)
-                .map(|t| t.workload.clone());
+            let thread = task.thread.and_then(|id| measure.thread(id)).filter(|t| t.counted);
+            let ages = thread.is_some_and(|t| t.workload == AGING);
+            // What makes the machine old gives way to all others, so that it may starve: it is watched as system services are.
+            if ages && task.state != 'D' {
+                continue;
+            }
+            // Ending a count waits until every task of the guest has been scheduled: that is the farm's own doing.
+            if self.phase == Phase::Reach
+                && (task.stack.contains("ftrace_") || task.stack.contains("tracing_"))
+            {
+                continue;
+            }
+            let workload = thread.filter(|_| !ages).map(|t| t.workload.clone());
             let limit = millis(match &workload {
                 Some(name) => {
                     let usual = self.usual_idle.get(name).copied().unwrap_or(0);
@@ -330,7 +350,7 @@ impl Health {
             {
                 continue;
             }
-            let function = waits_in(&task.stack, &task.wchan, self.patch.as_deref());
+            let function = waits_in(&task.stack, &task.wchan, &self.patches);
             let place = match (&function, task.state) {
                 (_, 'R') => "run without getting anywhere".to_owned(),
                 (Some(f), _) => format!("hang in {f}"),
@@ -348,6 +368,7 @@ impl Health {
                 workload,
                 after_apply_ms: self.after_apply(now).map(|ms| ms.saturating_sub(task.for_ms)),
                 line: None,
+                in_patch: self.in_patch(&task.stack),
                 corrupted: false,
                 evidence: describe(tasks, total, 12),
             }));

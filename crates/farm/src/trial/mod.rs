@@ -4,18 +4,18 @@ mod health;
 mod measure;
 mod patching;
 mod prepare;
+mod script;
 mod tasks;
 #[cfg(test)]
 mod tests;
 mod watch;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use klpfarm_kmsg::Classifier;
-use klpfarm_model::plan::Trial;
-use klpfarm_model::{Body, FarmKind, Phase, Plan, Source, TrialEnd};
+use klpfarm_model::{Body, FarmKind, Phase, Plan, Source, Trial, TrialEnd};
 use klpfarm_stress::wire::{Ask, ToGuest};
 use klpfarm_vm::{Output, SshOutput};
 
@@ -23,12 +23,14 @@ use crate::guest;
 use health::Health;
 use measure::Measure;
 pub(crate) use measure::millis;
+pub(crate) use script::Origin;
+use script::{Op, script};
 
 /// What happens to a trial.
 #[derive(Debug)]
 pub(crate) enum Input {
-    /// QEMU runs, or could not be started.
-    Started(Result<(), String>),
+    /// The guest runs, so many milliseconds after QEMU was started; or it could not be.
+    Started(Result<u64, String>),
     /// Something came out of the machine.
     Output(Output),
     /// [`Action::Login`] ended: milliseconds, or why not.
@@ -37,10 +39,12 @@ pub(crate) enum Input {
     Ssh(Result<SshOutput, String>),
     /// [`Action::Collect`] ended: file and what it is.
     Collected(Vec<(String, String)>),
+    /// Another trial has learnt which functions the patches replace.
+    Functions(Vec<String>),
     /// Time went by; comes several times a second.
     Tick,
-    /// The user wants the run to end.
-    Interrupt,
+    /// The trial is to end now, in this way.
+    Stop(TrialEnd),
 }
 
 /// What is to be done.
@@ -64,6 +68,20 @@ pub(crate) enum Action {
     },
     /// Say something to the probe.
     Tell(ToGuest),
+    /// Give the guest fresh entropy and the host's clock, by this question.
+    Refresh {
+        /// [`ToGuest::id`].
+        id: u64,
+    },
+    /// Write a piece of a patch file in the guest.
+    Upload {
+        /// [`ToGuest::id`].
+        id: u64,
+        /// Position in the plan.
+        patch: usize,
+        /// Which piece of [`CHUNK`] bytes.
+        chunk: u64,
+    },
     /// Gather evidence.
     Collect(Collect),
     /// End the machine; the trial is over.
@@ -75,8 +93,10 @@ pub(crate) enum Action {
 pub(crate) enum Upload {
     Nothing,
     GuestBinary,
-    Patch,
 }
+
+/// A patch file goes to the guest in pieces of so many bytes: in base64 a piece stays below the longest line.
+pub(crate) const CHUNK: u64 = 96 << 10;
 
 /// Which evidence to gather.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -99,12 +119,15 @@ enum Step {
     /// The n-th of [`Dispatcher::preparations`].
     Prepare(usize),
     Hello,
-    /// Replies of so many workloads are awaited; then this phase begins.
-    StartLoad(usize, Phase),
+    Refresh,
+    Vitals,
+    /// Replies of so many workloads are awaited.
+    StartLoad(usize),
+    StopLoad(usize),
+    /// This piece of this patch is on its way.
+    Upload(usize, u64),
     /// Load runs until then.
     Run(Duration),
-    /// Replies of so many workloads are awaited; then the patch is applied.
-    StopLoad(usize),
     Load,
     /// The patch's state is asked for again and again; the reply is awaited or due.
     Transition,
@@ -118,22 +141,28 @@ enum Step {
     Over,
 }
 
-/// How often a patch's state is asked for, and a fresh login is tried.
-const POLL: Duration = Duration::from_millis(300);
+/// How often a patch's state is asked for: less than a tick, so that it is asked at each.
+const POLL: Duration = Duration::from_millis(150);
 const LOGIN_EVERY: Duration = Duration::from_secs(10);
 const RATES_EVERY: Duration = Duration::from_secs(5);
 /// A tick that comes so late means that the host did not let us run.
 const LATE: Duration = Duration::from_secs(1);
 /// How long a console must be quiet before an open report is taken as complete.
 const QUIET: Duration = Duration::from_secs(2);
-/// How long calls are counted, and how often again while a function was not called at all.
-const COUNT_SECONDS: u64 = 3;
-const COUNT_ROUNDS: u32 = 8;
+/// How long calls are counted, and how often again without the patch while a function was not called at all.
+const COUNT_SECONDS: u64 = 2;
+const COUNT_ROUNDS: u32 = 12;
 
 /// One trial's state.
 pub(crate) struct Dispatcher {
     plan: Arc<Plan>,
     trial: Trial,
+    origin: Origin,
+    script: VecDeque<Op>,
+    /// The patch that is being applied or taken back.
+    patch: usize,
+    /// Patches whose module was not unloaded and can only be enabled again (before 4.12).
+    resident: BTreeSet<usize>,
     step: Step,
     phase: Phase,
     deadline: Duration,
@@ -148,11 +177,18 @@ pub(crate) struct Dispatcher {
     login_at: Option<Duration>,
     login_running: bool,
     ssh_ms: Option<u64>,
-    booted_ms: u64,
+    started_ms: u64,
     rates_at: Duration,
     load_runs: bool,
     applied: Option<Duration>,
-    functions: Vec<String>,
+    /// What loading said of tasks inside functions.
+    inside: BTreeMap<String, u32>,
+    /// The patch that is being applied is listed in sysfs.
+    listed: bool,
+    /// And enabled there.
+    enabled: bool,
+    /// Functions replaced by any patch, as far as known.
+    functions: BTreeSet<String>,
     has_transition: bool,
     stragglers: Option<u8>,
     calls: Vec<(String, u64, u64)>,
@@ -161,13 +197,17 @@ pub(crate) struct Dispatcher {
 }
 
 impl Dispatcher {
-    pub(crate) fn new(plan: Arc<Plan>, trial: Trial) -> Self {
+    pub(crate) fn new(plan: Arc<Plan>, trial: Trial, origin: Origin) -> Self {
         let deadline = plan.scaled(plan.pipeline.limits.boot);
-        let health = Health::new(&plan, trial.arm.patched());
+        let health = Health::new(&plan, &trial, origin);
         let zero = Duration::ZERO;
         Self {
+            script: script(&plan, &trial, origin).into(),
             plan,
             trial,
+            origin,
+            patch: 0,
+            resident: BTreeSet::new(),
             step: Step::PowerOn,
             phase: Phase::Boot,
             deadline,
@@ -182,12 +222,16 @@ impl Dispatcher {
             login_at: None,
             login_running: false,
             ssh_ms: None,
-            booted_ms: 0,
+            started_ms: 0,
             rates_at: zero,
-            load_runs: false,
+            // A checkpoint is one of a machine under load.
+            load_runs: origin != Origin::Boot,
             applied: None,
-            functions: Vec::new(),
-            has_transition: false,
+            inside: BTreeMap::new(),
+            listed: false,
+            enabled: false,
+            functions: BTreeSet::new(),
+            has_transition: true,
             stragglers: None,
             calls: Vec::new(),
             count_round: 0,
@@ -199,14 +243,15 @@ impl Dispatcher {
     pub(crate) fn handle(&mut self, now: Duration, input: Input) -> Vec<Action> {
         if self.step != Step::Over {
             match input {
-                Input::Started(Ok(())) => self.power_on(now),
+                Input::Started(Ok(ms)) => self.power_on(now, ms),
                 Input::Started(Err(message)) => self.end(TrialEnd::FarmError { message }),
                 Input::Output(output) => self.output(now, output),
                 Input::Login(result) => self.login(now, result),
                 Input::Ssh(result) => self.ssh(now, result),
                 Input::Collected(files) => self.collected(files),
                 Input::Tick => self.tick(now),
-                Input::Interrupt => self.end(TrialEnd::Interrupted),
+                Input::Functions(functions) => self.functions.extend(functions),
+                Input::Stop(end) => self.end(end),
             }
         }
         self.out.drain(..).collect()
@@ -220,6 +265,30 @@ impl Dispatcher {
         self.enter(Phase::End);
         self.step = Step::Over;
         self.out.push_back(Action::End(end));
+    }
+
+    /// Begin the next thing the trial does.
+    fn next_op(&mut self, now: Duration) {
+        match self.script.pop_front() {
+            None => self.end(TrialEnd::Completed),
+            Some(Op::Vitals) => {
+                self.step = Step::Vitals;
+                self.ask(now, Ask::Vitals, self.scaled(20));
+            }
+            Some(Op::StartAging) => self.start_load(now, true),
+            Some(Op::StartLoad) => self.start_load(now, false),
+            Some(Op::StopLoad) => self.stop_load(now),
+            Some(Op::Upload(patch)) => self.upload(now, patch, 0),
+            Some(Op::AgeUntil(uptime)) => {
+                // A machine that took long to boot still gets a load worth the name.
+                let more = uptime.saturating_sub(now).max(uptime / 2);
+                self.run_phase(now, Phase::Age, more);
+            }
+            Some(Op::Run(phase, length)) => self.run_phase(now, phase, length),
+            Some(Op::Apply(patch)) => self.apply(now, patch),
+            Some(Op::Revert(patch)) => self.disable(now, patch),
+            Some(Op::Count) => self.count(now),
+        }
     }
 
     fn enter(&mut self, phase: Phase) {

@@ -1,42 +1,75 @@
-//! Applying the patch, following its transition, taking it back, and counting the calls it would get.
+//! Applying a patch, following its transition, taking it back, and counting the calls of the functions it replaces.
 
 use std::time::Duration;
 
-use klpfarm_model::{Arm, Body, FarmKind, Phase, TrialEnd};
+use klpfarm_model::{Arm, Body, FarmKind, Phase};
 use klpfarm_stress::wire::Ask;
 
-use super::{COUNT_ROUNDS, COUNT_SECONDS, Dispatcher, POLL, Step, Upload, millis};
+use super::{COUNT_ROUNDS, COUNT_SECONDS, Dispatcher, POLL, Step, millis};
 use crate::guest::{self, PatchState};
 
 impl Dispatcher {
-    pub(super) fn apply(&mut self, now: Duration) {
+    pub(super) fn patch_name(&self) -> String {
+        self.plan.patches[self.patch].name.clone()
+    }
+
+    pub(super) fn apply(&mut self, now: Duration, patch: usize) {
+        self.patch = patch;
+        (self.listed, self.enabled) = (false, false);
         self.health.applying(now);
         self.applied = Some(now);
         self.enter(Phase::Apply);
         self.step = Step::Load;
         let limit = self.plan.scaled(self.plan.pipeline.limits.apply);
-        self.over_ssh(now, guest::load(&self.plan.patch.name), Upload::Nothing, limit);
+        if self.resident.contains(&patch) {
+            let line = guest::enable(&self.patch_name());
+            self.exec(now, &line, limit);
+        } else {
+            let ask = Ask::Load { name: format!("{}.ko", self.patch_name()), limit_ms: millis(limit) };
+            self.ask(now, ask, limit + self.scaled(5));
+        }
     }
 
-    pub(super) fn loaded(&mut self, now: Duration) {
-        self.enter(Phase::Transition);
-        self.step = Step::Transition;
-        self.ask_state(now);
-        self.deadline = now + self.plan.scaled(self.plan.pipeline.limits.transition);
+    /// Loading ended, with this status.
+    pub(super) fn loaded(&mut self, now: Duration, code: i32, out: &str) {
+        match code {
+            0 => {
+                self.inside = guest::inside(out);
+                self.enter(Phase::Transition);
+                self.step = Step::Transition;
+                self.ask_state(now);
+                self.deadline = now + self.plan.scaled(self.plan.pipeline.limits.transition);
+            }
+            124 => {
+                self.find(now, FarmKind::LoadStuck, "loading the patch does not end", out.trim().to_owned());
+            }
+            _ => {
+                let why = out.lines().last().unwrap_or_default();
+                let evidence = format!("loading ended with status {code}: {why}");
+                self.find(now, FarmKind::LoadRefused, "the kernel refuses to load the patch", evidence);
+            }
+        }
     }
 
     pub(super) fn ask_state(&mut self, now: Duration) {
-        let argv = guest::shell(&guest::state(&self.plan.patch.name));
-        let limit_ms = millis(self.scaled(10));
-        self.awaited = self.tell(Ask::Exec { argv, limit_ms });
+        self.awaited = self.tell(Ask::Livepatch { name: self.patch_name() });
         self.poll_at = now + self.scaled(10);
     }
 
     pub(super) fn in_transition(&mut self, now: Duration, state: &PatchState) {
         let took_ms = millis(now.saturating_sub(self.applied.unwrap_or(now)));
-        if self.functions.is_empty() && state.listed {
-            self.functions.clone_from(&state.functions);
-            self.emit(Body::Applied { took_ms, functions: state.functions.clone() });
+        self.enabled = state.listed && state.enabled;
+        if !self.listed && state.listed {
+            self.listed = true;
+            self.functions.extend(state.functions.iter().cloned());
+            let names = guest::countable(&state.functions);
+            let inside = names.iter().filter_map(|f| Some((f.clone(), *self.inside.get(f)?))).collect();
+            self.emit(Body::Applied {
+                patch: self.patch_name(),
+                took_ms,
+                functions: state.functions.clone(),
+                inside,
+            });
         }
         if !(state.listed && state.enabled && state.settled()) {
             self.poll_at = now + POLL;
@@ -44,18 +77,14 @@ impl Dispatcher {
         }
         self.has_transition = state.transition.is_some();
         self.emit(Body::TransitionDone { took_ms, per_task: self.has_transition });
-        if self.trial.arm == Arm::Quiescent {
-            self.start_load(now, Phase::Soak);
-        } else {
-            self.run_phase(now, Phase::Soak);
-        }
+        self.next_op(now);
     }
 
     pub(super) fn transition_late(&mut self, now: Duration) {
-        if self.functions.is_empty() {
+        if !self.enabled {
             let evidence = format!(
-                "insmod succeeded, but /sys/kernel/livepatch/{} is not there or not enabled",
-                self.plan.patch.name
+                "loading succeeded, but /sys/kernel/livepatch/{} is not there or not enabled",
+                self.patch_name()
             );
             self.find(now, FarmKind::NotInForce, "the patch is loaded but not in force", evidence);
             return;
@@ -68,15 +97,15 @@ impl Dispatcher {
         self.find(now, FarmKind::TransitionStalled, "the transition does not end", evidence);
     }
 
-    pub(super) fn disable(&mut self, now: Duration) {
-        self.enter(Phase::Revert);
+    pub(super) fn disable(&mut self, now: Duration, patch: usize) {
+        self.patch = patch;
+        if self.phase != Phase::Revert {
+            self.enter(Phase::Revert);
+        }
         self.measure.begin(now);
         self.step = Step::Disable;
-        self.exec(
-            now,
-            &guest::disable(&self.plan.patch.name),
-            self.plan.scaled(self.plan.pipeline.limits.apply),
-        );
+        let line = guest::disable(&self.patch_name());
+        self.exec(now, &line, self.plan.scaled(self.plan.pipeline.limits.apply));
     }
 
     pub(super) fn disabled(&mut self, now: Duration, code: i32, out: &str) {
@@ -98,21 +127,22 @@ impl Dispatcher {
             self.exec_unload(now);
         } else {
             // Before 4.12 a livepatch module can't be unloaded, whatever it does.
-            self.emit(Body::Reverted { unloaded: false });
-            self.run_phase(now, Phase::Revert);
+            self.resident.insert(self.patch);
+            self.emit(Body::Reverted { patch: self.patch_name(), unloaded: false });
+            self.next_op(now);
         }
     }
 
     pub(super) fn exec_unload(&mut self, now: Duration) {
-        let argv = guest::shell(&guest::unload(&self.plan.patch.name));
+        let argv = guest::shell(&guest::unload(&self.patch_name()));
         self.awaited = self.tell(Ask::Exec { argv, limit_ms: millis(self.scaled(10)) });
         self.poll_at = now + self.scaled(15);
     }
 
     pub(super) fn unloaded(&mut self, now: Duration, code: i32, out: &str) {
         if code == 0 {
-            self.emit(Body::Reverted { unloaded: true });
-            self.run_phase(now, Phase::Revert);
+            self.emit(Body::Reverted { patch: self.patch_name(), unloaded: true });
+            self.next_op(now);
         } else if now >= self.deadline {
             let evidence = format!("rmmod: {}", out.trim());
             self.find(now, FarmKind::RevertRefused, "the disabled patch can't be unloaded", evidence);
@@ -121,10 +151,12 @@ impl Dispatcher {
         }
     }
 
+    /// Count calls, once the soak is judged: without the patch in the control arm, elsewhere with the patch in force. Before 4.12 not
+    /// in force: nobody has tried whether a tracer and a patch on the same function get on there.
     pub(super) fn count(&mut self, now: Duration) {
-        let functions = guest::countable(&self.functions);
-        if functions.is_empty() {
-            self.end(TrialEnd::Completed);
+        let functions = guest::countable(&self.functions.iter().cloned().collect::<Vec<_>>());
+        if functions.is_empty() || !(self.has_transition || self.trial.arm == Arm::Control) {
+            self.next_op(now);
             return;
         }
         if self.phase != Phase::Reach {
@@ -149,11 +181,13 @@ impl Dispatcher {
                 None => self.calls.push((name.to_owned(), n, COUNT_SECONDS * 1000)),
             }
         }
-        if self.calls.iter().any(|(_, calls, _)| *calls == 0) && self.count_round < COUNT_ROUNDS {
+        // A call that is rare is waited for where nothing depends on it.
+        let rounds = if self.trial.arm == Arm::Control { COUNT_ROUNDS } else { 1 };
+        if self.calls.iter().any(|(_, calls, _)| *calls == 0) && self.count_round < rounds {
             self.count(now);
             return;
         }
-        for function in guest::countable(&self.functions) {
+        for function in guest::countable(&self.functions.iter().cloned().collect::<Vec<_>>()) {
             match self.calls.iter().find(|(f, _, _)| *f == function) {
                 Some((f, calls, window_ms)) => {
                     let body = Body::Reach { function: f.clone(), calls: *calls, window_ms: *window_ms };
@@ -166,6 +200,6 @@ impl Dispatcher {
                 }
             }
         }
-        self.end(TrialEnd::Completed);
+        self.next_op(now);
     }
 }

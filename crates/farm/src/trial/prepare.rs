@@ -3,18 +3,79 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use klpfarm_model::{Arm, Body, FarmKind, Phase, TrialEnd};
-use klpfarm_stress::wire::{Ask, Run};
+use klpfarm_model::event::Vitals;
+use klpfarm_model::{AGING, Body, Phase};
+use klpfarm_stress::wire::{self, Ask, Run};
 use klpfarm_vm::SshOutput;
 
-use super::{Action, Dispatcher, Step, Upload, millis};
+use super::{Action, CHUNK, Dispatcher, Origin, Step, Upload, millis};
 use crate::guest;
 
 impl Dispatcher {
-    pub(super) fn power_on(&mut self, _now: Duration) {
+    pub(super) fn power_on(&mut self, now: Duration, started_ms: u64) {
         self.emit(Body::PhaseStarted);
-        self.step = Step::Login;
-        self.try_login();
+        self.started_ms = started_ms;
+        if self.origin == Origin::Boot {
+            self.step = Step::Login;
+            self.try_login();
+        } else {
+            // The probe goes on where it was. SSH is for watching only: its first login, which takes a second of the guest's time,
+            // comes when its turn comes.
+            self.login_at = Some(now);
+            self.health.login(now, &Ok(0));
+            self.step = Step::Hello;
+            self.deadline = now + self.scaled(20);
+            self.hello(now);
+        }
+    }
+
+    pub(super) fn hello(&mut self, now: Duration) {
+        self.poll_at = now + Duration::from_secs(1);
+        self.tell(Ask::Hello);
+    }
+
+    /// After a fork: what its twins must not share.
+    pub(super) fn refresh(&mut self, now: Duration) {
+        self.step = Step::Refresh;
+        self.awaited = self.next_id;
+        self.next_id += 1;
+        self.deadline = now + self.scaled(20);
+        self.out.push_back(Action::Refresh { id: self.awaited });
+    }
+
+    pub(super) fn vitals(&mut self, now: Duration, out: &str) {
+        match serde_json::from_str::<wire::Vitals>(out) {
+            Ok(v) => {
+                self.emit(Body::Vitals(Vitals {
+                    uptime_s: v.uptime_s,
+                    forks: v.forks,
+                    context_switches: v.context_switches,
+                    tasks: v.tasks,
+                    free_kib: v.free_kib,
+                    available_kib: v.available_kib,
+                    page_cache_kib: v.page_cache_kib,
+                    slab_kib: v.slab_kib,
+                    fragmentation: Vitals::fragmentation_of(&v.buddy),
+                    journal_kib: v.journal_kib,
+                    dentries: v.dentries,
+                    open_files: v.open_files,
+                }));
+                self.next_op(now);
+            }
+            Err(error) => self.farm_error(format!("the probe's vitals can't be read: {error}: {out}")),
+        }
+    }
+
+    pub(super) fn upload(&mut self, now: Duration, patch: usize, chunk: u64) {
+        if chunk * CHUNK >= self.plan.patches[patch].size {
+            self.next_op(now);
+            return;
+        }
+        self.step = Step::Upload(patch, chunk);
+        self.awaited = self.next_id;
+        self.next_id += 1;
+        self.deadline = now + self.scaled(30);
+        self.out.push_back(Action::Upload { id: self.awaited, patch, chunk });
     }
 
     pub(super) fn try_login(&mut self) {
@@ -32,23 +93,18 @@ impl Dispatcher {
         if let Ok(ms) = result {
             self.ssh_ms = Some(ms);
             if self.step == Step::Login {
-                self.booted_ms = millis(now);
+                self.started_ms = millis(now);
                 self.prepare(now, 0);
             }
         }
     }
 
     pub(super) fn preparations(&self) -> Vec<(String, Upload)> {
-        let hung = self.plan.scaled(self.plan.pipeline.limits.hung_task).as_secs().max(1);
-        let mut list = vec![
+        vec![
             (guest::MAKE_DIR.to_owned(), Upload::Nothing),
             (guest::TAKE_BINARY.to_owned(), Upload::GuestBinary),
-        ];
-        if self.trial.arm.patched() {
-            list.push((guest::take_patch(&self.plan.patch.name), Upload::Patch));
-        }
-        list.push((guest::prepare(hung), Upload::Nothing));
-        list
+            (guest::prepare(guest::hung_task_secs(&self.plan)), Upload::Nothing),
+        ]
     }
 
     pub(super) fn prepare(&mut self, now: Duration, n: usize) {
@@ -82,22 +138,17 @@ impl Dispatcher {
                 }
             }
             (Step::Prepare(_), Err(error)) => self.farm_error(format!("preparing the guest failed: {error}")),
-            (Step::Load, Ok(output)) if output.code == 0 => self.loaded(now),
-            (Step::Load, Ok(output)) => {
-                let evidence = format!("insmod ended with status {}: {}", output.code, output.text.trim());
-                self.find(now, FarmKind::LoadRefused, "the kernel refuses to load the patch", evidence);
-            }
-            (Step::Load, Err(error)) => {
-                self.find(now, FarmKind::LoadStuck, "loading the patch does not end", error);
-            }
             // The answer came after a finding ended the step.
             _ => {}
         }
     }
 
-    pub(super) fn start_load(&mut self, now: Duration, then: Phase) {
+    /// Start what makes the machine old, or all other workloads.
+    pub(super) fn start_load(&mut self, now: Duration, aging: bool) {
         let plan = Arc::clone(&self.plan);
-        for workload in &plan.workloads {
+        let wanted = plan.workloads.iter().filter(|w| aging == (w.name == AGING));
+        let mut count = 0;
+        for workload in wanted {
             let run = match (&workload.run.builtin, &workload.run.command) {
                 (Some(name), _) => {
                     let mut args: Vec<String> =
@@ -110,9 +161,13 @@ impl Dispatcher {
                 (None, argv) => Run::Command { argv: argv.clone().unwrap_or_default() },
             };
             self.tell(Ask::Start { workload: workload.name.clone(), run });
+            count += 1;
         }
-        self.step = Step::StartLoad(plan.workloads.len(), then);
+        self.step = Step::StartLoad(count);
         self.deadline = now + self.scaled(30);
+        if count == 0 {
+            self.next_op(now);
+        }
     }
 
     pub(super) fn stop_load(&mut self, now: Duration) {
@@ -125,14 +180,7 @@ impl Dispatcher {
         self.deadline = now + self.scaled(30);
     }
 
-    pub(super) fn run_phase(&mut self, now: Duration, phase: Phase) {
-        let phases = self.plan.pipeline.phases;
-        let length = match phase {
-            Phase::Age => phases.age,
-            Phase::Baseline => phases.baseline + self.trial.jitter,
-            Phase::Soak => self.plan.soak(),
-            _ => phases.revert,
-        };
+    pub(super) fn run_phase(&mut self, now: Duration, phase: Phase, length: Duration) {
         self.load_runs = true;
         if self.phase != phase {
             self.enter(phase);
@@ -140,6 +188,10 @@ impl Dispatcher {
         self.measure.begin(now);
         self.rates_at = now;
         self.step = Step::Run(now + length);
+        if length.is_zero() {
+            // Waiting for the next tick would make it last.
+            self.phase_done(now);
+        }
     }
 
     /// A phase under load is over.
@@ -149,15 +201,6 @@ impl Dispatcher {
         if self.phase == Phase::Baseline {
             self.health.baseline(self.measure.longest_idle_ms());
         }
-        match (self.phase, self.trial.arm) {
-            (Phase::Age, _) => self.run_phase(now, Phase::Baseline),
-            (Phase::Baseline, Arm::Loaded) => self.apply(now),
-            (Phase::Baseline, Arm::Quiescent) => self.stop_load(now),
-            (Phase::Baseline, Arm::Control) => self.run_phase(now, Phase::Soak),
-            (Phase::Soak, Arm::Control) => self.end(TrialEnd::Completed),
-            (Phase::Soak, _) if self.plan.pipeline.phases.revert.is_zero() => self.count(now),
-            (Phase::Soak, _) => self.disable(now),
-            _ => self.count(now),
-        }
+        self.next_op(now);
     }
 }

@@ -4,7 +4,7 @@ use klpfarm_stress::wire::BlockedTask;
 
 /// The kernel function in which a task waits: the first frame that is no machinery of scheduling and locking. A function of the patch
 /// itself wins: that is where an engineer wants to look first.
-pub(super) fn waits_in(stack: &str, wchan: &str, patch: Option<&str>) -> Option<String> {
+pub(super) fn waits_in(stack: &str, wchan: &str, patches: &[String]) -> Option<String> {
     let frames: Vec<(&str, bool)> = stack
         .lines()
         .filter_map(|line| {
@@ -12,7 +12,7 @@ pub(super) fn waits_in(stack: &str, wchan: &str, patch: Option<&str>) -> Option<
             let symbol =
                 line.rsplit_once("] ").filter(|(head, _)| head.starts_with('[')).map_or(line, |(_, s)| s);
             let name = symbol.split(['+', ' ']).next()?;
-            let of_patch = patch.is_some_and(|p| symbol.contains(&format!("[{p}]")));
+            let of_patch = patches.iter().any(|p| symbol.contains(&format!("[{p}]")));
             (!name.is_empty()).then_some((name, of_patch))
         })
         .collect();
@@ -63,11 +63,11 @@ mod tests {
 
     #[test]
     fn the_patch_itself_is_named_first() {
-        assert_eq!(waits_in(STACK, "", Some("klp_held")).as_deref(), Some("klp_wait"));
+        assert_eq!(waits_in(STACK, "", &["klp_held".into()]).as_deref(), Some("klp_wait"));
         let other = "[<ffffffffc014c07c>] down_read+0x5c/0x70\n[<ffffffff8114c07c>] do_user_addr_fault.isra.0+0x5/0x7\n";
-        assert_eq!(waits_in(other, "", None).as_deref(), Some("do_user_addr_fault"));
-        assert_eq!(waits_in("", "futex_wait", None).as_deref(), Some("futex_wait"));
-        assert_eq!(waits_in("", "0", None), None);
+        assert_eq!(waits_in(other, "", &[]).as_deref(), Some("do_user_addr_fault"));
+        assert_eq!(waits_in("", "futex_wait", &[]).as_deref(), Some("futex_wait"));
+        assert_eq!(waits_in("", "0", &[]), None);
     }
 
     #[test]

@@ -2,20 +2,44 @@
 
 use std::path::Path;
 
-use klpfarm_model::{Accel, Arm, FindingKind, ImageFacts, Patch, Pipeline, Resolved, Workload};
+use klpfarm_model::{
+    Accel, Arm, FindingKind, ImageFacts, Patch, Pipeline, Resolved, Start, Tier, TierRule, Workload,
+};
 use klpfarm_stress::wire::{BlockedTask, FromGuest, Thread, ThreadProgress};
 use klpfarm_vm::QmpEvent;
 
 use super::*;
 
-fn plan() -> Arc<Plan> {
-    let text = "name: gate\nimage: debian-12\nworkloads: [w]\nphases: {age: 2s, baseline: 6s, soak: 30s, revert: 2s}\n";
+pub(super) fn plan() -> Arc<Plan> {
+    let text = "name: gate\nimage: debian-12\nworkloads: [w]\naging: {uptime: 8s}\nphases: {settle: 2s, baseline: 6s, soak: 30s, revert: 2s}\n";
     let pipeline = Pipeline::parse(Path::new("gate.yaml"), text).unwrap();
     let workload = Workload::parse(Path::new("w.yaml"), "name: w\nrun: {builtin: w}\n").unwrap();
-    let patch = Patch { name: "x".into(), vermagic: "6.1 SMP".into(), ..Patch::default() };
-    let image = ImageFacts { name: "debian-12".into(), hash: String::new(), release: None };
-    let with =
-        Resolved { image, workloads: vec![workload], patch, accel: Accel::Kvm, jobs: 1, tier: None, seed: 1 };
+    let patch = |name: &str| Patch {
+        name: name.into(),
+        vermagic: "6.1 SMP".into(),
+        size: 200_000,
+        ..Patch::default()
+    };
+    let rule = TierRule {
+        max_failure_rate: 0.2,
+        confidence: 0.95,
+        soak: Duration::from_secs(5),
+        arms: vec![Arm::Loaded, Arm::Control],
+        severities: None,
+        after: None,
+    };
+    let with = Resolved {
+        image: ImageFacts { name: "debian-12".into(), hash: String::new(), release: None },
+        workloads: vec![workload],
+        patches: vec![patch("x"), patch("y")],
+        accel: Accel::Kvm,
+        jobs: 1,
+        tier: Tier::Proposed,
+        rule,
+        trials: None,
+        start: Start::Fork,
+        seed: 1,
+    };
     Arc::new(Plan::new(&pipeline, with).unwrap())
 }
 
@@ -24,7 +48,8 @@ fn plan() -> Arc<Plan> {
 struct Faults {
     no_login: bool,
     release: Option<&'static str>,
-    insmod: Option<Result<SshOutput, String>>,
+    /// Status and text of loading.
+    load: Option<(i32, &'static str)>,
     transition_hangs: bool,
     no_transition_file: bool,
     revert_hangs: bool,
@@ -33,6 +58,8 @@ struct Faults {
     after_apply: Vec<(u64, Output)>,
     threads_stop: bool,
     probe_stops: bool,
+    /// Forked from a checkpoint, not booted.
+    forked: bool,
     /// All inputs stop for this long, as on a suspended host.
     host_pause: bool,
 }
@@ -43,17 +70,19 @@ struct Fake {
     faults: Faults,
     now: Duration,
     loaded_at: Option<Duration>,
-    enabled: bool,
-    listed: bool,
+    /// Patches that are loaded, and whether they are enabled.
+    patches: BTreeMap<String, bool>,
     load: bool,
     ops: u64,
     commands: Vec<String>,
+    asked: Vec<Ask>,
 }
 
 struct Told {
     bodies: Vec<(Phase, Body)>,
     end: TrialEnd,
     commands: Vec<String>,
+    asked: Vec<Ask>,
     seconds: u64,
 }
 
@@ -80,21 +109,15 @@ impl Told {
 
 fn tell(arm: Arm, faults: Faults) -> Told {
     let plan = plan();
-    let trial = *plan.trials.iter().find(|t| t.arm == arm).unwrap();
-    let mut dispatcher = Dispatcher::new(plan, trial);
-    let mut fake = Fake {
-        arm,
-        faults,
-        now: Duration::ZERO,
-        loaded_at: None,
-        enabled: false,
-        listed: false,
-        load: false,
-        ops: 0,
-        commands: Vec::new(),
-    };
+    let trial = plan.trials.iter().find(|t| t.arm == arm).unwrap().clone();
+    let origin = if faults.forked { Origin::Fork } else { Origin::Boot };
+    let mut dispatcher = Dispatcher::new(plan, trial, origin);
+    let mut fake = Fake::new(arm, faults);
     let mut bodies = Vec::new();
-    let mut queue = VecDeque::from([Input::Started(Ok(()))]);
+    let mut queue = VecDeque::from([Input::Started(Ok(70))]);
+    if arm == Arm::Control {
+        queue.push_back(Input::Functions(vec!["vmlinux/do_it".into()]));
+    }
     let mut paused = false;
     for step in 0.. {
         assert!(step < 20_000, "the trial never ends");
@@ -114,7 +137,8 @@ fn tell(arm: Arm, faults: Faults) -> Told {
             match action {
                 Action::Emit(phase, body) => bodies.push((phase, body)),
                 Action::End(end) => {
-                    return Told { bodies, end, commands: fake.commands, seconds: fake.now.as_secs() };
+                    let Fake { commands, asked, now, .. } = fake;
+                    return Told { bodies, end, commands, asked, seconds: now.as_secs() };
                 }
                 other => queue.extend(fake.answer(other)),
             }
@@ -124,20 +148,32 @@ fn tell(arm: Arm, faults: Faults) -> Told {
 }
 
 impl Fake {
+    fn new(arm: Arm, faults: Faults) -> Self {
+        Self {
+            arm,
+            load: faults.forked,
+            faults,
+            now: Duration::ZERO,
+            loaded_at: None,
+            patches: BTreeMap::new(),
+            ops: 0,
+            commands: Vec::new(),
+            asked: Vec::new(),
+        }
+    }
+
     fn answer(&mut self, action: Action) -> Vec<Input> {
         match action {
             Action::Login { .. } if self.faults.no_login => vec![Input::Login(Err("no route".into()))],
             Action::Login { .. } => vec![Input::Login(Ok(50))],
             Action::Ssh { command, .. } => {
-                self.commands.push(command.clone());
-                let ok = || Ok(SshOutput { code: 0, text: "blind nothing just a test\n".into() });
-                if !command.starts_with("insmod") {
-                    return vec![Input::Ssh(ok())];
-                }
-                let result = self.faults.insmod.take().unwrap_or_else(ok);
-                self.loaded_at = Some(self.now);
-                (self.enabled, self.listed) = (true, true);
-                vec![Input::Ssh(result)]
+                self.commands.push(command);
+                vec![Input::Ssh(Ok(SshOutput { code: 0, text: "blind nothing just a test\n".into() }))]
+            }
+            Action::Refresh { id } => self.ask(id, Ask::Resume { entropy: String::new(), unix_ms: 1 }),
+            Action::Upload { id, patch, chunk } => {
+                self.commands.push(format!("upload {patch} {chunk}"));
+                self.ask(id, Ask::Write { name: String::new(), data: String::new(), append: chunk > 0 })
             }
             Action::Tell(ToGuest { id, ask }) => self.ask(id, ask),
             Action::Collect(_) => vec![Input::Collected(vec![("evidence/x".into(), "x".into())])],
@@ -148,7 +184,9 @@ impl Fake {
     fn ask(&mut self, id: u64, ask: Ask) -> Vec<Input> {
         let probe = |m| Input::Output(Output::Probe(m));
         let mut out = String::new();
+        let mut code = 0;
         let mut more = Vec::new();
+        self.asked.push(ask.clone());
         match ask {
             Ask::Hello => {
                 let release = self.faults.release.unwrap_or("6.1").to_owned();
@@ -157,7 +195,7 @@ impl Fake {
             Ask::Start { workload, .. } => {
                 self.load = true;
                 more.push(probe(FromGuest::Thread(Thread {
-                    id: 1,
+                    id: if workload == klpfarm_model::AGING { 9 } else { 1 },
                     workload,
                     process: 0,
                     thread: 0,
@@ -168,37 +206,52 @@ impl Fake {
             }
             Ask::Stop { .. } => self.load = false,
             Ask::Exec { argv, .. } => out = self.exec(&argv[2]),
-            Ask::Read { .. } => {}
+            Ask::Load { name, .. } => {
+                self.commands.push(format!("load {name}"));
+                self.loaded_at = Some(self.now);
+                self.patches.insert(name.trim_end_matches(".ko").to_owned(), true);
+                (code, out) = match self.faults.load {
+                    Some((code, text)) => (code, text.to_owned()),
+                    None => (0, "inside do_it 3\ninside schedule 90\n".to_owned()),
+                };
+            }
+            Ask::Livepatch { name } => out = self.livepatch(&name),
+            Ask::Vitals => out = serde_json::to_string(&klpfarm_stress::wire::Vitals::default()).unwrap(),
+            Ask::Read { .. } | Ask::Resume { .. } | Ask::Write { .. } => {}
         }
-        more.push(probe(FromGuest::Reply { id, code: 0, out }));
+        more.push(probe(FromGuest::Reply { id, code, out }));
         more
     }
 
     fn exec(&mut self, line: &str) -> String {
         self.commands.push(line.to_owned());
-        if line.starts_with("echo 0 > /sys") {
-            self.enabled = false;
-        } else if line.starts_with("rmmod") {
-            self.listed = false;
+        let named = |prefix: &str| {
+            line.split_once(prefix).map(|(_, rest)| rest.split('/').next().unwrap_or_default().to_owned())
+        };
+        if let Some(name) = named("echo 0 > /sys/kernel/livepatch/") {
+            self.patches.insert(name, false);
+        } else if let Some(name) = named("echo 1 > /sys/kernel/livepatch/") {
+            self.patches.insert(name, true);
+        } else if let Some(rest) = line.strip_prefix("rmmod ") {
+            self.patches.remove(rest.split(' ').next().unwrap());
         } else if line.contains("set_ftrace_filter") {
             return format!("calls do_it {}\n", if self.faults.unreached { 0 } else { 90 });
-        } else if line.contains("echo listed") {
-            let in_transition =
-                if self.enabled { self.faults.transition_hangs } else { self.faults.revert_hangs };
-            if !self.listed || (!self.enabled && !in_transition && !self.faults.no_transition_file) {
-                return String::new();
-            }
-            let transition = if self.faults.no_transition_file {
-                String::new()
-            } else {
-                format!("transition {}\n", u8::from(in_transition))
-            };
-            return format!(
-                "listed\nenabled {}\n{transition}function vmlinux/do_it,1/\n",
-                u8::from(self.enabled)
-            );
         }
         String::new()
+    }
+
+    fn livepatch(&self, name: &str) -> String {
+        let Some(&enabled) = self.patches.get(name) else { return String::new() };
+        let in_transition = if enabled { self.faults.transition_hangs } else { self.faults.revert_hangs };
+        if !enabled && !in_transition && !self.faults.no_transition_file {
+            return String::new();
+        }
+        let transition = if self.faults.no_transition_file {
+            String::new()
+        } else {
+            format!("transition {}\n", u8::from(in_transition))
+        };
+        format!("listed\nenabled {}\n{transition}function vmlinux/do_it,1\n", u8::from(enabled))
     }
 
     /// What comes on its own each tick.
@@ -261,21 +314,92 @@ fn a_loaded_trial_goes_through_all_phases() {
     assert_eq!(told.end, TrialEnd::Completed);
     assert_eq!(
         told.phases(),
-        [P::Boot, P::Age, P::Baseline, P::Apply, P::Transition, P::Soak, P::Revert, P::Reach, P::End]
+        [
+            P::Boot,
+            P::Age,
+            P::Settle,
+            P::Baseline,
+            P::Apply,
+            P::Transition,
+            P::Soak,
+            P::Reach,
+            P::Revert,
+            P::End
+        ]
     );
     assert_eq!(told.findings(), []);
     let measured: Vec<Phase> =
         told.bodies.iter().filter(|(_, b)| matches!(b, Body::Measured(_))).map(|(p, _)| *p).collect();
-    assert_eq!(measured, [P::Age, P::Baseline, P::Soak, P::Revert]);
+    assert_eq!(measured, [P::Age, P::Age, P::Settle, P::Baseline, P::Soak, P::Revert]);
     assert!(told.bodies.iter().any(|(_, b)| matches!(b, Body::Reach { calls: 90, .. })));
-    assert!(told.bodies.iter().any(|(_, b)| matches!(b, Body::Reverted { unloaded: true })));
+    assert!(told.bodies.iter().any(|(_, b)| matches!(b, Body::Reverted { unloaded: true, .. })));
+    let vitals: Vec<Phase> =
+        told.bodies.iter().filter(|(_, b)| matches!(b, Body::Vitals(_))).map(|(p, _)| *p).collect();
+    assert_eq!(vitals, [P::Boot, P::Age]);
+    let uploads: Vec<&String> = told.commands.iter().filter(|c| c.starts_with("upload")).collect();
+    assert_eq!(uploads, ["upload 0 0", "upload 0 1", "upload 0 2"]);
+    let inside = told.bodies.iter().find_map(|(_, b)| match b {
+        Body::Applied { inside, .. } => Some(inside.clone()),
+        _ => None,
+    });
+    assert_eq!(inside, Some(BTreeMap::from([("do_it".to_owned(), 3)])));
 }
 
 #[test]
-fn a_control_trial_never_sees_the_patch() {
+fn a_fork_goes_on_where_its_checkpoint_was() {
+    use Phase as P;
+    let told = tell(Arm::Loaded, Faults { forked: true, ..Faults::default() });
+    assert_eq!(told.end, TrialEnd::Completed);
+    assert_eq!(told.phases()[..3], [P::Boot, P::Settle, P::Baseline]);
+    assert!(matches!(told.asked[..2], [Ask::Hello, Ask::Resume { .. }]), "{:?}", told.asked);
+    assert!(!told.asked.iter().any(|a| matches!(a, Ask::Start { .. } | Ask::Vitals)));
+    let ready = |b: &Body| matches!(b, Body::MachineReady { fork_ms: Some(70), ssh_ms: None, .. });
+    assert!(told.bodies.iter().any(|(_, b)| ready(b)));
+    // No command needs SSH, which is slow under load.
+    assert!(!told.commands.iter().any(|c| c.contains("mount")), "{:?}", told.commands);
+    // A fork has booted: one more boot is one too many.
+    let boot = Output::Console(b"[    0.000000] Linux version 6.1 (x@y) #1 SMP\n".to_vec());
+    tell(Arm::Loaded, Faults { forked: true, after_apply: vec![(1, boot)], ..Faults::default() })
+        .assert_only(FarmKind::Rebooted);
+}
+
+#[test]
+fn a_control_trial_never_sees_the_patch_and_counts_its_functions() {
     let told = tell(Arm::Control, Faults::default());
     assert_eq!(told.end, TrialEnd::Completed);
-    assert!(!told.commands.iter().any(|c| c.contains("x.ko") || c.contains("insmod")), "{:?}", told.commands);
+    assert!(
+        !told.commands.iter().any(|c| c.starts_with("load") || c.starts_with("upload")),
+        "{:?}",
+        told.commands
+    );
+    assert!(told.bodies.iter().any(|(_, b)| matches!(b, Body::Reach { calls: 90, .. })));
+}
+
+#[test]
+fn a_reapply_trial_applies_again_after_taking_back() {
+    for no_transition_file in [false, true] {
+        let told = tell(Arm::Reapply, Faults { no_transition_file, ..Faults::default() });
+        assert_eq!(told.end, TrialEnd::Completed);
+        let count = |wanted: fn(&Body) -> bool| told.bodies.iter().filter(|(_, b)| wanted(b)).count();
+        assert_eq!(count(|b| matches!(b, Body::Applied { .. })), 3);
+        assert_eq!(count(|b| matches!(b, Body::Reverted { .. })), 3);
+        // On 4.4 the module stays and is enabled again in place.
+        let loads = told.commands.iter().filter(|c| c.starts_with("load x.ko")).count();
+        assert_eq!(loads, if no_transition_file { 1 } else { 3 });
+    }
+}
+
+#[test]
+fn a_stack_is_applied_in_order_and_taken_back_in_reverse() {
+    let told = tell(Arm::Stack, Faults { forked: true, ..Faults::default() });
+    assert_eq!(told.end, TrialEnd::Completed);
+    let steps: Vec<&str> = told
+        .commands
+        .iter()
+        .filter(|c| c.starts_with("load") || c.starts_with("rmmod"))
+        .map(|c| c.split(" 2>").next().unwrap())
+        .collect();
+    assert_eq!(steps, ["load x.ko", "load y.ko", "rmmod y", "rmmod x"]);
 }
 
 #[test]
@@ -292,7 +416,7 @@ fn on_4_4_the_patch_is_in_force_at_once_and_never_unloaded() {
     let told = tell(Arm::Loaded, Faults { no_transition_file: true, ..Faults::default() });
     assert_eq!(told.end, TrialEnd::Completed);
     assert!(told.bodies.iter().any(|(_, b)| matches!(b, Body::TransitionDone { per_task: false, .. })));
-    assert!(told.bodies.iter().any(|(_, b)| matches!(b, Body::Reverted { unloaded: false })));
+    assert!(told.bodies.iter().any(|(_, b)| matches!(b, Body::Reverted { unloaded: false, .. })));
     assert!(!told.commands.iter().any(|c| c.starts_with("rmmod")));
 }
 
@@ -320,7 +444,7 @@ fn a_task_that_was_always_blocked_is_no_finding() {
         Output::Probe(FromGuest::Blocked { at_ms: 0, tasks: vec![task], total: 1 })
     };
     let kinds = |usual: &str, later: &str| {
-        let mut health = Health::new(&plan(), true);
+        let mut health = Health::new(&plan(), &Trial::new(1, Arm::Loaded, vec![0], 1), Origin::Boot);
         let mut at = |phase, comm: &str, for_ms| {
             let Output::Probe(message) = blocked(comm, for_ms) else { unreachable!() };
             health.phase(phase);
@@ -354,11 +478,11 @@ fn a_stalled_transition_is_found() {
 
 #[test]
 fn a_refused_load_is_found() {
-    let refused = Ok(SshOutput { code: 1, text: "insmod: Invalid argument".into() });
-    tell(Arm::Quiescent, Faults { insmod: Some(refused), ..Faults::default() })
-        .assert_only(FarmKind::LoadRefused);
-    let stuck = Err("did not end".to_owned());
-    tell(Arm::Loaded, Faults { insmod: Some(stuck), ..Faults::default() }).assert_only(FarmKind::LoadStuck);
+    let refused = Some((22, "inside f 1\nInvalid argument"));
+    let told = tell(Arm::Quiescent, Faults { load: refused, ..Faults::default() });
+    told.assert_only(FarmKind::LoadRefused);
+    let stuck = Some((124, "killed"));
+    tell(Arm::Loaded, Faults { load: stuck, ..Faults::default() }).assert_only(FarmKind::LoadStuck);
 }
 
 #[test]
@@ -418,8 +542,30 @@ fn no_login_and_another_kernel_are_the_farms_errors() {
 
 #[test]
 fn an_unreached_function_is_counted_again_before_it_is_believed() {
-    let told = tell(Arm::Loaded, Faults { unreached: true, ..Faults::default() });
+    let told = tell(Arm::Control, Faults { unreached: true, ..Faults::default() });
     let counts = told.commands.iter().filter(|c| c.contains("set_ftrace_filter")).count();
     assert_eq!(counts, COUNT_ROUNDS as usize);
     assert!(told.bodies.iter().any(|(_, b)| matches!(b, Body::Reach { calls: 0, window_ms: 24_000, .. })));
+}
+
+/// From a fork to its patch, only the guest is waited for.
+#[test]
+fn phases_of_no_length_do_not_wait_for_a_tick() {
+    let mut plan = (*plan()).clone();
+    plan.pipeline.phases.settle = Duration::ZERO;
+    plan.pipeline.phases.baseline = Duration::ZERO;
+    let trial = Trial { jitter: Duration::ZERO, ..Trial::new(1, Arm::Loaded, vec![0], 1) };
+    let mut dispatcher = Dispatcher::new(Arc::new(plan), trial, Origin::Fork);
+    let mut fake = Fake::new(Arm::Loaded, Faults { forked: true, ..Faults::default() });
+    let mut queue = VecDeque::from([Input::Started(Ok(70))]);
+    let mut applied = false;
+    while let Some(input) = queue.pop_front() {
+        for action in dispatcher.handle(Duration::ZERO, input) {
+            match action {
+                Action::Emit(_, body) => applied |= matches!(body, Body::Applied { .. }),
+                other => queue.extend(fake.answer(other)),
+            }
+        }
+    }
+    assert!(applied, "{:?}", fake.commands);
 }

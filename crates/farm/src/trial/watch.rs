@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use klpfarm_model::{Body, FarmKind, Phase, TrialEnd};
-use klpfarm_stress::wire::{Ask, FromGuest};
+use klpfarm_model::{Body, FarmKind, TrialEnd};
+use klpfarm_stress::wire::FromGuest;
 use klpfarm_vm::{Output, QmpEvent};
 
-use super::{Action, Collect, Dispatcher, LATE, LOGIN_EVERY, QUIET, RATES_EVERY, Step};
+use super::{Action, Collect, Dispatcher, LATE, LOGIN_EVERY, Origin, QUIET, RATES_EVERY, Step};
 use crate::guest::PatchState;
 
 impl Dispatcher {
@@ -57,8 +57,10 @@ impl Dispatcher {
         self.report(now, bodies);
         match message {
             FromGuest::Hello { release, taint, .. } if self.step == Step::Hello => {
-                let ssh_ms = self.booted_ms;
-                self.emit(Body::MachineReady { release: release.clone(), ssh_ms, taint });
+                let forked = self.origin != Origin::Boot;
+                let (fork_ms, ssh_ms) =
+                    (forked.then_some(self.started_ms), (!forked).then_some(self.started_ms));
+                self.emit(Body::MachineReady { release: release.clone(), ssh_ms, fork_ms, taint });
                 self.ready(now, &release);
             }
             FromGuest::Reply { id, code, out } => self.reply(now, id, code, &out),
@@ -67,19 +69,18 @@ impl Dispatcher {
     }
 
     pub(super) fn ready(&mut self, now: Duration, release: &str) {
-        if self.trial.arm.patched()
-            && let Err(error) = self.plan.patch.check_release(&self.plan.image.name, release)
-        {
-            self.farm_error(error.to_string());
-            return;
+        for patch in &self.trial.patches {
+            if let Err(error) = self.plan.patches[*patch].check_release(&self.plan.image.name, release) {
+                self.farm_error(error.to_string());
+                return;
+            }
         }
-        self.enter(Phase::Age);
-        self.start_load(now, Phase::Age);
+        if self.origin == Origin::Boot { self.next_op(now) } else { self.refresh(now) }
     }
 
     pub(super) fn reply(&mut self, now: Duration, id: u64, code: i32, out: &str) {
         match self.step {
-            Step::StartLoad(_, _) if code != 0 => {
+            Step::StartLoad(_) if code != 0 => {
                 let message = format!("a workload could not be started: {}", out.trim());
                 // With the patch in force that is the patch's doing: the same load started before.
                 if self.applied.is_some() {
@@ -93,14 +94,20 @@ impl Dispatcher {
                     self.farm_error(message);
                 }
             }
-            Step::StartLoad(1, phase) => self.run_phase(now, phase),
-            Step::StartLoad(n, phase) => self.step = Step::StartLoad(n - 1, phase),
             Step::StopLoad(_) if code != 0 => {
                 self.farm_error(format!("a workload could not be stopped: {}", out.trim()));
             }
-            Step::StopLoad(1) => self.apply(now),
+            Step::StartLoad(1) | Step::StopLoad(1) => self.next_op(now),
+            Step::StartLoad(n) => self.step = Step::StartLoad(n - 1),
             Step::StopLoad(n) => self.step = Step::StopLoad(n - 1),
             _ if id != self.awaited => {}
+            Step::Refresh | Step::Upload(..) if code != 0 => {
+                self.farm_error(format!("the probe could not prepare the machine: {}", out.trim()));
+            }
+            Step::Refresh => self.next_op(now),
+            Step::Upload(patch, chunk) => self.upload(now, patch, chunk + 1),
+            Step::Vitals => self.vitals(now, out),
+            Step::Load => self.loaded(now, code, out),
             Step::Transition => self.in_transition(now, &PatchState::read(out)),
             Step::Disable => self.disabled(now, code, out),
             Step::Untransition => self.in_untransition(now, &PatchState::read(out)),
@@ -161,22 +168,22 @@ impl Dispatcher {
             Step::Hello if late => self.farm_error(
                 "the probe did not answer: neither on the virtio port nor on the second UART".into(),
             ),
-            Step::Hello if now >= self.poll_at => {
-                self.poll_at = now + Duration::from_secs(1);
-                self.tell(Ask::Hello);
+            Step::Hello if now >= self.poll_at => self.hello(now),
+            Step::Refresh | Step::Upload(..) | Step::Vitals if late => {
+                self.farm_error(format!("the probe did not answer in phase {}", self.phase));
             }
             Step::Login if late => {
                 let seconds = now.as_secs();
                 self.farm_error(format!("no SSH login within {seconds} s of power-on; see console.log"));
             }
             Step::Prepare(_) if late => self.farm_error("preparing the guest did not end".into()),
-            Step::StartLoad(..) | Step::StopLoad(_) if late => self.load_late(now),
+            Step::StartLoad(_) | Step::StopLoad(_) if late => self.load_late(now),
             Step::Load if late => {
                 self.find(
                     now,
                     FarmKind::LoadStuck,
                     "loading the patch does not end",
-                    "no answer over SSH".into(),
+                    "no answer of the probe".into(),
                 );
             }
             Step::Transition if late => self.transition_late(now),
@@ -204,7 +211,7 @@ impl Dispatcher {
                     detector: "reach".into(),
                     reason: "counting calls did not end".into(),
                 });
-                self.end(TrialEnd::Completed);
+                self.next_op(now);
             }
             _ => {}
         }
