@@ -52,15 +52,28 @@ fn io(path: &Path) -> impl FnOnce(std::io::Error) -> FolderError {
 }
 
 impl Run {
+    /// Whether a run can begin in `dir`.
+    ///
+    /// # Errors
+    /// If it has something in it or can't be read.
+    pub fn is_free(dir: &Path) -> Result<(), FolderError> {
+        match fs::read_dir(dir) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(io(dir)(error)),
+            Ok(mut entries) => match entries.next() {
+                Some(_) => Err(FolderError::NotEmpty(dir.to_owned())),
+                None => Ok(()),
+            },
+        }
+    }
+
     /// Begin a run in `dir`, which must not exist or be empty: writes the plan and opens the journal.
     ///
     /// # Errors
     /// If the folder has something in it, or can't be written.
     pub fn create(dir: &Path, plan: &Plan) -> Result<Journal, FolderError> {
+        Self::is_free(dir)?;
         fs::create_dir_all(dir).map_err(io(dir))?;
-        if fs::read_dir(dir).map_err(io(dir))?.next().is_some() {
-            return Err(FolderError::NotEmpty(dir.to_owned()));
-        }
         let text = serde_json::to_string_pretty(plan).unwrap_or_default() + "\n";
         write_atomically(&dir.join("plan.json"), text.as_bytes())?;
         let path = dir.join("journal.jsonl");

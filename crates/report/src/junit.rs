@@ -28,6 +28,8 @@ pub fn junit(plan: &Plan, events: &[Event], verdict: &Verdict) -> Vec<u8> {
             Body::TrialStarted => case.started_ms = Some(event.at_ms),
             Body::TrialEnded { end } => case.end = Some(end.clone()),
             Body::RunStarted { .. }
+            | Body::Checkpoint(_)
+            | Body::Vitals(_)
             | Body::PhaseStarted
             | Body::MachineReady { .. }
             | Body::Blind { .. }
@@ -43,9 +45,13 @@ pub fn junit(plan: &Plan, events: &[Event], verdict: &Verdict) -> Vec<u8> {
             | Body::RunEnded { .. } => {}
         }
     }
-    let mut suite = TestSuiteBuilder::new(&format!("klpfarm {} {}", plan.pipeline.name, plan.patch.name));
+    let mut suite = TestSuiteBuilder::new(&format!("klpfarm {} {}", plan.pipeline.name, patches(plan)));
     for trial in &plan.trials {
-        suite.add_testcase(test_case(plan, trial, &cases[&trial.number], verdict));
+        let case = &cases[&trial.number];
+        // What was planned to spare and not needed is no test.
+        if case.started_ms.is_some() || verdict.verdict == Outcome::Inconclusive {
+            suite.add_testcase(test_case(plan, trial, case, verdict));
+        }
     }
     suite.add_testcase(overall(plan, verdict));
     let report = ReportBuilder::new().add_testsuite(suite.build()).build();
@@ -55,13 +61,17 @@ pub fn junit(plan: &Plan, events: &[Event], verdict: &Verdict) -> Vec<u8> {
     xml
 }
 
+fn patches(plan: &Plan) -> String {
+    plan.patches.iter().map(|p| p.name.as_str()).collect::<Vec<_>>().join("+")
+}
+
 fn test_case(plan: &Plan, trial: &klpfarm_model::Trial, case: &Case, verdict: &Verdict) -> TestCase {
     let name = format!("trial {} ({})", trial.number, trial.arm);
     let ms = case.ended_ms.saturating_sub(case.started_ms.unwrap_or(case.ended_ms));
     let time = Duration::milliseconds(i64::try_from(ms).unwrap_or(i64::MAX));
     let mut against = Vec::new();
     let mut other = Vec::new();
-    for item in &verdict.evidence {
+    for item in verdict.evidence.iter().filter(|e| e.attribution != Attribution::Noise) {
         for seen in item.observations.iter().filter(|o| o.trial == trial.number) {
             let text = format!("{} (event {})\n{}\n", seen.title, seen.seq, seen.excerpt);
             let list = if item.attribution == Attribution::Patch { &mut against } else { &mut other };
@@ -79,11 +89,12 @@ fn test_case(plan: &Plan, trial: &klpfarm_model::Trial, case: &Case, verdict: &V
             TestCaseBuilder::error(&name, time, "not-attributed", &cdata(&one_line(title, 300)))
         }
         (Some(TrialEnd::Completed | TrialEnd::Stopped), None, None) => TestCaseBuilder::success(&name, time),
-        (Some(TrialEnd::Interrupted) | None, _, _) => {
+        (Some(TrialEnd::Unneeded), _, _) => TestCaseBuilder::skipped(&name),
+        (Some(TrialEnd::Interrupted | TrialEnd::OutOfBudget) | None, _, _) => {
             TestCaseBuilder::error(&name, time, "not-done", "the run ended before this trial did")
         }
     };
-    builder.set_classname(&format!("klpfarm.{}.{}", plan.pipeline.name, plan.patch.name));
+    builder.set_classname(&format!("klpfarm.{}.{}", plan.pipeline.name, patches(plan)));
     let text: String = against.iter().chain(&other).map(|(_, text)| text.as_str()).collect();
     if !text.is_empty() {
         builder.set_system_out(&cdata(&text));
@@ -100,7 +111,7 @@ fn overall(plan: &Plan, verdict: &Verdict) -> TestCase {
         Outcome::Rejected => TestCaseBuilder::failure(&name, time, "rejected", &causes),
         Outcome::Inconclusive => TestCaseBuilder::error(&name, time, "inconclusive", &causes),
     };
-    builder.set_classname(&format!("klpfarm.{}.{}", plan.pipeline.name, plan.patch.name));
+    builder.set_classname(&format!("klpfarm.{}.{}", plan.pipeline.name, patches(plan)));
     builder.set_system_out(&causes);
     builder.build()
 }
@@ -110,7 +121,8 @@ mod tests {
     use std::path::Path;
 
     use klpfarm_model::{
-        Accel, Arm, FarmKind, Finding, ImageFacts, Patch, Phase, Pipeline, Resolved, Scope, Source, judge,
+        Accel, Arm, FarmKind, Finding, ImageFacts, Patch, Phase, Pipeline, Resolved, Scope, Source, Start,
+        Tier, TierRule, judge,
     };
     use quick_xml::Reader;
     use quick_xml::events::Event as Xml;
@@ -118,12 +130,30 @@ mod tests {
     use super::*;
 
     fn plan() -> Plan {
-        let text = "name: gate\nimage: debian-12\nworkloads: [w]\n";
+        let text =
+            "name: gate\nimage: debian-12\nworkloads: [w]\narms: {quiescent: 1, control: 1, reapply: 0}\n";
         let pipeline = Pipeline::parse(Path::new("gate.yaml"), text).unwrap();
         let patch = Patch { name: "x".into(), vermagic: "6.1 SMP".into(), ..Patch::default() };
-        let image = ImageFacts { name: "debian-12".into(), hash: String::new(), release: None };
-        let with =
-            Resolved { image, workloads: Vec::new(), patch, accel: Accel::Tcg, jobs: 1, tier: None, seed: 1 };
+        let rule = TierRule {
+            max_failure_rate: 0.8,
+            confidence: 0.7,
+            soak: std::time::Duration::from_secs(1),
+            arms: vec![Arm::Loaded, Arm::Control],
+            severities: None,
+            after: None,
+        };
+        let with = Resolved {
+            image: ImageFacts { name: "debian-12".into(), hash: String::new(), release: None },
+            workloads: Vec::new(),
+            patches: vec![patch],
+            accel: Accel::Tcg,
+            jobs: 1,
+            tier: Tier::Proposed,
+            rule,
+            trials: Some(1),
+            start: Start::Fork,
+            seed: 1,
+        };
         Plan::new(&pipeline, with).unwrap()
     }
 
@@ -143,9 +173,13 @@ mod tests {
             workload: None,
             after_apply_ms: Some(1),
             line: None,
+            in_patch: false,
             corrupted: false,
             evidence: text.to_owned(),
         };
+        for (trial, arm) in [(1, Arm::Loaded), (2, Arm::Control), (3, Arm::Quiescent)] {
+            add(trial, arm, Body::TrialStarted);
+        }
         add(1, Arm::Loaded, Body::Finding(Box::new(finding)));
         add(1, Arm::Loaded, Body::TrialEnded { end: TrialEnd::Stopped });
         add(2, Arm::Control, Body::TrialEnded { end: end.clone() });

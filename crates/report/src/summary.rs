@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use klpfarm_model::verdict::Attribution;
+use klpfarm_model::verdict::{Attribution, Wear};
 use klpfarm_model::{Outcome, Verdict};
 
 use crate::{one_line, printable};
@@ -20,7 +20,7 @@ pub fn summary(verdict: &Verdict, dir: &std::path::Path, colour: bool) -> String
     let _ = writeln!(
         out,
         "{on}{word}{off}  {} for tier {} on {} ({}), {}",
-        verdict.patch.name,
+        verdict.patches.iter().map(|p| p.name.as_str()).collect::<Vec<_>>().join(" + "),
         verdict.tier,
         verdict.image.name,
         verdict.image.release.as_deref().unwrap_or("kernel unknown"),
@@ -33,17 +33,51 @@ pub fn summary(verdict: &Verdict, dir: &std::path::Path, colour: bool) -> String
         .arms
         .iter()
         .map(|(arm, n)| {
-            let void = if n.void > 0 { format!(", {} void", n.void) } else { String::new() };
-            format!("{arm} {} clean, {} failed{void}", n.clean, n.failed)
+            let more = |n: u32, word: &str| if n > 0 { format!(", {n} {word}") } else { String::new() };
+            format!("{arm} {} clean, {} failed{}", n.clean, n.failed, more(n.unclear, "unclear"))
         })
         .collect();
     let _ = writeln!(out, "  trials: {}", arms.join("; "));
-    for item in verdict.evidence.iter().take(5) {
+    for bound in &verdict.bounds {
+        let _ = writeln!(
+            out,
+            "  bound:  {} {}: a failure rate up to {:.1} % is possible, at {:.0} % confidence",
+            bound.patches.join(" + "),
+            bound.arm,
+            bound.failure_rate * 100.0,
+            bound.confidence * 100.0
+        );
+    }
+    for r in &verdict.reach {
+        let rate = |r: Option<f64>| r.map_or_else(|| "not counted".to_owned(), |r| format!("{r:.1} calls/s"));
+        let _ = writeln!(
+            out,
+            "  reach:  {}: {} without the patch, {} with it; {} task(s) inside at the moment of applying",
+            one_line(&r.function, 100),
+            rate(r.before_per_s),
+            rate(r.after_per_s),
+            r.inside
+        );
+    }
+    if let Some(wear) = &verdict.wear {
+        out.push_str(&worn(wear));
+    }
+    let noise = verdict.evidence.iter().filter(|e| e.attribution == Attribution::Noise).count();
+    if noise > 0 {
+        let _ = writeln!(
+            out,
+            "  noise:  {noise} difference(s) between trials that chance explains; see verdict.json"
+        );
+    }
+    for item in verdict.evidence.iter().filter(|e| e.attribution != Attribution::Noise).take(5) {
         let word = match item.attribution {
             Attribution::Patch => "against the patch",
+            Attribution::Unconfirmed => "seen too rarely",
+            Attribution::NoControl => "can't be attributed",
             Attribution::ControlToo => "without the patch as well",
             Attribution::BeforeApply => "before applying",
-            Attribution::NoControl => "can't be attributed",
+            Attribution::ControlOnly => "without the patch only",
+            Attribution::Noise => "chance",
         };
         let _ = writeln!(
             out,
@@ -75,6 +109,31 @@ pub fn summary(verdict: &Verdict, dir: &std::path::Path, colour: bool) -> String
     let _ = writeln!(out, "\n  report: {}", dir.join("verdict.json").display());
     let _ = writeln!(out, "  JUnit:  {}", dir.join("junit.xml").display());
     out
+}
+
+/// How old the machines were, beside a fresh one.
+fn worn(wear: &Wear) -> String {
+    let (fresh, old) = (&wear.fresh, &wear.reached);
+    let mib = |kib: u64| kib >> 10;
+    format!(
+        "  aged:   up {:.0} s (fresh: {:.0}), {} processes started ({}), {} context switches ({}), {} tasks ({}), page cache {} MiB ({}), slab {} MiB ({}), {:.0} % of free memory in small blocks ({:.0}), journal {} MiB ({})\n",
+        old.uptime_s,
+        fresh.uptime_s,
+        old.forks,
+        fresh.forks,
+        old.context_switches,
+        fresh.context_switches,
+        old.tasks,
+        fresh.tasks,
+        mib(old.page_cache_kib),
+        mib(fresh.page_cache_kib),
+        mib(old.slab_kib),
+        mib(fresh.slab_kib),
+        old.fragmentation * 100.0,
+        fresh.fragmentation * 100.0,
+        mib(old.journal_kib),
+        mib(fresh.journal_kib),
+    )
 }
 
 fn seconds(ms: u64) -> String {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
-use klpfarm_model::{Body, Event, Plan, Scope, TrialEnd};
+use klpfarm_model::{Body, Event, Plan, Scope, Start, TrialEnd};
 
 use crate::one_line;
 
@@ -23,6 +23,8 @@ pub struct Terminal {
     view: View,
     bars: MultiProgress,
     trials: BTreeMap<u32, Shown>,
+    /// Trials are many and short: a log tells less of each.
+    brief: bool,
 }
 
 #[derive(Debug, Default)]
@@ -37,8 +39,10 @@ struct Shown {
 impl Terminal {
     /// Show the trials of `plan` as they happen.
     pub fn new(view: View, plan: &Plan) -> Self {
-        let trials = plan.trials.iter().map(|t| (t.number, Shown::default())).collect();
-        Self { view, bars: MultiProgress::new(), trials }
+        // Trial 0 is the machine that is aged.
+        let numbers = std::iter::once(0).chain(plan.trials.iter().map(|t| t.number));
+        let trials = numbers.map(|number| (number, Shown::default())).collect();
+        Self { view, bars: MultiProgress::new(), trials, brief: plan.start == Start::Fork }
     }
 
     /// Show an event.
@@ -58,13 +62,25 @@ impl Terminal {
     /// Rates come every few seconds; a log wants them less often.
     fn is_due(&mut self, event: &Event) -> bool {
         const EVERY_MS: u64 = 20_000;
-        let (Body::Progress { .. }, Some(scope)) = (&event.body, event.scope) else { return true };
-        let Some(shown) = self.trials.get_mut(&scope.trial) else { return true };
-        let due = event.at_ms >= shown.rates_ms + EVERY_MS;
-        if due {
-            shown.rates_ms = event.at_ms;
+        let Some(scope) = event.scope else { return true };
+        let brief = self.brief && scope.trial > 0;
+        match (&event.body, self.trials.get_mut(&scope.trial)) {
+            (Body::PhaseStarted | Body::Reverted { .. } | Body::MachineReady { .. }, _) => !brief,
+            (Body::Blind { .. }, _) => !brief,
+            (Body::TrialStarted, Some(shown)) => {
+                shown.rates_ms = event.at_ms;
+                !brief
+            }
+            (Body::Progress { .. }, Some(shown)) => {
+                let every = if brief { 3 * EVERY_MS } else { EVERY_MS };
+                let due = event.at_ms >= shown.rates_ms + every;
+                if due {
+                    shown.rates_ms = event.at_ms;
+                }
+                due
+            }
+            _ => true,
         }
-        due
     }
 
     fn live(&mut self, event: &Event) {
@@ -87,33 +103,34 @@ impl Terminal {
             Body::Progress { rates, .. } => shown.rate = rates.values().sum(),
             Body::Finding(f) => {
                 shown.findings += 1;
-                let _ = self.bars.println(format!(
-                    "trial {} {}: finding: {}",
-                    scope.trial,
-                    scope.arm,
-                    one_line(&f.title, 120)
-                ));
+                let _ = self.bars.println(format!("{}: finding: {}", place(scope), one_line(&f.title, 120)));
             }
             Body::TrialEnded { end } => {
                 if let Some(bar) = shown.bar.take() {
                     bar.finish_and_clear();
                 }
-                let _ = self.bars.println(format!(
-                    "trial {} {}: {}",
-                    scope.trial,
-                    scope.arm,
-                    end_in_words(end, shown.findings)
-                ));
+                let _ = self.bars.println(format!("{}: {}", place(scope), end_in_words(end, shown.findings)));
                 return;
             }
             _ => {}
         }
         if let Some(bar) = &shown.bar {
             bar.set_message(format!(
-                "trial {:<3} {:<9} {:<10} {:>8.0} ops/s  {} finding(s)",
-                scope.trial, scope.arm, scope.phase, shown.rate, shown.findings
+                "{:<19} {:<10} {:>8.0} ops/s  {} finding(s)",
+                place(scope),
+                scope.phase,
+                shown.rate,
+                shown.findings
             ));
         }
+    }
+}
+
+/// Trial 0 is of no arm.
+fn place(scope: Scope) -> String {
+    match scope.trial {
+        0 => "aging".to_owned(),
+        n => format!("trial {n} {}", scope.arm),
     }
 }
 
@@ -129,35 +146,56 @@ fn end_in_words(end: &TrialEnd, findings: u32) -> String {
         TrialEnd::Completed | TrialEnd::Stopped => format!("ended with {findings} finding(s)"),
         TrialEnd::FarmError { message } => format!("farm error: {}", one_line(message, 300)),
         TrialEnd::Interrupted => "interrupted".to_owned(),
+        TrialEnd::Unneeded => "not needed any more".to_owned(),
+        TrialEnd::OutOfBudget => "the budget is used up".to_owned(),
     }
 }
 
 /// The plain line for an event, if it is worth one.
 fn plain(event: &Event) -> Option<String> {
     let stamp = format!("[{:>7.1}s]", event.at_ms as f64 / 1000.0);
-    let place = |s: Scope| format!("trial {} {}", s.trial, s.arm);
     let place = event.scope.map(place).unwrap_or_else(|| "run".to_owned());
     let text = match &event.body {
         Body::RunStarted { accel, qemu, .. } => format!("started under {accel}, {}", one_line(qemu, 100)),
         Body::TrialStarted => "machine starts".to_owned(),
         Body::PhaseStarted => format!("phase {}", event.scope?.phase),
-        Body::MachineReady { release, ssh_ms, .. } => {
-            format!("ready: Linux {}, SSH after {:.1} s", one_line(release, 80), *ssh_ms as f64 / 1000.0)
+        Body::Checkpoint(c) => format!(
+            "trials are forks of {}, up for {:.0} s ({})",
+            c.id,
+            c.reached.uptime_s,
+            c.made_ms.map_or_else(|| "kept from before".to_owned(), |ms| format!("made in {} s", ms / 1000))
+        ),
+        Body::Vitals(v) => format!(
+            "up for {:.0} s: {} processes started, page cache {} MiB, slab {} MiB, {:.0} % of free memory in small blocks",
+            v.uptime_s,
+            v.forks,
+            v.page_cache_kib >> 10,
+            v.slab_kib >> 10,
+            v.fragmentation * 100.0
+        ),
+        Body::MachineReady { release, ssh_ms, fork_ms, .. } => {
+            let after = |what: &str, ms: &Option<u64>| {
+                ms.map(|ms| format!(", {what} after {:.1} s", ms as f64 / 1000.0)).unwrap_or_default()
+            };
+            format!(
+                "ready: Linux {}{}{}",
+                one_line(release, 80),
+                after("SSH", ssh_ms),
+                after("forked", fork_ms)
+            )
         }
-        Body::Applied { functions, took_ms } => {
-            format!("patch applied in {took_ms} ms: {}", one_line(&functions.join(", "), 200))
+        Body::Applied { patch, functions, took_ms, .. } => {
+            format!("{patch} applied in {took_ms} ms: {}", one_line(&functions.join(", "), 200))
         }
         Body::TransitionDone { took_ms, per_task } => {
             let how =
                 if *per_task { "all tasks switched" } else { "switched at once (no consistency model)" };
             format!("{how}, {took_ms} ms after applying")
         }
-        Body::Reverted { unloaded } => (if *unloaded {
-            "patch disabled and unloaded"
-        } else {
-            "patch disabled (this kernel can't unload it)"
-        })
-        .to_owned(),
+        Body::Reverted { patch, unloaded: true } => format!("{patch} disabled and unloaded"),
+        Body::Reverted { patch, unloaded: false } => {
+            format!("{patch} disabled (this kernel can't unload it)")
+        }
         Body::Progress { rates, ssh_ms } => {
             let rates: Vec<String> = rates.iter().map(|(w, r)| format!("{w} {r:.0}/s")).collect();
             let ssh = ssh_ms.map(|ms| format!(", ssh {ms} ms")).unwrap_or_default();
@@ -183,6 +221,8 @@ fn end_in_words_plain(end: &TrialEnd) -> String {
     match end {
         TrialEnd::Completed => "all phases done".to_owned(),
         TrialEnd::Stopped => "stopped on a finding".to_owned(),
-        TrialEnd::FarmError { .. } | TrialEnd::Interrupted => end_in_words(end, 0),
+        TrialEnd::FarmError { .. } | TrialEnd::Interrupted | TrialEnd::Unneeded | TrialEnd::OutOfBudget => {
+            end_in_words(end, 0)
+        }
     }
 }
