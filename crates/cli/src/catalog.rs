@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use klpfarm_image::Recipe;
-use klpfarm_model::{Patch, Pipeline, Sidecar, Workload};
+use klpfarm_model::{Patch, Pipeline, Sidecar, Tiers, Workload};
 
 use crate::failure::Failure;
 use crate::home::home;
@@ -20,9 +20,12 @@ const WORKLOADS: &[(&str, &str)] = &[
     ("stress-ng-vm", include_str!("../../../workloads/stress-ng-vm.yaml")),
 ];
 
+const TIERS: &str = include_str!("../../../pipelines/tiers.yaml");
+
 /// A pipeline with everything it names.
 pub(crate) struct Loaded {
     pub(crate) pipeline: Pipeline,
+    pub(crate) tiers: Tiers,
     pub(crate) workloads: Vec<Workload>,
     pub(crate) recipe: Recipe,
 }
@@ -61,14 +64,33 @@ pub(crate) fn load(name: &str) -> Result<Loaded, Failure> {
             ));
         }
     }
-    match recipe(base, &pipeline.image) {
-        Ok(recipe) if problems.is_empty() => Ok(Loaded { pipeline, workloads, recipe }),
-        Ok(_) => Err(Failure::inputs(&problems)),
-        Err(problem) => {
-            problems.push(place(&file, &text, &pipeline.image, "image", &problem));
-            Err(Failure::inputs(&problems))
-        }
+    let tiers = tiers(base, pipeline.tiers.as_deref());
+    if let Err(problem) = &tiers {
+        let name = pipeline.tiers.as_deref().unwrap_or_default();
+        problems.push(place(&file, &text, name, "tiers", problem));
     }
+    let recipe = recipe(base, &pipeline.image);
+    if let Err(problem) = &recipe {
+        problems.push(place(&file, &text, &pipeline.image, "image", problem));
+    }
+    match (tiers, recipe) {
+        (Ok(tiers), Ok(recipe)) if problems.is_empty() => Ok(Loaded { pipeline, tiers, workloads, recipe }),
+        _ => Err(Failure::inputs(&problems)),
+    }
+}
+
+/// The rules of the tiers: the shipped ones, or a file of the user's.
+fn tiers(base: &Path, name: Option<&str>) -> Result<Tiers, String> {
+    let (file, text) = match name {
+        None => (PathBuf::from("pipelines/tiers.yaml"), TIERS.to_owned()),
+        Some(name) => {
+            let file = base.join(name);
+            let text = std::fs::read_to_string(&file).map_err(|e| format!("{}: {e}", file.display()))?;
+            (file, text)
+        }
+    };
+    Tiers::parse(&file, &text)
+        .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
 }
 
 fn read_pipeline(name: &str) -> Result<String, Failure> {

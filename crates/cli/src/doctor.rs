@@ -83,6 +83,20 @@ async fn qemu() -> Vec<Line> {
         ),
         None => line(Status::Degraded, text, "the version can't be told"),
     };
+    let forks = match klpfarm_vm::can_fork(version) {
+        Ok(()) => Line {
+            name: "forks",
+            status: Status::Ok,
+            detail: "trials can be forked from an aged machine's checkpoint".into(),
+            hint: String::new(),
+        },
+        Err(why) => Line {
+            name: "forks",
+            status: Status::Degraded,
+            detail: format!("{why}; each trial boots and ages a machine of its own"),
+            hint: "runs take many times longer; install a newer QEMU".into(),
+        },
+    };
     let kvm = match klpfarm_vm::probe_kvm().await {
         Ok(KvmProbe::Works(ms)) => Line {
             name: "kvm",
@@ -100,7 +114,7 @@ async fn qemu() -> Vec<Line> {
             Line { name: "kvm", status: Status::Degraded, detail: error.to_string(), hint: String::new() }
         }
     };
-    vec![qemu, kvm]
+    vec![qemu, forks, kvm]
 }
 
 fn image_tools() -> Line {

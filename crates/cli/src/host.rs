@@ -20,6 +20,20 @@ pub(crate) async fn accel(wanted: Option<Accel>) -> Result<(Accel, String), Fail
     }
 }
 
+/// The processor that a guest sees: an emulated one is the same everywhere, under KVM it is the host's, and a checkpoint fits no other.
+pub(crate) fn processor(accel: Accel) -> String {
+    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    processor_in(accel, &text)
+}
+
+fn processor_in(accel: Accel, cpuinfo: &str) -> String {
+    let model = cpuinfo.lines().find_map(|l| l.strip_prefix("model name")?.split_once(':'));
+    match (accel, model) {
+        (Accel::Kvm, Some((_, name))) => format!("{accel} on {}", name.trim()),
+        _ => accel.to_string(),
+    }
+}
+
 /// Memory that can be had, in MiB.
 pub(crate) fn available_memory_mib() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
@@ -37,28 +51,58 @@ pub(crate) fn free_disk_mib(dir: &Path) -> Option<u64> {
 /// Memory QEMU needs beside the guest's, in MiB. Measured: 60 to 150 under emulation.
 pub(crate) const QEMU_OVERHEAD_MIB: u64 = 200;
 
-/// How many machines of `cpus` and `memory_mib` to run at once. All three arms side by side are wanted even on a small host: they see the
-/// same disturbances, and a soak takes its time anyway.
-pub(crate) fn jobs(wanted: Option<u32>, trials: u32, cpus: u32, memory_mib: u32) -> Result<u32, Failure> {
+/// Virtual CPUs a core may carry. Trials wait for time to pass and not for work to be done, so that more at once are more trials an
+/// hour; measured under emulation, four a core slow the load down twenty times, and then slowness begins to look like stalls.
+const CPUS_PER_CORE: u32 = 3;
+
+/// How many machines of `cpus` and `memory_mib` to run at once: as many as cores and memory carry. Memory is counted in full: forks share what
+/// they do not write to, but they may write to all of it.
+pub(crate) fn jobs(wanted: Option<u32>, cpus: u32, memory_mib: u32) -> Result<u32, Failure> {
+    let cores = std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(1));
     let each = u64::from(memory_mib) + QEMU_OVERHEAD_MIB;
     let available = available_memory_mib().unwrap_or(each);
-    let fit = u32::try_from(available / each).unwrap_or(u32::MAX);
-    if let Some(wanted) = wanted {
-        if wanted > fit {
-            return Err(Failure::input(format!(
-                "--jobs {wanted} needs {} MiB of memory, but only {available} MiB are available: at most {fit} machines of {memory_mib} MiB fit",
-                u64::from(wanted) * each
-            )));
-        }
-        return Ok(wanted);
-    }
-    if fit == 0 {
-        return Err(Failure::farm(format!(
+    fit(wanted, Host { cores, available }, Machine { cpus, memory_mib, each })
+}
+
+/// Share of their time that the CPUs of each of so many machines can expect to get.
+pub(crate) fn share(jobs: u32, cpus: u32) -> f64 {
+    let cores = std::thread::available_parallelism().map_or(1.0, |n| n.get() as f64);
+    (cores / f64::from((jobs * cpus).max(1))).min(1.0)
+}
+
+struct Host {
+    cores: u32,
+    available: u64,
+}
+
+struct Machine {
+    cpus: u32,
+    memory_mib: u32,
+    each: u64,
+}
+
+fn fit(wanted: Option<u32>, host: Host, machine: Machine) -> Result<u32, Failure> {
+    let Host { cores, available } = host;
+    let Machine { cpus, memory_mib, each } = machine;
+    let by_memory = u32::try_from(available / each).unwrap_or(u32::MAX);
+    // One machine may have more CPUs than the host.
+    let by_cores = (cores * CPUS_PER_CORE / cpus.max(1)).max(1);
+    match wanted {
+        Some(wanted) if wanted > by_memory => Err(Failure::input(format!(
+            "--jobs {wanted} needs {} MiB of memory, but only {available} MiB are available: at most {by_memory} machines of {memory_mib} MiB fit",
+            u64::from(wanted) * each
+        ))),
+        Some(wanted) if wanted > by_cores => Err(Failure::input(format!(
+            "--jobs {wanted} needs {} virtual CPUs, but {cores} cores carry {} at most ({CPUS_PER_CORE} a core): at most {by_cores} machines of {cpus} CPUs fit",
+            u64::from(wanted) * u64::from(cpus),
+            cores * CPUS_PER_CORE
+        ))),
+        Some(wanted) => Ok(wanted),
+        None if by_memory == 0 => Err(Failure::farm(format!(
             "a machine needs {each} MiB of memory, but only {available} MiB are available"
-        )));
+        ))),
+        None => Ok(by_cores.min(by_memory)),
     }
-    let cores = std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(1));
-    Ok((cores / cpus.max(1)).max(3).min(fit).min(trials.max(1)))
 }
 
 /// Remove what a killed farm left in `dir`: folders named `prefix`, its process id, a dash and more, when no such process lives.
@@ -77,6 +121,31 @@ pub(crate) fn sweep(dir: &Path, prefix: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn fits(wanted: Option<u32>, cores: u32, available: u64, cpus: u32) -> Result<u32, String> {
+        let machine = Machine { cpus, memory_mib: 1000, each: 1200 };
+        fit(wanted, Host { cores, available }, machine).map_err(|e| format!("{e:?}"))
+    }
+
+    #[test]
+    fn a_checkpoint_of_kvm_is_one_of_its_processor() {
+        let text = "processor\t: 0\nmodel name\t: Some CPU @ 2 GHz\n";
+        assert_eq!(processor_in(Accel::Kvm, text), "kvm on Some CPU @ 2 GHz");
+        assert_eq!(processor_in(Accel::Tcg, text), "tcg");
+    }
+
+    #[test]
+    fn machines_fit_cores_and_memory() {
+        assert_eq!(fits(None, 2, 100_000, 2), Ok(3));
+        assert_eq!(fits(None, 64, 12_500, 2), Ok(10));
+        assert_eq!(fits(None, 1, 100_000, 8), Ok(1));
+        assert_eq!(fits(Some(3), 2, 100_000, 2), Ok(3));
+        let error = fits(Some(5), 2, 100_000, 2).unwrap_err();
+        assert!(error.contains("needs 10 virtual CPUs") && error.contains("at most 3 machines"), "{error}");
+        let error = fits(Some(4), 64, 3000, 2).unwrap_err();
+        assert!(error.contains("needs 4800 MiB") && error.contains("at most 2 machines"), "{error}");
+        assert!(fits(None, 2, 100, 2).unwrap_err().contains("needs 1200 MiB"));
+    }
 
     #[test]
     fn only_what_the_dead_left_is_swept() {

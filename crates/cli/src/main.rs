@@ -1,5 +1,7 @@
 //! The `klpfarm` binary: arguments, wiring, exit codes.
 
+mod aging;
+mod bench;
 mod catalog;
 mod check;
 mod checkpoint;
@@ -36,6 +38,7 @@ enum Command {
     Image(image::Command),
     #[command(subcommand)]
     Module(image::ModuleCommand),
+    Age(aging::Args),
     #[command(subcommand)]
     Checkpoint(checkpoint::Command),
     Check(check::Args),
@@ -43,6 +46,7 @@ enum Command {
     Run(Box<run::Args>),
     Judge(judge::Args),
     Triage(triage::Args),
+    Bench(bench::Args),
 }
 
 #[tokio::main]
@@ -53,12 +57,14 @@ async fn main() -> ExitCode {
         Command::Doctor(args) => doctor::run(args).await,
         Command::Image(command) => image::run(command).await,
         Command::Module(command) => image::run_module(command).await,
+        Command::Age(args) => aging::run(args).await,
         Command::Checkpoint(command) => checkpoint::run(command),
         Command::Check(args) => check::run(&args),
         Command::Plan(args) => plan::run(args).await,
         Command::Run(args) => run::run(*args).await,
         Command::Judge(args) => judge::run(&args),
         Command::Triage(args) => triage::run(&args),
+        Command::Bench(args) => bench::run(args).await,
     };
     match done {
         Ok(code) => ExitCode::from(code),

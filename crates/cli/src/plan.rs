@@ -1,12 +1,16 @@
 //! `klpfarm plan`: what a run would do. Also makes the plan for `klpfarm run`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use klpfarm_image::Image;
-use klpfarm_model::{Accel, ImageFacts, Plan, Resolved, Tier};
+use klpfarm_image::{Checkpoint, CheckpointStore, Image};
+use klpfarm_model::plan::SCHEMA;
+use klpfarm_model::{
+    Accel, ImageFacts, Patch, Plan, Resolved, Start, Tier, Verdict, check_prior, check_severity,
+};
 
 use crate::failure::{Failure, print, print_json};
-use crate::{catalog, host, image};
+use crate::home::home;
+use crate::{aging, catalog, host, image};
 
 /// Show what a run would do.
 #[derive(Debug, clap::Args)]
@@ -23,16 +27,28 @@ pub(crate) struct Args {
 pub(crate) struct Choice {
     /// Pipeline: a YAML file, or a shipped one's name (gate).
     pipeline: String,
-    /// The candidate: a livepatch module.
-    #[arg(long, value_name = "X.ko")]
-    patch: PathBuf,
+    /// The candidate: a livepatch module. Several are tried each alone, and on top of each other in this order.
+    #[arg(long = "patch", value_name = "X.ko", required = true)]
+    patches: Vec<PathBuf>,
     /// Tier in question; overrides the pipeline's.
     #[arg(long)]
     tier: Option<Tier>,
+    /// The verdict of the tier below, where the tier asks for it.
+    #[arg(long, value_name = "verdict.json")]
+    prior: Option<PathBuf>,
+    /// Loaded trials at most, whatever the tier needs: to look for findings.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    trials: Option<u32>,
+    /// Fork trials from this checkpoint (see `klpfarm checkpoint list`) instead of the one the pipeline describes.
+    #[arg(long, value_name = "ID", conflicts_with = "cold")]
+    checkpoint: Option<String>,
+    /// Boot and age a machine for each trial instead of forking.
+    #[arg(long)]
+    cold: bool,
     /// Seed of all variation; the same seed gives the same plan.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Machines at once; by default what fits.
+    /// Machines at once; by default as many as cores and memory carry.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     jobs: Option<u32>,
     /// kvm or tcg; by default KVM if it really runs a guest.
@@ -44,47 +60,112 @@ pub(crate) struct Choice {
 pub(crate) struct Planned {
     pub(crate) plan: Plan,
     pub(crate) image: Image,
-    pub(crate) patch: Vec<u8>,
+    pub(crate) patches: Vec<Vec<u8>>,
     pub(crate) accel_because: String,
+    /// First line of QEMU's version.
+    pub(crate) qemu: String,
+    /// The checkpoint asked for, if one.
+    pub(crate) checkpoint: Option<Checkpoint>,
+    /// Why trials boot although nobody asked for it.
+    pub(crate) cold_because: Option<String>,
 }
 
 /// Resolve everything; nothing is booted but the tiny guest that tries KVM.
 pub(crate) async fn plan(choice: &Choice) -> Result<Planned, Failure> {
     let loaded = catalog::load(&choice.pipeline);
-    let candidate = catalog::patch(&choice.patch);
-    // Both are looked at before either is complained of.
-    let (loaded, (patch, data)) = match (loaded, candidate) {
-        (Ok(loaded), Ok(candidate)) => (loaded, candidate),
+    // Everything is looked at before anything is complained of.
+    let (loaded, candidates) = match (loaded, candidates(&choice.patches)) {
+        (Ok(loaded), Ok(candidates)) => (loaded, candidates),
         (Err(Failure::Input(a)), Err(Failure::Input(b))) => return Err(Failure::Input(format!("{a}\n{b}"))),
         (Err(failure), _) | (_, Err(failure)) => return Err(failure),
     };
+    let (patches, data): (Vec<Patch>, Vec<Vec<u8>>) = candidates.into_iter().unzip();
     let image = image::built(&image::store()?, &loaded.recipe)?;
     has_packages(&loaded, &image)?;
-    if let Some(release) = image.release() {
-        patch
-            .check_release(&image.manifest.name, release)
-            .map_err(|e| Failure::input(format!("patch {e}")))?;
-    }
-    let pipeline = &loaded.pipeline;
-    let trials = pipeline.arms.loaded + pipeline.arms.quiescent + pipeline.arms.control;
-    let jobs = host::jobs(choice.jobs, trials, pipeline.machine.cpus, pipeline.machine.memory_mib)?;
-    let (accel, accel_because) = host::accel(choice.accel).await?;
     let facts = ImageFacts {
         name: image.manifest.name.clone(),
         hash: image.manifest.recipe_hash.clone(),
         release: image.release().map(str::to_owned),
     };
+    let pipeline = &loaded.pipeline;
+    let tier = choice.tier.unwrap_or(pipeline.tier);
+    let rule = loaded.tiers.rule(tier).map_err(Failure::input)?.clone();
+    check_severity(&rule, tier, &patches).map_err(Failure::input)?;
+    let prior = choice.prior.as_deref().map(verdict).transpose()?;
+    check_prior(&rule, tier, prior.as_ref(), &patches, &facts).map_err(Failure::input)?;
+    let (qemu, version) = klpfarm_vm::qemu_version().await.map_err(Failure::farm)?;
+    let can_fork = klpfarm_vm::can_fork(version);
     let with = Resolved {
         image: facts,
         workloads: loaded.workloads,
-        patch,
-        accel,
-        jobs,
-        tier: choice.tier,
+        patches,
+        accel: Accel::Tcg,
+        jobs: 1,
+        tier,
+        rule,
+        trials: choice.trials,
+        start: if choice.cold || can_fork.is_err() { Start::Boot } else { Start::Fork },
         seed: choice.seed,
     };
-    let plan = Plan::new(pipeline, with).map_err(Failure::input)?;
-    Ok(Planned { plan, image, patch: data, accel_because })
+    let shape = pipeline.machine;
+    let jobs = host::jobs(choice.jobs, shape.cpus, shape.memory_mib)?;
+    // What is wrong with the plan is said before a guest is booted to try KVM.
+    Plan::new(pipeline, Resolved { jobs, ..with.clone() }).map_err(Failure::input)?;
+    let (accel, accel_because) = host::accel(choice.accel).await?;
+    let mut plan = Plan::new(pipeline, Resolved { accel, jobs, ..with }).map_err(Failure::input)?;
+    let checkpoint = match &choice.checkpoint {
+        Some(id) if plan.start == Start::Fork => Some(named(id, &plan, &image, &qemu)?),
+        _ => None,
+    };
+    plan.checkpoint = match (&checkpoint, plan.start) {
+        (Some(checkpoint), _) => Some(checkpoint.id().to_owned()),
+        (None, Start::Fork) => Some(aging::key(&plan, &image, &qemu).id()),
+        (None, Start::Boot) => None,
+    };
+    Ok(Planned {
+        plan,
+        image,
+        patches: data,
+        accel_because,
+        qemu,
+        checkpoint,
+        cold_because: can_fork.err().filter(|_| !choice.cold),
+    })
+}
+
+/// The checkpoint that the user names, if trials of this plan may be forks of it.
+fn named(id: &str, plan: &Plan, image: &Image, qemu: &str) -> Result<Checkpoint, Failure> {
+    let store = CheckpointStore::open(&home()?).map_err(Failure::farm)?;
+    let checkpoint = store.find(id).map_err(Failure::input)?;
+    aging::suits(&checkpoint, plan, image, qemu)?;
+    Ok(checkpoint)
+}
+
+/// Read all candidates; what is wrong with any of them is said at once.
+fn candidates(files: &[PathBuf]) -> Result<Vec<(Patch, Vec<u8>)>, Failure> {
+    let (mut good, mut bad): (Vec<(Patch, Vec<u8>)>, Vec<String>) = (Vec::new(), Vec::new());
+    for file in files {
+        match catalog::patch(file) {
+            Ok((patch, _)) if good.iter().any(|(other, _)| other.name == patch.name) => {
+                bad.push(format!("patch {}: another one is named {} as well", file.display(), patch.name));
+            }
+            Ok(candidate) => good.push(candidate),
+            Err(Failure::Input(text)) => bad.push(text),
+            Err(failure) => return Err(failure),
+        }
+    }
+    if bad.is_empty() { Ok(good) } else { Err(Failure::inputs(&bad)) }
+}
+
+/// Read an earlier verdict.
+fn verdict(file: &Path) -> Result<Verdict, Failure> {
+    let wrong = |e: String| Failure::input(format!("--prior {}: {e}", file.display()));
+    let text = std::fs::read_to_string(file).map_err(|e| wrong(e.to_string()))?;
+    let value: serde_json::Value = serde_json::from_str(&text).map_err(|e| wrong(e.to_string()))?;
+    if value["schema"] != SCHEMA {
+        return Err(wrong(format!("has schema {}; this klpfarm reads {SCHEMA}", value["schema"])));
+    }
+    serde_json::from_value(value).map_err(|e| wrong(format!("is no verdict: {e}")))
 }
 
 /// Images made here know their packages; a user's own is asked when the workload starts.
@@ -106,41 +187,72 @@ fn has_packages(loaded: &catalog::Loaded, image: &Image) -> Result<(), Failure> 
 
 pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
     let planned = plan(&args.choice).await?;
-    let plan = &planned.plan;
     if args.json {
-        print_json(plan);
+        print_json(&planned.plan);
         return Ok(0);
     }
+    print(&text(&planned));
+    Ok(0)
+}
+
+fn text(planned: &Planned) -> String {
+    let plan = &planned.plan;
     let p = &plan.pipeline;
+    let mut text = String::new();
+    let mut line = |name: &str, value: String| text.push_str(&format!("{name:<10}{value}\n"));
+    for patch in &plan.patches {
+        line("patch", format!("{} ({}), for {}", patch.name, &patch.sha256[..12], patch.release()));
+    }
+    let release = plan.image.release.as_deref().unwrap_or("kernel unknown");
+    line("image", format!("{} ({release})", plan.image.name));
+    line("accel", planned.accel_because.clone());
+    line(
+        "tier",
+        format!(
+            "{}: at most {:.1} % failures at {:.0} % confidence, which {} clean loaded trials show",
+            plan.tier,
+            plan.rule.max_failure_rate * 100.0,
+            plan.rule.confidence * 100.0,
+            plan.needed
+        ),
+    );
+    line("machine", format!("{} CPUs, {} MiB, {} at once", p.machine.cpus, p.machine.memory_mib, plan.jobs));
     let workloads: Vec<&str> = plan.workloads.iter().map(|w| w.name.as_str()).collect();
-    let mut text = format!(
-        "patch     {} ({}), for {}\nimage     {} ({})\naccel     {}\ntier      {}\nmachine   {} CPUs, {} MiB, {} at once\nworkloads {}\nphases    age {} s, baseline {} s, soak {} s, revert {} s\n",
-        plan.patch.name,
-        &plan.patch.sha256[..12],
-        plan.patch.release(),
-        plan.image.name,
-        plan.image.release.as_deref().unwrap_or("kernel unknown"),
-        planned.accel_because,
-        plan.tier,
-        p.machine.cpus,
-        p.machine.memory_mib,
-        plan.jobs,
-        workloads.join(", "),
-        p.phases.age.as_secs(),
-        p.phases.baseline.as_secs(),
-        plan.soak().as_secs(),
-        p.phases.revert.as_secs(),
+    line("workloads", workloads.join(", "));
+    let start = match (plan.start, &planned.checkpoint) {
+        (Start::Fork, Some(c)) => {
+            format!("forks of checkpoint {}, up for {:.0} s", c.id(), c.manifest.made.uptime_s)
+        }
+        (Start::Fork, None) => format!(
+            "forks of a machine aged to an uptime of {} s, checkpoint {}",
+            p.aging.uptime.as_secs(),
+            plan.checkpoint.as_deref().unwrap_or_default()
+        ),
+        (Start::Boot, _) => format!("boots, each aged to an uptime of {} s", p.aging.uptime.as_secs()),
+    };
+    line("trials", start);
+    line(
+        "phases",
+        format!(
+            "settle {} s, baseline {} s and up to 2 s, soak {} s, revert {} s",
+            p.phases.settle.as_secs(),
+            p.phases.baseline.as_secs(),
+            plan.soak().as_secs(),
+            p.phases.revert.as_secs()
+        ),
     );
     for trial in &plan.trials {
-        text.push_str(&format!(
-            "trial {:<3} {:<10} applies {:.1} s into the baseline, seed {}\n",
-            trial.number,
-            trial.arm,
-            (p.phases.baseline + trial.jitter).as_secs_f64(),
-            trial.seed
-        ));
+        let names: Vec<&str> = plan.names(trial).collect();
+        let applies = (p.phases.settle + p.phases.baseline + trial.jitter).as_secs_f64();
+        let what = if names.is_empty() {
+            "no patch".to_owned()
+        } else {
+            format!("{} {applies:.1} s after starting", names.join(", then "))
+        };
+        line("trial", format!("{:<4}{:<10} {what}, seed {}", trial.number, trial.arm, trial.seed));
     }
-    text.push_str(&format!("plan      {}\n", plan.hash()));
-    print(&text);
-    Ok(0)
+    let estimate = plan.estimate().as_secs();
+    line("estimate", format!("{} min {:02} s without a finding", estimate / 60, estimate % 60));
+    line("plan", plan.hash());
+    text
 }

@@ -1,19 +1,21 @@
 //! `klpfarm run`: plan, execute, judge, report.
 
-use std::future::Future;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use klpfarm_farm::Bench;
-use klpfarm_model::{Event, judge};
+use klpfarm_farm::Beginning;
+use klpfarm_image::{CheckpointStore, Hold};
+use klpfarm_model::event::CheckpointFacts;
+use klpfarm_model::{Arm, Event, Start, Trial, judge};
 use klpfarm_report::{Run, Terminal, View, summary};
-use klpfarm_vm::{Login, Spec};
-use tokio_util::sync::CancellationToken;
+use klpfarm_vm::{Files, Origin};
 
+use crate::aging::{self, Maker};
 use crate::failure::{Failure, code, print, print_json};
+use crate::interrupt::Interrupts;
 use crate::plan::{Choice, Planned, plan};
-use crate::{home, host, interrupt};
+use crate::{home, host};
 
 /// Gate a livepatch.
 #[derive(Debug, clap::Args)]
@@ -33,11 +35,10 @@ const LEAST_DISK_MIB: u64 = 512;
 
 pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
     let planned = plan(&args.choice).await?;
-    let (qemu, version) = klpfarm_vm::qemu_version().await.map_err(Failure::farm)?;
     let home = home::home()?;
     let dir = match &args.out {
         Some(dir) => std::path::absolute(dir).map_err(Failure::input)?,
-        None => fresh_dir(&home.join("runs"), &planned.plan.patch.name),
+        None => fresh_dir(&home.join("runs"), &planned.plan.patches[0].name),
     };
     for place in [&home, &dir] {
         if let Some(free) = host::free_disk_mib(place).filter(|free| *free < LEAST_DISK_MIB) {
@@ -47,94 +48,96 @@ pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
             )));
         }
     }
-    if version.is_some_and(|v| !klpfarm_vm::supported(v)) {
-        eprintln!("klpfarm: warning: {qemu} is older than what klpfarm is tried with");
-    }
     host::sweep(&std::env::temp_dir(), "klpfarm-");
     host::sweep(&home, ".scratch-");
     // Nobody may remove the image under running machines.
     let _held = planned.image.hold().map_err(Failure::farm)?;
-    let scratch = scratch(&home)?;
-    let bench = bench(&planned, &dir, scratch.path())?;
-    let mut journal = Run::create(&dir, &planned.plan).map_err(Failure::input)?;
-    let view = if std::io::stderr().is_terminal() { View::Live } else { View::Plain };
+    let plan = Arc::new(planned.plan.clone());
+    Run::is_free(&dir).map_err(Failure::input)?;
     eprintln!("klpfarm: accelerator: {}", planned.accel_because);
+    say_limits(&planned);
+    let interrupts = Interrupts::listen();
+    let (origin, checkpoint, _kept) = origin(&planned, &home, &interrupts).await?;
+    let scratch = aging::scratch(&home)?;
+    let bench = aging::bench(&plan, &planned.image, &planned.patches, origin, &dir, scratch.path())?;
+    let view = if std::io::stderr().is_terminal() { View::Live } else { View::Plain };
+    let mut journal = Run::create(&dir, &plan).map_err(Failure::input)?;
     eprintln!("klpfarm: run folder: {}", dir.display());
-    let mut terminal = Terminal::new(view, &planned.plan);
+    let mut terminal = Terminal::new(view, &plan);
     let mut sink = |event: &Event| {
         // The journal first: nothing is shown or done that is not kept.
         journal.append(event)?;
         terminal.event(event);
         Ok(())
     };
-    let cancel = CancellationToken::new();
-    let time = jiff::Timestamp::now().to_string();
-    let events = klpfarm_farm::run(&bench, time, qemu, &mut sink, cancel.clone());
-    let Some(events) = interruptible(events, &cancel).await else {
+    let beginning =
+        Beginning { time: jiff::Timestamp::now().to_string(), qemu: planned.qemu.clone(), checkpoint };
+    let events = klpfarm_farm::run(&bench, beginning, &mut sink, interrupts.first.clone());
+    let Some(events) = interrupts.until_second(events).await else {
         return Ok(code::INTERRUPTED);
     };
     let events =
         events.map_err(|e| Failure::farm(format!("{}: the journal can't be written: {e}", dir.display())))?;
-    let verdict = judge(&planned.plan, &events);
-    Run::conclude(&dir, &planned.plan, &events, &verdict).map_err(Failure::farm)?;
+    let verdict = judge(&plan, &events);
+    Run::conclude(&dir, &plan, &events, &verdict).map_err(Failure::farm)?;
     if args.json {
         print_json(&verdict);
     } else {
         print(&format!("\n{}", summary(&verdict, &dir, std::io::stdout().is_terminal())));
     }
-    Ok(if cancel.is_cancelled() { code::INTERRUPTED } else { verdict.exit_code() })
+    Ok(if interrupts.first.is_cancelled() { code::INTERRUPTED } else { verdict.exit_code() })
 }
 
-/// The first signal ends all machines in order; the second drops everything, which kills them. `None` after a second one.
-async fn interruptible<T>(work: impl Future<Output = T>, cancel: &CancellationToken) -> Option<T> {
-    let mut work = std::pin::pin!(work);
-    tokio::select! {
-        result = &mut work => return Some(result),
-        () = interrupt::first() => {}
-    }
-    eprintln!("klpfarm: ending all machines; once more to kill them");
-    cancel.cancel();
-    tokio::select! {
-        result = &mut work => Some(result),
-        () = interrupt::first() => None,
-    }
-}
-
-fn bench(planned: &Planned, dir: &Path, scratch: &Path) -> Result<Bench, Failure> {
-    let image = &planned.image;
+/// What this run can't show, or costs, is said before it begins.
+fn say_limits(planned: &Planned) {
     let plan = &planned.plan;
-    let ssh = image.ssh();
-    let login = Login::new(&ssh.user, &ssh.key, ssh.host_key.as_deref()).map_err(Failure::farm)?;
-    let (disk, format) = image.disk();
-    let spec = Spec {
-        disk,
-        disk_format: format.as_str().to_owned(),
-        kernel: image.kernel(),
-        initrd: image.initrd(),
-        cmdline: image.cmdline().to_owned(),
-        seed: image.seed(),
-        cpus: plan.pipeline.machine.cpus,
-        memory_mib: plan.pipeline.machine.memory_mib,
-        accel: plan.accel,
-        origin: klpfarm_vm::Origin::Boot,
-    };
-    Ok(Bench {
-        plan: Arc::new(plan.clone()),
-        spec,
-        login,
-        patch: Arc::new(planned.patch.clone()),
-        run_dir: dir.to_owned(),
-        scratch: scratch.to_owned(),
-    })
+    // Every patch alone, and all together.
+    let groups = plan.trials.iter().filter(|t| matches!(t.arm, Arm::Loaded | Arm::Stack));
+    let alike = |a: &Trial| plan.trials.iter().filter(|b| (a.arm, &a.patches) == (b.arm, &b.patches)).count();
+    let allowed = groups.map(alike).min().unwrap_or(0);
+    if allowed < plan.needed as usize {
+        eprintln!(
+            "klpfarm: note: tier {} needs {} clean trials, and {allowed} are allowed: the patch can be rejected, but not qualified",
+            plan.tier, plan.needed
+        );
+    }
+    if let Some(why) = &planned.cold_because {
+        eprintln!(
+            "klpfarm: note: no forks: {why}; each of up to {} trials boots and ages for {} s by itself",
+            plan.trials.len(),
+            plan.pipeline.aging.uptime.as_secs()
+        );
+    }
 }
 
-/// QEMU's temporary files: on the same disk as everything else, not on a small `/tmp`.
-fn scratch(home: &Path) -> Result<tempfile::TempDir, Failure> {
-    std::fs::create_dir_all(home).map_err(|e| Failure::farm(format!("{}: {e}", home.display())))?;
-    tempfile::Builder::new()
-        .prefix(&format!(".scratch-{}-", std::process::id()))
-        .tempdir_in(home)
-        .map_err(|e| Failure::farm(format!("{}: {e}", home.display())))
+/// How the trials' machines come to be: the checkpoint is found, made if there is none, and compared with its manifest.
+async fn origin(
+    planned: &Planned,
+    home: &Path,
+    interrupts: &Interrupts,
+) -> Result<(Origin, Option<CheckpointFacts>, Option<Hold>), Failure> {
+    if planned.plan.start == Start::Boot {
+        return Ok((Origin::Boot, None, None));
+    }
+    let store = CheckpointStore::open(home).map_err(Failure::farm)?;
+    let (checkpoint, made_ms) = match &planned.checkpoint {
+        Some(checkpoint) => (checkpoint.clone(), None),
+        None => {
+            let maker = Maker {
+                plan: Arc::new(planned.plan.clone()),
+                image: planned.image.clone(),
+                home: home.to_owned(),
+                parent: None,
+            };
+            let key = aging::key(&planned.plan, &planned.image, &planned.qemu);
+            maker.ensure(&store, &key, interrupts).await?
+        }
+    };
+    // Nobody may remove it under running machines, and none may run from a damaged one.
+    let held = checkpoint.hold().map_err(Failure::farm)?;
+    aging::verified(&checkpoint).await?;
+    let facts = aging::facts(&checkpoint, made_ms);
+    Ok((Origin::Fork(Files::in_dir(&checkpoint.dir)), Some(facts), Some(held)))
 }
 
 /// A folder named by time and patch that is not there yet.

@@ -1,0 +1,388 @@
+//! Aged machines: the checkpoint that a run's trials are forked from, and `klpfarm age`, which makes one or an older one.
+
+use std::io::IsTerminal;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use klpfarm_farm::{AgeError, Aged, Bench};
+use klpfarm_image::{Begun, Checkpoint, CheckpointStore, Draft, Image, Key, Made};
+use klpfarm_model::event::CheckpointFacts;
+use klpfarm_model::{
+    Accel, Arm, Event, ImageFacts, Pipeline, Plan, Resolved, Start, Tier, TierRule, Workload,
+};
+use klpfarm_report::{Terminal, View};
+use klpfarm_vm::{Files, Login, Origin, Spec};
+
+use crate::failure::{Failure, print, print_json};
+use crate::interrupt::Interrupts;
+use crate::{catalog, home, host, image};
+
+/// Make an aged machine and keep it as a checkpoint; from an older checkpoint, uptime adds up.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// An image's name, or a checkpoint's id (see `klpfarm checkpoint list`).
+    from: String,
+    /// How long to age it: an image to this uptime, a checkpoint for so much more.
+    #[arg(long = "for", value_name = "2h", value_parser = klpfarm_model::duration::parse)]
+    more: Duration,
+    /// Pipeline that says which workloads run, how much wear there is and what the machine looks like; for an image.
+    #[arg(long, default_value = "gate")]
+    pipeline: String,
+    /// kvm or tcg; by default KVM if it really runs a guest.
+    #[arg(long)]
+    accel: Option<Accel>,
+    /// Print the checkpoint as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
+    if args.more < Duration::from_secs(1) {
+        return Err(Failure::input("--for is less than a second"));
+    }
+    let (qemu, version) = klpfarm_vm::qemu_version().await.map_err(Failure::farm)?;
+    klpfarm_vm::can_fork(version).map_err(Failure::farm)?;
+    let (accel, because) = host::accel(args.accel).await?;
+    eprintln!("klpfarm: accelerator: {because}");
+    let home = home::home()?;
+    let images = image::store()?;
+    let store = CheckpointStore::open(&home).map_err(Failure::farm)?;
+    let (plan, image, parent) = match images
+        .list()
+        .map_err(Failure::farm)?
+        .iter()
+        .find(|i| i.manifest.name == args.from || i.id() == args.from)
+    {
+        Some(image) => {
+            let loaded = catalog::load(&args.pipeline)?;
+            let mut pipeline = loaded.pipeline;
+            pipeline.aging.uptime = args.more;
+            (plan(&pipeline, loaded.workloads, image, accel)?, image.clone(), None)
+        }
+        None => {
+            let parent = store.find(&args.from).map_err(|e| {
+                Failure::input(format!("`{}` is neither a built image nor a checkpoint: {e}", args.from))
+            })?;
+            parent.fits(&qemu, &host::processor(accel)).map_err(Failure::input)?;
+            let image = image_of(&parent, &images.list().map_err(Failure::farm)?)?;
+            (plan_of(&parent, &image, accel)?, image, Some(parent))
+        }
+    };
+    let key = match &parent {
+        None => key(&plan, &image, &qemu),
+        Some(parent) => Key {
+            aging: serde_json::json!({ "parent": parent.manifest.key.aging, "more_s": args.more.as_secs() }),
+            parent: Some(parent.id().to_owned()),
+            ..parent.manifest.key.clone()
+        },
+    };
+    let maker = Maker { plan: Arc::new(plan), image, home, parent: parent.map(|p| (p, args.more)) };
+    let (checkpoint, made) = maker.ensure(&store, &key, &Interrupts::listen()).await?;
+    if args.json {
+        print_json(&checkpoint.manifest);
+    } else {
+        let word = if made.is_some() { "made" } else { "was there already" };
+        print(&format!(
+            "{}  {word}: up for {:.0} s, {} MiB on disk\n",
+            checkpoint.id(),
+            checkpoint.manifest.made.uptime_s,
+            checkpoint.disk_bytes() >> 20
+        ));
+    }
+    Ok(0)
+}
+
+/// A plan that has machines and load, but nothing to judge.
+fn plan(pipeline: &Pipeline, workloads: Vec<Workload>, image: &Image, accel: Accel) -> Result<Plan, Failure> {
+    let rule = TierRule {
+        max_failure_rate: 0.5,
+        confidence: 0.5,
+        soak: Duration::from_secs(1),
+        arms: vec![Arm::Control],
+        severities: None,
+        after: None,
+    };
+    let with = Resolved {
+        image: ImageFacts {
+            name: image.manifest.name.clone(),
+            hash: image.manifest.recipe_hash.clone(),
+            release: image.release().map(str::to_owned),
+        },
+        workloads,
+        patches: Vec::new(),
+        accel,
+        jobs: 1,
+        tier: Tier::Proposed,
+        rule,
+        trials: None,
+        start: Start::Fork,
+        seed: 0,
+    };
+    Plan::new(pipeline, with).map_err(Failure::input)
+}
+
+/// The image a checkpoint was made of.
+fn image_of(checkpoint: &Checkpoint, images: &[Image]) -> Result<Image, Failure> {
+    let key = &checkpoint.manifest.key;
+    images.iter().find(|i| i.id() == key.image).cloned().ok_or_else(|| {
+        let id = checkpoint.id();
+        Failure::input(format!(
+            "checkpoint {id} was made of image {}, which is not here: build it with `klpfarm image build`",
+            key.image
+        ))
+    })
+}
+
+/// The plan by which a checkpoint goes on growing old.
+fn plan_of(checkpoint: &Checkpoint, image: &Image, accel: Accel) -> Result<Plan, Failure> {
+    let key = &checkpoint.manifest.key;
+    let workloads: Vec<Workload> = serde_json::from_value(key.workloads.clone()).map_err(|e| {
+        Failure::input(format!("checkpoint {}: its workloads can't be read: {e}", checkpoint.id()))
+    })?;
+    let text = format!(
+        "name: age\nimage: {}\nworkloads: [aging]\nmachine: {{cpus: {}, memory_mib: {}}}\n",
+        image.manifest.name, key.cpus, key.memory_mib
+    );
+    let pipeline = Pipeline::parse(Path::new("age"), &text).map_err(|e| Failure::inputs(&e))?;
+    let mut plan = plan(&pipeline, Vec::new(), image, accel)?;
+    plan.workloads = workloads;
+    Ok(plan)
+}
+
+/// What makes a machine's checkpoint the one it is.
+pub(crate) fn key(plan: &Plan, image: &Image, qemu: &str) -> Key {
+    let json = |value: Result<serde_json::Value, serde_json::Error>| value.unwrap_or_default();
+    Key {
+        image: image.id().to_owned(),
+        image_hash: image.identity(),
+        cpus: plan.pipeline.machine.cpus,
+        memory_mib: plan.pipeline.machine.memory_mib,
+        accel: host::processor(plan.accel),
+        qemu: qemu.to_owned(),
+        workloads: json(serde_json::to_value(&plan.workloads)),
+        aging: json(serde_json::to_value(plan.pipeline.aging)),
+        farm: klpfarm_farm::digest(plan),
+        parent: None,
+    }
+}
+
+/// Whether trials of this plan may be forks of a checkpoint that the user names.
+///
+/// # Errors
+/// What differs.
+pub(crate) fn suits(checkpoint: &Checkpoint, plan: &Plan, image: &Image, qemu: &str) -> Result<(), Failure> {
+    checkpoint.fits(qemu, &host::processor(plan.accel)).map_err(Failure::input)?;
+    let (there, wanted) = (&checkpoint.manifest.key, key(plan, image, qemu));
+    let names = |value: &serde_json::Value| -> String {
+        let list = value.as_array().map(Vec::as_slice).unwrap_or_default();
+        list.iter().filter_map(|w| w["name"].as_str()).collect::<Vec<_>>().join(", ")
+    };
+    // The wear is what the user chose with the checkpoint: the workload that makes it is not compared.
+    let load = |value: &serde_json::Value| -> Vec<serde_json::Value> {
+        let list = value.as_array().cloned().unwrap_or_default();
+        list.into_iter().filter(|w| w["name"] != klpfarm_model::AGING).collect()
+    };
+    let shape = |key: &Key| format!("{} CPUs and {} MiB", key.cpus, key.memory_mib);
+    let mut differs = Vec::new();
+    if there.image != wanted.image {
+        differs.push(format!("it is of image {}, the pipeline names {}", there.image, wanted.image));
+    } else if there.image_hash != wanted.image_hash {
+        differs.push(format!("image {} has been built anew since", there.image));
+    }
+    if shape(there) != shape(&wanted) {
+        differs.push(format!("it has {}, the pipeline says {}", shape(there), shape(&wanted)));
+    }
+    if load(&there.workloads) != load(&wanted.workloads) {
+        differs.push(format!(
+            "its load is {}, the pipeline's {} (or their parameters differ)",
+            names(&there.workloads),
+            names(&wanted.workloads)
+        ));
+    }
+    if there.farm != wanted.farm {
+        differs.push("another klpfarm made it, whose guest binary differs: age a new one".into());
+    }
+    if differs.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::input(format!("checkpoint {}: {}", checkpoint.id(), differs.join("; "))))
+}
+
+/// What a checkpoint is made with.
+pub(crate) struct Maker {
+    pub(crate) plan: Arc<Plan>,
+    pub(crate) image: Image,
+    pub(crate) home: std::path::PathBuf,
+    /// To go on from this checkpoint for so long, instead of booting.
+    pub(crate) parent: Option<(Checkpoint, Duration)>,
+}
+
+impl Maker {
+    /// The checkpoint with this key, and how many milliseconds it took if it had to be made.
+    pub(crate) async fn ensure(
+        &self,
+        store: &CheckpointStore,
+        key: &Key,
+        interrupts: &Interrupts,
+    ) -> Result<(Checkpoint, Option<u64>), Failure> {
+        let mut waiting = |_: klpfarm_image::Progress| {
+            eprintln!("klpfarm: another klpfarm is making checkpoint {}; waiting", key.id());
+        };
+        let begun = interrupts
+            .until_first(store.begin(key, &mut waiting))
+            .await
+            .ok_or_else(|| Failure::Interrupted("interrupted".into()))?;
+        match begun.map_err(Failure::farm)? {
+            Begun::There(checkpoint) => Ok((checkpoint, None)),
+            Begun::Draft(draft) => {
+                let started = Instant::now();
+                let checkpoint = self.make(draft, key, interrupts).await?;
+                Ok((checkpoint, Some(u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX))))
+            }
+        }
+    }
+
+    async fn make(&self, draft: Draft, key: &Key, interrupts: &Interrupts) -> Result<Checkpoint, Failure> {
+        let started = Instant::now();
+        let files = Files::in_dir(draft.dir());
+        let (origin, more) = match &self.parent {
+            Some((parent, more)) => {
+                verified(parent).await?;
+                parent.copy_into(&draft).map_err(Failure::farm)?;
+                eprintln!("klpfarm: aging checkpoint {} for {} s more", parent.id(), more.as_secs());
+                (Origin::Continue(files), Some(*more))
+            }
+            None => {
+                let uptime = self.plan.pipeline.aging.uptime.as_secs();
+                eprintln!(
+                    "klpfarm: no checkpoint of such a machine yet: aging one to an uptime of {uptime} s ({})",
+                    key.id()
+                );
+                (Origin::Template(files), None)
+            }
+        };
+        let _held = self.image.hold().map_err(Failure::farm)?;
+        let scratch = scratch(&self.home)?;
+        let bench = bench(&self.plan, &self.image, &[], origin, scratch.path(), scratch.path())?;
+        let view = if std::io::stderr().is_terminal() { View::Live } else { View::Plain };
+        let mut terminal = Terminal::new(view, &self.plan);
+        let mut sink = |event: &Event| {
+            terminal.event(event);
+            Ok(())
+        };
+        let aging = klpfarm_farm::age(&bench, more, &mut sink, interrupts.first.clone());
+        let aged =
+            interrupts.until_second(aging).await.ok_or_else(|| Failure::Interrupted("interrupted".into()))?;
+        let console = scratch.path().join(Plan::trial_dir(0)).join("console.log");
+        let aged = match aged {
+            Ok(aged) => aged,
+            Err(AgeError::Interrupted) => return Err(Failure::Interrupted("interrupted while aging".into())),
+            Err(error) => return Err(self.failed(&error, &console)),
+        };
+        std::fs::copy(&console, draft.dir().join("console.log"))
+            .map_err(|e| Failure::farm(format!("{}: {e}", console.display())))?;
+        let took = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        draft.publish(self.made(aged, took)).map_err(Failure::farm)
+    }
+
+    fn made(&self, aged: Aged, took_ms: u64) -> Made {
+        let json = |vitals| serde_json::to_value(vitals).unwrap_or_default();
+        // A descendant's fresh machine is its first ancestor's.
+        let fresh = match (&self.parent, aged.fresh) {
+            (Some((parent, _)), _) => parent.manifest.made.fresh.clone(),
+            (None, fresh) => json(fresh.unwrap_or_default()),
+        };
+        let blind = match &self.parent {
+            Some((parent, _)) => parent.manifest.made.blind.clone(),
+            None => aged.blind,
+        };
+        Made {
+            blind,
+            release: aged.release,
+            took_ms,
+            fresh,
+            uptime_s: aged.reached.uptime_s,
+            reached: serde_json::to_value(aged.reached).unwrap_or_default(),
+        }
+    }
+
+    /// The console is kept: nobody can see otherwise what went wrong.
+    fn failed(&self, error: &AgeError, console: &Path) -> Failure {
+        let stamp = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ-aging.log").to_string();
+        let kept = self.home.join("runs").join(stamp);
+        let copy =
+            std::fs::create_dir_all(self.home.join("runs")).and_then(|()| std::fs::copy(console, &kept));
+        let place = if copy.is_ok() { format!("; its console: {}", kept.display()) } else { String::new() };
+        Failure::farm(format!("{error}{place}"))
+    }
+}
+
+/// Read a checkpoint's files and compare them with its manifest.
+pub(crate) async fn verified(checkpoint: &Checkpoint) -> Result<(), Failure> {
+    let checkpoint = checkpoint.clone();
+    tokio::task::spawn_blocking(move || checkpoint.verify())
+        .await
+        .map_err(Failure::farm)?
+        .map_err(Failure::input)
+}
+
+/// What the verdict says of a checkpoint.
+pub(crate) fn facts(checkpoint: &Checkpoint, made_ms: Option<u64>) -> CheckpointFacts {
+    let made = &checkpoint.manifest.made;
+    let vitals = |value: &serde_json::Value| serde_json::from_value(value.clone()).unwrap_or_default();
+    CheckpointFacts {
+        id: checkpoint.id().to_owned(),
+        size: checkpoint.disk_bytes(),
+        made_ms,
+        fresh: vitals(&made.fresh),
+        reached: vitals(&made.reached),
+        blind: made.blind.clone(),
+    }
+}
+
+/// What trials of this plan run on.
+pub(crate) fn bench(
+    plan: &Arc<Plan>,
+    image: &Image,
+    patches: &[Vec<u8>],
+    origin: Origin,
+    dir: &Path,
+    scratch: &Path,
+) -> Result<Bench, Failure> {
+    let ssh = image.ssh();
+    let login = Login::new(&ssh.user, &ssh.key, ssh.host_key.as_deref()).map_err(Failure::farm)?;
+    let (disk, format) = image.disk();
+    let spec = Spec {
+        disk,
+        disk_format: format.as_str().to_owned(),
+        kernel: image.kernel(),
+        initrd: image.initrd(),
+        cmdline: image.cmdline().to_owned(),
+        seed: image.seed(),
+        cpus: plan.pipeline.machine.cpus,
+        memory_mib: plan.pipeline.machine.memory_mib,
+        accel: plan.accel,
+        origin,
+    };
+    // A machine that is aged is alone.
+    let jobs = if matches!(spec.origin, Origin::Template(_) | Origin::Continue(_)) { 1 } else { plan.jobs };
+    Ok(Bench {
+        share: host::share(jobs, spec.cpus),
+        plan: Arc::clone(plan),
+        spec,
+        login,
+        patches: Arc::new(patches.to_vec()),
+        run_dir: dir.to_owned(),
+        scratch: scratch.to_owned(),
+    })
+}
+
+/// QEMU's temporary files: on the same disk as everything else, not on a small `/tmp`.
+pub(crate) fn scratch(home: &Path) -> Result<tempfile::TempDir, Failure> {
+    std::fs::create_dir_all(home).map_err(|e| Failure::farm(format!("{}: {e}", home.display())))?;
+    tempfile::Builder::new()
+        .prefix(&format!(".scratch-{}-", std::process::id()))
+        .tempdir_in(home)
+        .map_err(|e| Failure::farm(format!("{}: {e}", home.display())))
+}

@@ -1,0 +1,91 @@
+//! `klpfarm bench`: what the farm itself costs on this host.
+
+mod figure;
+mod lab;
+mod proc;
+mod stages;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use klpfarm_model::Accel;
+
+use crate::failure::{Failure, print, print_json};
+use figure::Table;
+use lab::Lab;
+
+/// Measure what the farm itself costs on this host: checkpoint, forks, applying, trials an hour, CPU and memory.
+///
+/// All of it is really run, from one checkpoint made for it: some 15 minutes for the pipeline `gate` under emulation. Whatever else
+/// this host does makes the figures worse. A figure that misses what is expected is marked, which does not change the exit code.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Pipeline: a YAML file, or a shipped one's name.
+    #[arg(long, default_value = "gate")]
+    pipeline: String,
+    /// A livepatch that does no harm; by default the example `madvise-fixed`, built for the pipeline's image.
+    #[arg(long, value_name = "X.ko")]
+    patch: Option<PathBuf>,
+    /// Uptime to which machines are aged, instead of the pipeline's: the longer, the more forking saves.
+    #[arg(long, value_name = "10m", value_parser = klpfarm_model::duration::parse, conflicts_with = "quick")]
+    aging: Option<Duration>,
+    /// Fewer samples, and a machine aged for 30 s at most: to see that it works, not to compare.
+    #[arg(long)]
+    quick: bool,
+    /// kvm or tcg; by default KVM if it really runs a guest.
+    #[arg(long)]
+    accel: Option<Accel>,
+    /// Print as JSON, with every single value.
+    #[arg(long)]
+    json: bool,
+}
+
+/// How much is measured.
+#[derive(Debug, Clone, Copy)]
+struct Extent {
+    /// Forks, one after the other.
+    forks: u32,
+    /// Forks that are looked at again after [`Extent::load`].
+    loaded_forks: u32,
+    /// Trials, one after the other, that are watched until the patch is applied.
+    applications: u32,
+    /// Machines at once, if the host carries them, while the farm's own use is measured...
+    machines: u32,
+    /// ...for so long.
+    window: Duration,
+    /// Load on a fork until its memory is looked at again.
+    load: Duration,
+}
+
+const FULL: Extent = Extent {
+    forks: 10,
+    loaded_forks: 3,
+    applications: 6,
+    machines: 8,
+    window: Duration::from_secs(30),
+    load: Duration::from_secs(10),
+};
+
+const QUICK: Extent =
+    Extent { forks: 4, loaded_forks: 1, applications: 3, window: Duration::from_secs(10), ..FULL };
+
+/// The quick form ages a machine to this uptime at most.
+const QUICK_AGING: Duration = Duration::from_secs(30);
+
+pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
+    let extent = if args.quick { QUICK } else { FULL };
+    let lab = Lab::prepare(&args).await?;
+    let about = lab.about(&args);
+    let (files, mut figures) = stages::checkpoint(&lab).await?;
+    figures.extend(stages::forks(&lab, &files, extent).await?);
+    figures.extend(stages::applied(&lab, &files, extent).await?);
+    figures.extend(stages::farm(&lab, &files, extent).await?);
+    figures.extend(stages::trials(&lab, &files).await?);
+    let table = Table { about, figures };
+    if args.json {
+        print_json(&table);
+    } else {
+        print(&table.text());
+    }
+    Ok(0)
+}
