@@ -140,15 +140,28 @@ pub fn is_decided(plan: &Plan, verdict: &Verdict) -> bool {
 pub fn next_trial<'a>(plan: &'a Plan, events: &[Event], started: &BTreeSet<u32>) -> Option<&'a Trial> {
     let record = read(plan, events);
     let items = attribute::items(plan, &record);
-    let clean_or_open = |group: &Trial| {
-        let alike =
-            |t: &&Trial| t.arm == group.arm && t.patches == group.patches && started.contains(&t.number);
-        let good =
-            |t: &&Trial| matches!(mark(t, &record.trials[&t.number], &items), Mark::Clean | Mark::Open);
-        plan.trials.iter().filter(alike).filter(good).count()
+    // As if all that run were to end cleanly.
+    let counted = |of: &dyn Fn(&Trial) -> bool| {
+        let marks = plan
+            .trials
+            .iter()
+            .filter(|t| started.contains(&t.number) && of(t))
+            .map(|t| mark(t, &record.trials[&t.number], &items));
+        marks.fold((0, 0), |(failed, clean), mark| match mark {
+            Mark::Failed => (failed + 1, clean),
+            Mark::Clean | Mark::Open => (failed, clean + 1),
+            Mark::Void | Mark::Unclear => (failed, clean),
+        })
     };
+    let wanting = |(failed, clean): (u32, u32)| {
+        stats::upper_bound(failed, failed + clean, plan.rule.confidence) > plan.rule.max_failure_rate
+    };
+    let patched = counted(&|t| t.arm != Arm::Control);
     plan.trials.iter().filter(|t| !started.contains(&t.number)).find(|trial| match trial.arm {
-        Arm::Loaded | Arm::Stack => clean_or_open(trial) < plan.needed as usize,
+        Arm::Loaded | Arm::Stack => {
+            wanting(counted(&|t| t.arm == trial.arm && t.patches == trial.patches))
+                || (patched.0 > 0 && wanting(patched))
+        }
         Arm::Quiescent | Arm::Control | Arm::Reapply => true,
     })
 }

@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 
 use crate::TierRule;
 use crate::patch::{Patch, PatchError, hex};
-use crate::{Accel, Arm, Pipeline, Tier, Workload};
+use crate::{Accel, Arm, Pipeline, Tier, Workload, stats};
 
 /// Version of `plan.json`, `journal.jsonl` and `verdict.json`.
 pub const SCHEMA: u32 = 2;
@@ -156,8 +156,8 @@ impl Plan {
                 )));
             }
         }
-        let counts = counts(pipeline, needed, with.patches.len(), with.trials);
-        let trials = order(&counts, with.patches.len())
+        let counts = counts(pipeline, &with.rule, with.patches.len(), with.trials);
+        let trials = order(&counts, needed, with.patches.len())
             .into_iter()
             .zip(1..)
             .map(|((arm, patches), number)| Trial::new(number, arm, patches, with.seed))
@@ -257,9 +257,10 @@ impl Trial {
 }
 
 /// Trials planned of each arm, for each patch that it takes alone.
-fn counts(pipeline: &Pipeline, needed: u32, patches: usize, trials: Option<u32>) -> Vec<(Arm, u32)> {
-    // A trial that the farm itself spoils is replaced by one of these.
-    let spare = needed + (needed / 10).max(2);
+fn counts(pipeline: &Pipeline, rule: &TierRule, patches: usize, trials: Option<u32>) -> Vec<(Arm, u32)> {
+    // Some to spare: for one failure that nobody can explain, and for trials that the farm itself spoils.
+    let one_failure = stats::trials_needed_with_one_failure(rule.max_failure_rate, rule.confidence);
+    let spare = one_failure.min(20_000) + (rule.trials() / 10).max(2);
     [Arm::Loaded, Arm::Control, Arm::Quiescent, Arm::Reapply, Arm::Stack]
         .into_iter()
         .map(|arm| {
@@ -275,7 +276,7 @@ fn counts(pipeline: &Pipeline, needed: u32, patches: usize, trials: Option<u32>)
 
 /// All arms spread evenly over the run, one of each first: neighbours in time are compared, because a shared host's speed drifts.
 /// Arms that take one patch alone take turns with the patches.
-fn order(counts: &[(Arm, u32)], patches: usize) -> Vec<(Arm, Vec<usize>)> {
+fn order(counts: &[(Arm, u32)], needed: u32, patches: usize) -> Vec<(Arm, Vec<usize>)> {
     let mut places: Vec<(u64, usize, Arm, Vec<usize>)> = Vec::new();
     for (turn, (arm, n)) in counts.iter().enumerate() {
         let sets: Vec<Vec<usize>> = match arm {
@@ -283,9 +284,11 @@ fn order(counts: &[(Arm, u32)], patches: usize) -> Vec<(Arm, Vec<usize>)> {
             Arm::Stack => vec![(0..patches).collect()],
             Arm::Loaded | Arm::Quiescent | Arm::Reapply => (0..patches).map(|i| vec![i]).collect(),
         };
+        // Those to spare come after all others.
+        let due = if matches!(arm, Arm::Loaded | Arm::Stack) { needed.min(*n) } else { *n };
         for k in 0..*n {
             for set in &sets {
-                places.push((u64::from(k) * 1_000_000 / u64::from(*n), turn, *arm, set.clone()));
+                places.push((u64::from(k) * 1_000_000 / u64::from(due.max(1)), turn, *arm, set.clone()));
             }
         }
     }

@@ -40,7 +40,23 @@ pub fn trials_needed(max_failure_rate: f64, confidence: f64) -> u32 {
         return u32::MAX;
     }
     // Bisection on the bound itself, not its inverse in closed form: plan and judge must agree to the last bit.
-    let (mut too_few, mut sufficient) = (0, u32::MAX);
+    least(0, u32::MAX, enough)
+}
+
+/// The same when one of the trials failed.
+pub(crate) fn trials_needed_with_one_failure(max_failure_rate: f64, confidence: f64) -> u32 {
+    let enough = |n: u32| upper_bound(1, n, confidence) <= max_failure_rate;
+    let clean = trials_needed(max_failure_rate, confidence);
+    // From a confidence of a half upwards, one failure makes it no more than two and a half times as many.
+    let most = clean.saturating_mul(4).saturating_add(4);
+    if clean > MOST_WITH_FAILURES || !enough(most) { u32::MAX } else { least(clean, most, enough) }
+}
+
+/// Beyond so many trials the quantile of the beta distribution takes its time, and nobody runs them.
+const MOST_WITH_FAILURES: u32 = 100_000;
+
+/// The least number that is sufficient, between one that is not and one that is.
+fn least(mut too_few: u32, mut sufficient: u32, enough: impl Fn(u32) -> bool) -> u32 {
     while sufficient - too_few > 1 {
         let middle = too_few + (sufficient - too_few) / 2;
         if enough(middle) {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::attribute::Item;
 use super::{Mark, words};
 use crate::verdict::{Attribution, Bound, Outcome, Reach};
-use crate::{Arm, Plan};
+use crate::{Arm, Plan, stats};
 
 /// What the outcome is decided from.
 pub(super) struct Facts<'a> {
@@ -35,7 +35,9 @@ impl Facts<'_> {
         missing.extend(self.arms_missing());
         missing.extend(self.unreached());
         if missing.is_empty() {
-            return (Outcome::Qualified, vec![words::praise(self.plan, self.marks, self.bounds, self.reach)]);
+            let mut causes = vec![words::praise(self.plan, self.marks, self.bounds, self.reach)];
+            causes.extend(self.tolerated());
+            return (Outcome::Qualified, causes);
         }
         let mut causes = Vec::new();
         if interrupted {
@@ -47,9 +49,23 @@ impl Facts<'_> {
         (Outcome::Inconclusive, causes)
     }
 
-    /// Findings that may be the patch's and may not.
+    /// Whether all patched trials together, whatever their arm, leave no higher failure rate possible than the tier allows.
+    fn rare_enough(&self) -> bool {
+        let patched = self.plan.trials.iter().filter(|t| t.arm != Arm::Control);
+        let marks: Vec<Mark> = patched.map(|t| self.marks[&t.number]).collect();
+        let count =
+            |mark: Mark| u32::try_from(marks.iter().filter(|m| **m == mark).count()).unwrap_or(u32::MAX);
+        let (failed, clean) = (count(Mark::Failed), count(Mark::Clean));
+        let rule = &self.plan.rule;
+        stats::upper_bound(failed, failed + clean, rule.confidence) <= rule.max_failure_rate
+    }
+
+    /// Findings that may be the patch's and may not. One that nobody can explain is what a tier's failure rate is for: it counts as a
+    /// failure, and holds nothing up if there are trials enough.
     fn unresolved(&self) -> Vec<String> {
+        let rare = self.rare_enough();
         let cause = |item: &Item| match item.attribution {
+            Attribution::Unconfirmed if rare => None,
             Attribution::Unconfirmed => Some(format!(
                 "{}: not in the patch's own code, and seen too rarely to blame the patch but never without it ({}), so that it can't be let through either: run it again with more trials",
                 item.lead.title,
@@ -61,6 +77,20 @@ impl Facts<'_> {
             _ => None,
         };
         self.items.iter().filter_map(cause).collect()
+    }
+
+    /// Unexplained failures that the tier's rate covers.
+    fn tolerated(&self) -> Vec<String> {
+        let items = self.items.iter().filter(|i| i.attribution == Attribution::Unconfirmed);
+        items
+            .map(|i| {
+                format!(
+                    "{}: seen too rarely to blame the patch ({}), and counted as a failure within the tier's rate",
+                    i.lead.title,
+                    words::hits(i)
+                )
+            })
+            .collect()
     }
 
     /// Findings that are not the patch's, where they kept trials from counting.

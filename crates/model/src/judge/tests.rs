@@ -43,7 +43,7 @@ fn try_plan(more: &str, with: Resolved) -> Result<Plan, String> {
     Plan::new(&pipeline, with).map_err(|e| e.to_string())
 }
 
-/// 16 loaded trials at most, of which 14 are needed; 4 control, 3 quiescent, 2 reapply.
+/// 24 loaded trials at most, of which 14 are needed without a failure and 22 with one; 4 control, 3 quiescent, 2 reapply.
 fn plan() -> Plan {
     try_plan("", resolved(&["x"])).unwrap()
 }
@@ -262,6 +262,25 @@ fn a_rare_hang_is_neither_blamed_nor_let_through() {
     assert!(verdict.causes[0].contains("too rarely"), "{:?}", verdict.causes);
 }
 
+/// What nobody can explain counts as a failure: with trials enough, the tier's rate covers it.
+#[test]
+fn one_unexplained_stall_costs_more_trials_and_holds_nobody_up() {
+    let reapply = (Arm::Reapply, 0);
+    let story = Story::default()
+        .reach(5)
+        .finds(reapply, Phase::Revert, HANG, "hangs")
+        .end(reapply, TrialEnd::Stopped);
+    let story = story.rest_clean();
+    assert_eq!(story.judge().verdict, Outcome::Inconclusive);
+    let started: BTreeSet<u32> = story.events.iter().filter_map(|e| Some(e.scope?.trial)).collect();
+    assert_eq!(next_trial(&story.plan, &story.events, &started).map(|t| t.arm), Some(Arm::Loaded));
+    // One failure of 22 leaves no more than 20 % possible.
+    let story = (14..17).fold(story, |s, k| s.end((Arm::Loaded, k), TrialEnd::Completed));
+    let verdict = story.judge();
+    assert_eq!(verdict.verdict, Outcome::Qualified, "{:?}", verdict.causes);
+    assert!(verdict.causes[1].contains("counted as a failure"), "{:?}", verdict.causes);
+}
+
 #[test]
 fn a_noisy_control_holds_nobody_up() {
     let story =
@@ -462,7 +481,7 @@ proptest! {
     /// done never does, and judging again gives the same.
     #[test]
     fn nothing_faulty_qualifies(
-        events in proptest::collection::vec((1_u32..26, body()), 0..60),
+        events in proptest::collection::vec((1_u32..34, body()), 0..60),
         all in any::<bool>(),
     ) {
         let plan = plan();
@@ -478,7 +497,12 @@ proptest! {
             matches!(e.body, Body::Finding(_)) && (e.scope.unwrap().arm == Arm::Control) == control
         });
         if verdict.verdict == Outcome::Qualified {
-            prop_assert!(found(true) || !found(false));
+            // A soft finding may be rare enough; one that the kernel or the load is sure of never is.
+            let sure = story.events.iter().any(|e| match &e.body {
+                Body::Finding(f) => !f.kind.is_soft() && e.scope.unwrap().arm != Arm::Control,
+                _ => false,
+            });
+            prop_assert!(found(true) || !sure);
             prop_assert!(verdict.arms[&Arm::Loaded].clean >= 14);
             prop_assert!(verdict.bounds.iter().all(|b| b.failure_rate <= 0.2));
         }
@@ -494,7 +518,7 @@ fn plans_are_the_same_for_the_same_seed_and_arms_are_spread_evenly() {
     assert_eq!(a.hash(), b.hash());
     let arms: Vec<Arm> = a.trials.iter().map(|t| t.arm).collect();
     assert_eq!(arms[..4], [Arm::Loaded, Arm::Control, Arm::Quiescent, Arm::Reapply]);
-    assert_eq!((a.needed, arms.iter().filter(|a| **a == Arm::Loaded).count()), (14, 16));
+    assert_eq!((a.needed, arms.iter().filter(|a| **a == Arm::Loaded).count()), (14, 24));
     let last_control = arms.iter().rposition(|a| *a == Arm::Control).unwrap();
     assert!(last_control > arms.len() / 2, "{arms:?}");
     assert!(a.trials.iter().all(|t| t.jitter < Duration::from_secs(2)));
@@ -505,9 +529,9 @@ fn plans_are_the_same_for_the_same_seed_and_arms_are_spread_evenly() {
 fn several_patches_are_tried_alone_and_together() {
     let plan = try_plan("", resolved(&["a", "b"])).unwrap();
     let of = |arm: Arm| plan.trials.iter().filter(|t| t.arm == arm).collect::<Vec<_>>();
-    assert_eq!((of(Arm::Loaded).len(), of(Arm::Stack).len(), of(Arm::Control).len()), (32, 16, 4));
+    assert_eq!((of(Arm::Loaded).len(), of(Arm::Stack).len(), of(Arm::Control).len()), (48, 24, 4));
     assert!(of(Arm::Stack).iter().all(|t| t.patches == [0, 1]));
-    assert_eq!(of(Arm::Loaded).iter().filter(|t| t.patches == [1]).count(), 16);
+    assert_eq!(of(Arm::Loaded).iter().filter(|t| t.patches == [1]).count(), 24);
     let verdict = judge(&plan, &[]);
     let bounds: Vec<String> =
         verdict.bounds.iter().map(|b| format!("{} {}", b.arm, b.patches.join("+"))).collect();
@@ -535,8 +559,8 @@ fn trials_are_started_until_the_tier_has_what_it_needs() {
     while let Some(trial) = next_trial(&plan, &[], &started) {
         started.insert(trial.number);
     }
-    // Two loaded ones are left: those that run may all end cleanly.
-    assert_eq!(started.len(), plan.trials.len() - 2);
+    // Ten loaded ones are left: those that run may all end cleanly.
+    assert_eq!(started.len(), plan.trials.len() - 10);
     let void = Story::default().end(L0, TrialEnd::FarmError { message: "m".into() });
     let next = next_trial(&plan, &void.events, &started).map(|t| t.arm);
     assert_eq!(next, Some(Arm::Loaded));

@@ -228,3 +228,15 @@ proptest! {
         prop_assert!(close(fisher(a, a), 1.0, 1e-12));
     }
 }
+
+/// One failure: 22 and 93 trials for 20 and 5 % at 95 % (success-run tables with one failure; the second is Wilks' second order).
+#[test]
+fn trials_needed_with_a_failure() {
+    assert_eq!(trials_needed_with_one_failure(0.20, 0.95), 22);
+    assert_eq!(trials_needed_with_one_failure(0.05, 0.95), 93);
+    assert_eq!(trials_needed_with_one_failure(0.01, 0.95), 473);
+    for (rate, confidence) in [(0.7, 0.6), (0.5, 0.5), (0.001, 0.99)] {
+        let n = trials_needed_with_one_failure(rate, confidence);
+        assert!(upper_bound(1, n, confidence) <= rate && upper_bound(1, n - 1, confidence) > rate, "{rate}");
+    }
+}
