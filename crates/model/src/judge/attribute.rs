@@ -60,7 +60,10 @@ fn observed(plan: &Plan, record: &Record) -> Vec<Item> {
                 Attribution::ControlOnly
             } else if before_apply(seen.scope.phase) {
                 Attribution::BeforeApply
-            } else if controls.iter().any(|c| same_defect(&c.finding, &seen.finding)) {
+            } else if !seen.finding.in_patch
+                && controls.iter().any(|c| same_defect(&c.finding, &seen.finding))
+            {
+                // What stands in the patch's own code, no control trial can have.
                 Attribution::ControlToo
             } else {
                 Attribution::Patch

@@ -191,6 +191,13 @@ fn a_hang_in_the_patch_itself_rejects_at_once_and_names_the_condition() {
 }
 
 #[test]
+fn a_noisy_control_excuses_no_hang_in_the_patch_itself() {
+    let story = Story::default().finds(C0, Phase::Soak, HANG, "hangs in g").end(C0, TrialEnd::Stopped);
+    let story = story.finding(L0, Phase::Soak, own("hangs in f")).end(L0, TrialEnd::Stopped);
+    assert_eq!(story.rest_clean().judge().verdict, Outcome::Rejected);
+}
+
+#[test]
 fn a_hang_elsewhere_needs_a_second_witness() {
     let once = Story::default().reach(5).finds(L0, Phase::Soak, HANG, "hangs").end(L0, TrialEnd::Stopped);
     let verdict = once.rest_clean().judge();
