@@ -55,6 +55,12 @@ fn it_wears_and_holds_and_leaves_nothing() {
         "hold",
     ]
     .into();
+    // Wearing is done once: on a quick host some of it was reported while the threads were awaited.
+    for line in &probe.seen {
+        if let FromGuest::Latency { op, .. } = line {
+            missing.remove(op.as_str());
+        }
+    }
     let mut enough = false;
     probe.until("all kinds of wear", |l| {
         match l {
