@@ -112,6 +112,9 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// many to wait for what is left. In nanoseconds.
 const REMOVE_NS: u64 = 3_000_000_000;
 const LEFT_NS: u64 = 1_000_000_000;
+/// An eighth of a disk stays free whatever was asked for; of a large one so much is enough, in bytes.
+const DISK_LEFT: u64 = 1 << 30;
+
 /// Memory that stays available whatever was asked for, at least, in bytes.
 const MEMORY_LEFT: u64 = 48 << 20;
 
@@ -204,7 +207,7 @@ fn disk_to_spare(dir: &Path) -> bool {
         (libc::statvfs(path.as_ptr(), &raw mut disk), disk)
     };
     result == 0
-        && disk.f_bavail > disk.f_blocks / 8
+        && disk.f_bavail > (disk.f_blocks / 8).min(DISK_LEFT / disk.f_frsize.max(1))
         && (disk.f_files == 0 || disk.f_favail > disk.f_files / 8)
 }
 
