@@ -153,9 +153,7 @@ pub fn next_trial<'a>(plan: &'a Plan, events: &[Event], started: &BTreeSet<u32>)
             Mark::Void | Mark::Unclear => (failed, clean),
         })
     };
-    let wanting = |(failed, clean): (u32, u32)| {
-        stats::upper_bound(failed, failed + clean, plan.rule.confidence) > plan.rule.max_failure_rate
-    };
+    let wanting = |(failed, clean): (u32, u32)| !plan.rule.allows(failed, clean);
     let patched = counted(&|t| t.arm != Arm::Control);
     plan.trials.iter().filter(|t| !started.contains(&t.number)).find(|trial| match trial.arm {
         Arm::Loaded | Arm::Stack => {

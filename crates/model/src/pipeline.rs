@@ -245,15 +245,7 @@ impl Pipeline {
     /// The first syntax or type error, or else every wrong value, each with its place.
     pub fn parse(file: &Path, text: &str) -> Result<Self, Vec<YamlError>> {
         let pipeline: Self = yaml::parse(file, text).map_err(|e| vec![e])?;
-        let problems: Vec<YamlError> = pipeline
-            .problems()
-            .into_iter()
-            .map(|(field, message)| {
-                let keys: Vec<&str> = field.split('.').collect();
-                let at = yaml::line_of(text, &keys).map(|line| (line, 1));
-                YamlError { file: file.to_owned(), at, field, message }
-            })
-            .collect();
+        let problems = yaml::place(file, text, pipeline.problems());
         if problems.is_empty() { Ok(pipeline) } else { Err(problems) }
     }
 

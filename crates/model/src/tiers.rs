@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::stats::trials_needed;
+use crate::stats::{trials_needed, upper_bound};
 use crate::yaml::{self, YamlError};
 use crate::{Arm, ImageFacts, Outcome, Patch, Severity, Tier, Verdict};
 
@@ -61,15 +61,7 @@ impl Tiers {
             [(Tier::Proposed, shape.proposed), (Tier::Updates, shape.updates), (Tier::Stable, shape.stable)];
         let rules = rules.into_iter().filter_map(|(tier, rule)| Some((tier, rule?))).collect();
         let tiers = Self { file: file.to_owned(), rules };
-        let problems: Vec<YamlError> = tiers
-            .problems()
-            .into_iter()
-            .map(|(field, message)| {
-                let keys: Vec<&str> = field.split('.').collect();
-                let at = yaml::line_of(text, &keys).map(|line| (line, 1));
-                YamlError { file: file.to_owned(), at, field, message }
-            })
-            .collect();
+        let problems = yaml::place(file, text, tiers.problems());
         if problems.is_empty() { Ok(tiers) } else { Err(problems) }
     }
 
@@ -124,6 +116,11 @@ impl TierRule {
     /// Clean loaded trials that the tier takes.
     pub fn trials(&self) -> u32 {
         trials_needed(self.max_failure_rate, self.confidence)
+    }
+
+    /// Whether so many failed and clean trials leave no higher failure rate possible than the tier allows.
+    pub(crate) fn allows(&self, failed: u32, clean: u32) -> bool {
+        upper_bound(failed, failed + clean, self.confidence) <= self.max_failure_rate
     }
 
     fn problems(&self) -> Vec<(&'static str, String)> {

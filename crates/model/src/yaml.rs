@@ -47,6 +47,16 @@ pub fn parse<T: DeserializeOwned>(file: &Path, text: &str) -> Result<T, YamlErro
     })
 }
 
+/// Wrong values found after parsing, as (field, message), each with the place of its field in `text`, the content of `file`.
+pub(crate) fn place(file: &Path, text: &str, problems: Vec<(String, String)>) -> Vec<YamlError> {
+    let place = |(field, message): (String, String)| {
+        let keys: Vec<&str> = field.split('.').collect();
+        let at = line_of(text, &keys).map(|line| (line, 1));
+        YamlError { file: file.to_owned(), at, field, message }
+    };
+    problems.into_iter().map(place).collect()
+}
+
 /// serde_yaml repeats the path and the position in its text; both have a place of their own here.
 fn clean(message: &str, field: &str) -> String {
     let message = match message.split_once(": ") {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::attribute::Item;
 use super::{Mark, words};
 use crate::verdict::{Attribution, Bound, Outcome, Reach};
-use crate::{Arm, Plan, stats};
+use crate::{Arm, Plan};
 
 /// What the outcome is decided from.
 pub(super) struct Facts<'a> {
@@ -55,9 +55,7 @@ impl Facts<'_> {
         let marks: Vec<Mark> = patched.map(|t| self.marks[&t.number]).collect();
         let count =
             |mark: Mark| u32::try_from(marks.iter().filter(|m| **m == mark).count()).unwrap_or(u32::MAX);
-        let (failed, clean) = (count(Mark::Failed), count(Mark::Clean));
-        let rule = &self.plan.rule;
-        stats::upper_bound(failed, failed + clean, rule.confidence) <= rule.max_failure_rate
+        self.plan.rule.allows(count(Mark::Failed), count(Mark::Clean))
     }
 
     /// Findings that may be the patch's and may not. One that nobody can explain is what a tier's failure rate is for: it counts as a
@@ -115,7 +113,7 @@ impl Facts<'_> {
     /// What a bound lacks.
     fn short_of(&self, bound: &Bound) -> Option<String> {
         let rule = &self.plan.rule;
-        (bound.failure_rate > rule.max_failure_rate).then(|| {
+        (!rule.allows(bound.failed, bound.clean)).then(|| {
             let failed = if bound.failed > 0 { format!(", {} failed", bound.failed) } else { String::new() };
             format!(
                 "{} clean {} trials of {}{failed}: tier {} needs {} (they leave a failure rate of {:.0} % possible, the tier allows {:.0} % at {:.0} % confidence)",
