@@ -118,6 +118,7 @@ fn plan(pipeline: &Pipeline, workloads: Vec<Workload>, image: &Image, accel: Acc
         trials: None,
         start: Start::Fork,
         seed: 0,
+        apart: false,
     };
     Plan::new(pipeline, with).map_err(Failure::input)
 }

@@ -8,7 +8,10 @@ use klpfarm_model::{Patch, Pipeline, Sidecar, Tiers, Workload};
 use crate::failure::Failure;
 use crate::home::home;
 
-const PIPELINES: &[(&str, &str)] = &[("gate", include_str!("../../../pipelines/gate.yaml"))];
+const PIPELINES: &[(&str, &str)] = &[
+    ("gate", include_str!("../../../pipelines/gate.yaml")),
+    ("qualify", include_str!("../../../pipelines/qualify.yaml")),
+];
 
 const WORKLOADS: &[(&str, &str)] = &[
     ("madvise-allocator", include_str!("../../../workloads/madvise-allocator.yaml")),
@@ -20,7 +23,11 @@ const WORKLOADS: &[(&str, &str)] = &[
     ("stress-ng-vm", include_str!("../../../workloads/stress-ng-vm.yaml")),
 ];
 
-const TIERS: &str = include_str!("../../../pipelines/tiers.yaml");
+/// The shipped rules of tiers; the first are those of pipelines that name none.
+const TIERS: &[(&str, &str)] = &[
+    ("tiers.yaml", include_str!("../../../pipelines/tiers.yaml")),
+    ("qualify-tiers.yaml", include_str!("../../../pipelines/qualify-tiers.yaml")),
+];
 
 /// A pipeline with everything it names.
 pub(crate) struct Loaded {
@@ -81,13 +88,11 @@ pub(crate) fn load(name: &str) -> Result<Loaded, Failure> {
 
 /// The rules of the tiers: the shipped ones, or a file of the user's.
 fn tiers(base: &Path, name: Option<&str>) -> Result<Tiers, String> {
-    let (file, text) = match name {
-        None => (PathBuf::from("pipelines/tiers.yaml"), TIERS.to_owned()),
-        Some(name) => {
-            let file = base.join(name);
-            let text = std::fs::read_to_string(&file).map_err(|e| format!("{}: {e}", file.display()))?;
-            (file, text)
-        }
+    let shipped = TIERS.iter().find(|(n, _)| name.is_none_or(|name| name == *n));
+    let file = base.join(name.unwrap_or("tiers.yaml"));
+    let text = match shipped {
+        Some((_, text)) if name.is_none() || !file.is_file() => (*text).to_owned(),
+        _ => std::fs::read_to_string(&file).map_err(|e| format!("{}: {e}", file.display()))?,
     };
     Tiers::parse(&file, &text)
         .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))

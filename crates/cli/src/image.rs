@@ -93,15 +93,19 @@ pub(crate) async fn run(command: Command) -> Result<u8, Failure> {
 
 pub(crate) async fn run_module(command: ModuleCommand) -> Result<u8, Failure> {
     let ModuleCommand::Build { source, image, out } = command;
-    let image = find(&image)?;
-    let module = image.build_module(&source, &out).await.map_err(failure)?;
-    // The sidecar goes along, so that a run of the module finds it.
+    let module = module(&find(&image)?, &source, &out).await?;
+    print(&format!("{}\n", module.display()));
+    Ok(0)
+}
+
+/// Build the module in `source` into `out`. The sidecar goes along, so that a run of the module finds it.
+pub(crate) async fn module(image: &Image, source: &Path, out: &Path) -> Result<PathBuf, Failure> {
+    let module = image.build_module(source, out).await.map_err(failure)?;
     let sidecar = module.with_extension("yaml");
     if let Some(name) = sidecar.file_name().map(|n| source.join(n)).filter(|f| f.is_file()) {
         std::fs::copy(&name, &sidecar).map_err(|e| Failure::farm(format!("{}: {e}", sidecar.display())))?;
     }
-    print(&format!("{}\n", module.display()));
-    Ok(0)
+    Ok(module)
 }
 
 /// An image by name, id or recipe.

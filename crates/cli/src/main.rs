@@ -13,6 +13,7 @@ mod image;
 mod interrupt;
 mod judge;
 mod plan;
+mod qualify;
 mod run;
 mod triage;
 
@@ -45,6 +46,7 @@ enum Command {
     Plan(plan::Args),
     Run(Box<run::Args>),
     Judge(judge::Args),
+    QualifyDetectors(Box<qualify::Args>),
     Triage(triage::Args),
     Bench(bench::Args),
 }
@@ -63,6 +65,7 @@ async fn main() -> ExitCode {
         Command::Plan(args) => plan::run(args).await,
         Command::Run(args) => run::run(*args).await,
         Command::Judge(args) => judge::run(&args),
+        Command::QualifyDetectors(args) => qualify::run(*args).await,
         Command::Triage(args) => triage::run(&args),
         Command::Bench(args) => bench::run(args).await,
     };

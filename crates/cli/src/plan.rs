@@ -26,34 +26,37 @@ pub(crate) struct Args {
 #[derive(Debug, clap::Args)]
 pub(crate) struct Choice {
     /// Pipeline: a YAML file, or a shipped one's name (gate).
-    pipeline: String,
+    pub(crate) pipeline: String,
     /// The candidate: a livepatch module. Several are tried each alone, and on top of each other in this order.
     #[arg(long = "patch", value_name = "X.ko", required = true)]
-    patches: Vec<PathBuf>,
+    pub(crate) patches: Vec<PathBuf>,
     /// Tier in question; overrides the pipeline's.
     #[arg(long)]
-    tier: Option<Tier>,
+    pub(crate) tier: Option<Tier>,
     /// The verdict of the tier below, where the tier asks for it.
     #[arg(long, value_name = "verdict.json")]
-    prior: Option<PathBuf>,
+    pub(crate) prior: Option<PathBuf>,
     /// Loaded trials at most, whatever the tier needs: to look for findings.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
-    trials: Option<u32>,
+    pub(crate) trials: Option<u32>,
     /// Fork trials from this checkpoint (see `klpfarm checkpoint list`) instead of the one the pipeline describes.
     #[arg(long, value_name = "ID", conflicts_with = "cold")]
-    checkpoint: Option<String>,
+    pub(crate) checkpoint: Option<String>,
     /// Boot and age a machine for each trial instead of forking.
     #[arg(long)]
-    cold: bool,
+    pub(crate) cold: bool,
     /// Seed of all variation; the same seed gives the same plan.
     #[arg(long, default_value_t = 1)]
-    seed: u64,
+    pub(crate) seed: u64,
     /// Machines at once; by default as many as cores and memory carry.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
-    jobs: Option<u32>,
+    pub(crate) jobs: Option<u32>,
     /// kvm or tcg; by default KVM if it really runs a guest.
     #[arg(long)]
-    accel: Option<Accel>,
+    pub(crate) accel: Option<Accel>,
+    /// The patches have nothing to do with each other.
+    #[arg(skip)]
+    pub(crate) apart: bool,
 }
 
 /// A plan and what it needs beside itself.
@@ -72,7 +75,14 @@ pub(crate) struct Planned {
 
 /// Resolve everything; nothing is booted but the tiny guest that tries KVM.
 pub(crate) async fn plan(choice: &Choice) -> Result<Planned, Failure> {
-    let loaded = catalog::load(&choice.pipeline);
+    resolve(catalog::load(&choice.pipeline), choice).await
+}
+
+/// Resolve everything besides the pipeline.
+pub(crate) async fn resolve(
+    loaded: Result<catalog::Loaded, Failure>,
+    choice: &Choice,
+) -> Result<Planned, Failure> {
     // Everything is looked at before anything is complained of.
     let (loaded, candidates) = match (loaded, candidates(&choice.patches)) {
         (Ok(loaded), Ok(candidates)) => (loaded, candidates),
@@ -106,6 +116,7 @@ pub(crate) async fn plan(choice: &Choice) -> Result<Planned, Failure> {
         trials: choice.trials,
         start: if choice.cold || can_fork.is_err() { Start::Boot } else { Start::Fork },
         seed: choice.seed,
+        apart: choice.apart,
     };
     let shape = pipeline.machine;
     let jobs = host::jobs(choice.jobs, shape.cpus, shape.memory_mib)?;

@@ -40,7 +40,29 @@ pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
         Some(dir) => std::path::absolute(dir).map_err(Failure::input)?,
         None => fresh_dir(&home.join("runs"), &planned.plan.patches[0].name),
     };
-    for place in [&home, &dir] {
+    say_limits(&planned);
+    let interrupts = Interrupts::listen();
+    let Some(events) = execute(&planned, &home, &dir, &interrupts).await? else {
+        return Ok(code::INTERRUPTED);
+    };
+    let verdict = judge(&planned.plan, &events);
+    Run::conclude(&dir, &planned.plan, &events, &verdict).map_err(Failure::farm)?;
+    if args.json {
+        print_json(&verdict);
+    } else {
+        print(&format!("\n{}", summary(&verdict, &dir, std::io::stdout().is_terminal())));
+    }
+    Ok(if interrupts.first.is_cancelled() { code::INTERRUPTED } else { verdict.exit_code() })
+}
+
+/// Run the trials of a plan, their journal kept in `dir`; nothing if the user did not want to wait for the machines to end.
+pub(crate) async fn execute(
+    planned: &Planned,
+    home: &Path,
+    dir: &Path,
+    interrupts: &Interrupts,
+) -> Result<Option<Vec<Event>>, Failure> {
+    for place in [home, dir] {
         if let Some(free) = host::free_disk_mib(place).filter(|free| *free < LEAST_DISK_MIB) {
             return Err(Failure::farm(format!(
                 "{}: only {free} MiB are free; a run needs {LEAST_DISK_MIB} MiB",
@@ -49,19 +71,17 @@ pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
         }
     }
     host::sweep(&std::env::temp_dir(), "klpfarm-");
-    host::sweep(&home, ".scratch-");
+    host::sweep(home, ".scratch-");
     // Nobody may remove the image under running machines.
     let _held = planned.image.hold().map_err(Failure::farm)?;
     let plan = Arc::new(planned.plan.clone());
-    Run::is_free(&dir).map_err(Failure::input)?;
+    Run::is_free(dir).map_err(Failure::input)?;
     eprintln!("klpfarm: accelerator: {}", planned.accel_because);
-    say_limits(&planned);
-    let interrupts = Interrupts::listen();
-    let (origin, checkpoint, _kept) = origin(&planned, &home, &interrupts).await?;
-    let scratch = aging::scratch(&home)?;
-    let bench = aging::bench(&plan, &planned.image, &planned.patches, origin, &dir, scratch.path())?;
+    let (origin, checkpoint, _kept) = origin(planned, home, interrupts).await?;
+    let scratch = aging::scratch(home)?;
+    let bench = aging::bench(&plan, &planned.image, &planned.patches, origin, dir, scratch.path())?;
     let view = if std::io::stderr().is_terminal() { View::Live } else { View::Plain };
-    let mut journal = Run::create(&dir, &plan).map_err(Failure::input)?;
+    let mut journal = Run::create(dir, &plan).map_err(Failure::input)?;
     eprintln!("klpfarm: run folder: {}", dir.display());
     let mut terminal = Terminal::new(view, &plan);
     let mut sink = |event: &Event| {
@@ -73,19 +93,11 @@ pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
     let beginning =
         Beginning { time: jiff::Timestamp::now().to_string(), qemu: planned.qemu.clone(), checkpoint };
     let events = klpfarm_farm::run(&bench, beginning, &mut sink, interrupts.first.clone());
-    let Some(events) = interrupts.until_second(events).await else {
-        return Ok(code::INTERRUPTED);
-    };
-    let events =
-        events.map_err(|e| Failure::farm(format!("{}: the journal can't be written: {e}", dir.display())))?;
-    let verdict = judge(&plan, &events);
-    Run::conclude(&dir, &plan, &events, &verdict).map_err(Failure::farm)?;
-    if args.json {
-        print_json(&verdict);
-    } else {
-        print(&format!("\n{}", summary(&verdict, &dir, std::io::stdout().is_terminal())));
+    match interrupts.until_second(events).await {
+        None => Ok(None),
+        Some(Ok(events)) => Ok(Some(events)),
+        Some(Err(e)) => Err(Failure::farm(format!("{}: the journal can't be written: {e}", dir.display()))),
     }
-    Ok(if interrupts.first.is_cancelled() { code::INTERRUPTED } else { verdict.exit_code() })
 }
 
 /// What this run can't show, or costs, is said before it begins.
@@ -141,7 +153,7 @@ async fn origin(
 }
 
 /// A folder named by time and patch that is not there yet.
-fn fresh_dir(runs: &Path, patch: &str) -> PathBuf {
+pub(crate) fn fresh_dir(runs: &Path, patch: &str) -> PathBuf {
     let stamp = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ").to_string();
     let names =
         std::iter::once(format!("{stamp}-{patch}")).chain((2..).map(|n| format!("{stamp}-{patch}-{n}")));

@@ -125,6 +125,10 @@ pub fn judge(plan: &Plan, events: &[Event]) -> Verdict {
 
 /// Whether this verdict ends the run that it is of: it is reached, and enough is known to say under which condition the patch fails.
 pub fn is_decided(plan: &Plan, verdict: &Verdict) -> bool {
+    if plan.apart {
+        // The run ends when no patch needs a trial any more.
+        return false;
+    }
     let ended =
         |arm: Arm| verdict.arms.get(&arm).is_some_and(|n| n.clean + n.failed + n.unclear + n.void > 0);
     let planned = |arm: Arm| plan.trials.iter().any(|t| t.arm == arm);
@@ -138,6 +142,9 @@ pub fn is_decided(plan: &Plan, verdict: &Verdict) -> bool {
 /// The next trial worth starting, if the run is not decided: in the plan's order, and no loaded one more than the tier still
 /// needs. `started` are the numbers of those that have been.
 pub fn next_trial<'a>(plan: &'a Plan, events: &[Event], started: &BTreeSet<u32>) -> Option<&'a Trial> {
+    if plan.apart {
+        return crate::apart::next(plan, events, started);
+    }
     let record = read(plan, events);
     let items = attribute::items(plan, &record);
     // As if all that run were to end cleanly.

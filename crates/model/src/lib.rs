@@ -2,7 +2,9 @@
 //!
 //! `Pipeline::parse` -> `Plan::new` -> (the farm runs it) -> [`Event`]s -> [`judge`] -> [`Verdict`].
 
+mod apart;
 mod compare;
+mod corpus;
 pub mod duration;
 pub mod event;
 mod finding;
@@ -10,6 +12,7 @@ mod judge;
 mod patch;
 mod pipeline;
 pub mod plan;
+mod qualify;
 mod stats;
 mod tiers;
 pub mod verdict;
@@ -17,12 +20,15 @@ mod words;
 mod workload;
 pub mod yaml;
 
+pub use apart::judge_apart;
+pub use corpus::{Corpus, Example};
 pub use event::{Body, Event, Scope, TrialEnd};
 pub use finding::{FarmKind, Finding, FindingKind, Source};
 pub use judge::{is_decided, judge, next_trial};
 pub use patch::{Patch, PatchError, Severity, Sidecar};
 pub use pipeline::{AGING, Aging, Arms, Limits, MachineShape, Phases, Pipeline};
 pub use plan::{ImageFacts, Plan, PlanError, Resolved, Start, Trial};
+pub use qualify::{Found, Row, Score, needed_detectors, score};
 pub use stats::{fisher, trials_needed, upper_bound};
 pub use tiers::{TierRule, Tiers, check_prior, check_severity};
 pub use verdict::{Outcome, Verdict};

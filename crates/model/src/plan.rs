@@ -49,6 +49,8 @@ pub struct Resolved {
     pub start: Start,
     /// Varies the moments of applying and what the workloads do.
     pub seed: u64,
+    /// The patches have nothing to do with each other.
+    pub apart: bool,
 }
 
 /// How a trial's machine comes to be.
@@ -83,6 +85,9 @@ pub struct Plan {
     /// Id of the checkpoint they are forks of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint: Option<String>,
+    /// The patches have nothing to do with each other: each is judged by its own trials and the control trials ([`crate::judge_apart`]).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub apart: bool,
     /// KVM or emulation.
     pub accel: Accel,
     /// Factor on all deadlines.
@@ -139,8 +144,9 @@ impl Plan {
         }
         let needed = with.rule.trials();
         let tier = with.tier;
+        let stacked = if with.apart { 1 } else { with.patches.len() };
         for (arm, most) in [(Arm::Loaded, pipeline.arms.loaded), (Arm::Stack, pipeline.arms.stack)] {
-            let relevant = arm == Arm::Loaded || with.patches.len() > 1;
+            let relevant = arm == Arm::Loaded || stacked > 1;
             if let Some(most) = most.filter(|most| *most < needed && with.trials.is_none() && relevant) {
                 return Err(PlanError::OutOfReach(format!(
                     "arms.{arm}: tier {tier} needs {needed} clean {arm} trials (at most {:.0} % failures at {:.0} % confidence), but the pipeline allows {most}: raise it to {needed} or more, or leave it out; to look for findings only, say --trials {most}",
@@ -156,7 +162,7 @@ impl Plan {
                 )));
             }
         }
-        let counts = counts(pipeline, &with.rule, with.patches.len(), with.trials);
+        let counts = counts(pipeline, &with.rule, stacked, with.trials);
         let trials = order(&counts, needed, with.patches.len())
             .into_iter()
             .zip(1..)
@@ -174,6 +180,7 @@ impl Plan {
             image: with.image,
             start: with.start,
             checkpoint: None,
+            apart: with.apart,
             accel: with.accel,
             scale: with.accel.scale(),
             jobs: with.jobs,
@@ -256,8 +263,8 @@ impl Trial {
     }
 }
 
-/// Trials planned of each arm, for each patch that it takes alone.
-fn counts(pipeline: &Pipeline, rule: &TierRule, patches: usize, trials: Option<u32>) -> Vec<(Arm, u32)> {
+/// Trials planned of each arm, for each patch that it takes alone; `stacked` patches go on top of each other.
+fn counts(pipeline: &Pipeline, rule: &TierRule, stacked: usize, trials: Option<u32>) -> Vec<(Arm, u32)> {
     // Some to spare: for one failure that nobody can explain, and for trials that the farm itself spoils.
     let one_failure = stats::trials_needed_with_one_failure(rule.max_failure_rate, rule.confidence);
     let spare = one_failure.min(20_000) + (rule.trials() / 10).max(2);
@@ -265,7 +272,7 @@ fn counts(pipeline: &Pipeline, rule: &TierRule, patches: usize, trials: Option<u
         .into_iter()
         .map(|arm| {
             let n = match arm {
-                Arm::Stack if patches < 2 => 0,
+                Arm::Stack if stacked < 2 => 0,
                 Arm::Loaded | Arm::Stack => trials.or(pipeline.arms.of(arm)).unwrap_or(spare),
                 Arm::Quiescent | Arm::Control | Arm::Reapply => pipeline.arms.of(arm).unwrap_or(0),
             };

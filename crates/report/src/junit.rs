@@ -153,6 +153,7 @@ mod tests {
             trials: Some(1),
             start: Start::Fork,
             seed: 1,
+            apart: false,
         };
         Plan::new(&pipeline, with).unwrap()
     }

@@ -80,6 +80,7 @@ impl Lab {
             trials: Some(1),
             start: Start::Fork,
             seed: 1,
+            apart: false,
         };
         let plan = Plan::new(&pipeline, with).map_err(Failure::input)?;
         Ok(Self { plan, interrupts, image, patches: vec![data], qemu, accel_because, scratch, _held: held })

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use klpfarm_kmsg::Classifier;
-use klpfarm_model::{Body, FarmKind, Phase, Plan, Source, Trial, TrialEnd};
+use klpfarm_model::{Arm, Body, FarmKind, Phase, Plan, Source, Trial, TrialEnd};
 use klpfarm_stress::wire::{Ask, ToGuest};
 use klpfarm_vm::{Output, SshOutput};
 
@@ -250,7 +250,11 @@ impl Dispatcher {
                 Input::Ssh(result) => self.ssh(now, result),
                 Input::Collected(files) => self.collected(files),
                 Input::Tick => self.tick(now),
-                Input::Functions(functions) => self.functions.extend(functions),
+                // A patched trial counts calls of its own functions only, which it learns by itself.
+                Input::Functions(functions) if self.trial.arm == Arm::Control => {
+                    self.functions.extend(functions)
+                }
+                Input::Functions(_) => {}
                 Input::Stop(end) => self.end(end),
             }
         }

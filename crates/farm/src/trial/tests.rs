@@ -39,6 +39,7 @@ pub(super) fn plan() -> Arc<Plan> {
         trials: None,
         start: Start::Fork,
         seed: 1,
+        apart: false,
     };
     Arc::new(Plan::new(&pipeline, with).unwrap())
 }

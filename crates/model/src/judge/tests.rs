@@ -34,6 +34,7 @@ fn resolved(patches: &[&str]) -> Resolved {
         trials: None,
         start: Start::Fork,
         seed: 1,
+        apart: false,
     }
 }
 

@@ -1,0 +1,287 @@
+//! `klpfarm qualify-detectors`: the farm's own acceptance test. Every example patch is run, and the verdicts are held against what the
+//! corpus says of it: no fault escapes, no good patch is held up.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use klpfarm_image::Image;
+use klpfarm_model::{
+    Accel, Corpus, Event, Example, Outcome, Plan, Row, Score, judge, needed_detectors, score,
+};
+use klpfarm_report::{Run, one_line, write_atomically};
+use serde_json::json;
+use sha2::{Digest, Sha256};
+
+use crate::failure::{Failure, code, print, print_json};
+use crate::interrupt::Interrupts;
+use crate::plan::{Choice, resolve};
+use crate::run::{execute, fresh_dir};
+use crate::{catalog, home, image};
+
+/// Run the example patches and say which faults were caught by what, which escaped, and which good patches were held up.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The table of examples; their folders lie beside it.
+    #[arg(long, value_name = "FILE", default_value = "examples/corpus.yaml")]
+    corpus: PathBuf,
+    /// Only examples with this in their name; may be repeated.
+    #[arg(long, value_name = "TEXT")]
+    only: Vec<String>,
+    /// Pipeline: a YAML file, or a shipped one's name.
+    #[arg(long, default_value = "qualify")]
+    pipeline: String,
+    /// Image to run on instead of the pipeline's.
+    #[arg(long, value_name = "NAME")]
+    image: Option<String>,
+    /// How long the load runs with a patch in force, instead of the pipeline's soak.
+    #[arg(long, value_name = "60s", value_parser = klpfarm_model::duration::parse)]
+    soak: Option<Duration>,
+    /// Loaded trials at most of each patch; good ones need ten to be qualified.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    trials: Option<u32>,
+    /// Machines at once; by default as many as cores and memory carry.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    jobs: Option<u32>,
+    /// Seed of all variation.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// kvm or tcg; by default KVM if it really runs a guest.
+    #[arg(long)]
+    accel: Option<Accel>,
+    /// The run folder, which must be empty or not exist; by default one below KLPFARM_HOME/runs.
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Run nothing: judge the run in this folder again.
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["only", "image", "soak", "trials", "jobs", "out", "accel"])]
+    again: Option<PathBuf>,
+    /// Print the matrix as JSON on standard output, and nothing else.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
+    let corpus = corpus(&args.corpus)?;
+    if let Some(dir) = &args.again {
+        let run = Run::open(dir).map_err(Failure::input)?;
+        let examples = examples_of(&run.plan, &corpus, &args.corpus)?;
+        return Ok(conclude(&run.plan, &run.events, &examples, dir, args.json));
+    }
+    let examples = chosen(corpus, &args)?;
+    let mut loaded = catalog::load(&args.pipeline)?;
+    if let Some(name) = &args.image {
+        loaded.recipe = catalog::recipe(Path::new("."), name).map_err(Failure::Input)?;
+        loaded.pipeline.image.clone_from(name);
+    }
+    if let Some(soak) = args.soak {
+        loaded.pipeline.phases.soak = soak;
+    }
+    let built = image::built(&image::store()?, &loaded.recipe)?;
+    let release = built.release().unwrap_or_default();
+    let (examples, other): (Vec<Example>, Vec<Example>) =
+        examples.into_iter().partition(|e| release.is_empty() || e.fits(release));
+    if !other.is_empty() {
+        let names: Vec<&str> = other.iter().map(Example::name).collect();
+        eprintln!("klpfarm: note: not for kernel {release}: {}", names.join(", "));
+    }
+    if examples.is_empty() {
+        return Err(Failure::input(format!("none of the examples is for kernel {release}")));
+    }
+    let home = home::home()?;
+    let base = args.corpus.parent().unwrap_or(Path::new(".")).to_owned();
+    let patches = modules(&built, &base, &examples, &home).await?;
+    let choice = Choice {
+        pipeline: args.pipeline.clone(),
+        patches,
+        tier: None,
+        prior: None,
+        trials: args.trials,
+        checkpoint: None,
+        cold: false,
+        seed: args.seed,
+        jobs: args.jobs,
+        accel: args.accel,
+        apart: true,
+    };
+    let planned = resolve(Ok(loaded), &choice).await?;
+    let dir = match &args.out {
+        Some(dir) => std::path::absolute(dir).map_err(Failure::input)?,
+        None => fresh_dir(&home.join("runs"), "qualify-detectors"),
+    };
+    let interrupts = Interrupts::listen();
+    let Some(events) = execute(&planned, &home, &dir, &interrupts).await? else {
+        return Ok(code::INTERRUPTED);
+    };
+    let verdict = judge(&planned.plan, &events);
+    Run::conclude(&dir, &planned.plan, &events, &verdict).map_err(Failure::farm)?;
+    let right = conclude(&planned.plan, &events, &examples, &dir, args.json);
+    Ok(if interrupts.first.is_cancelled() { code::INTERRUPTED } else { right })
+}
+
+fn corpus(file: &Path) -> Result<Corpus, Failure> {
+    let text = fs::read_to_string(file).map_err(|e| {
+        Failure::input(format!("{}: {e}; name the table of examples with --corpus", file.display()))
+    })?;
+    Corpus::parse(file, &text).map_err(|errors| Failure::inputs(&errors))
+}
+
+/// The examples that are asked for.
+fn chosen(corpus: Corpus, args: &Args) -> Result<Vec<Example>, Failure> {
+    for text in &args.only {
+        if !corpus.examples.iter().any(|e| e.patch.contains(text)) {
+            return Err(Failure::input(format!(
+                "--only {text}: {} has no such example",
+                args.corpus.display()
+            )));
+        }
+    }
+    let asked = |e: &Example| args.only.is_empty() || args.only.iter().any(|text| e.patch.contains(text));
+    Ok(corpus.examples.into_iter().filter(asked).collect())
+}
+
+/// The examples that a run was of, in the order of its patches.
+fn examples_of(plan: &Plan, corpus: &Corpus, file: &Path) -> Result<Vec<Example>, Failure> {
+    let example =
+        |name: &String| corpus.examples.iter().find(|e| e.name().replace('-', "_") == *name).cloned();
+    let found = |p: &klpfarm_model::Patch| {
+        example(&p.name)
+            .ok_or_else(|| Failure::input(format!("{} has no example {}", file.display(), p.name)))
+    };
+    if !plan.apart {
+        return Err(Failure::input("that run is one of `klpfarm run`: judge it with `klpfarm judge`"));
+    }
+    plan.patches.iter().map(found).collect()
+}
+
+/// Build what is not built yet: a module is kept below the home by what it is made of.
+async fn modules(
+    image: &Image,
+    base: &Path,
+    examples: &[Example],
+    home: &Path,
+) -> Result<Vec<PathBuf>, Failure> {
+    let mut built = Vec::new();
+    let shelf = home.join("modules").join(image.id());
+    for (n, example) in examples.iter().enumerate() {
+        let source = base.join(&example.patch);
+        let digest = digest(&source).map_err(|e| Failure::input(format!("{}: {e}", source.display())))?;
+        let place = shelf.join(digest);
+        let module = place.join(format!("{}.ko", example.name()));
+        if !module.is_file() {
+            eprintln!("klpfarm: building {} ({} of {})", example.patch, n + 1, examples.len());
+            image::module(image, &source, &place).await?;
+        }
+        built.push(module);
+    }
+    Ok(built)
+}
+
+/// The first digits of the SHA-256 of all files in a folder, those it links to included.
+fn digest(dir: &Path) -> std::io::Result<String> {
+    let mut files = Vec::new();
+    let mut left = vec![dir.to_owned()];
+    while let Some(dir) = left.pop() {
+        for entry in fs::read_dir(&dir)? {
+            let path = entry?.path();
+            if fs::metadata(&path)?.is_dir() { left.push(path) } else { files.push(path) }
+        }
+    }
+    files.sort();
+    let mut hash = Sha256::new();
+    for file in files {
+        let data = fs::read(&file)?;
+        hash.update(file.strip_prefix(dir).unwrap_or(&file).as_os_str().as_encoded_bytes());
+        hash.update([0]);
+        hash.update((data.len() as u64).to_le_bytes());
+        hash.update(data);
+    }
+    Ok(hash.finalize().iter().take(6).map(|b| format!("{b:02x}")).collect())
+}
+
+/// Print and keep the matrix; the exit code.
+fn conclude(plan: &Plan, events: &[Event], examples: &[Example], dir: &Path, as_json: bool) -> u8 {
+    let rows = score(plan, events, examples);
+    let needed = needed_detectors(&rows);
+    let value = json!({
+        "image": plan.image,
+        "checkpoint": plan.checkpoint,
+        "soak_ms": plan.soak().as_millis() as u64,
+        "rows": rows,
+        "alone": needed,
+    });
+    let file = dir.join("qualification.json");
+    let text = serde_json::to_string_pretty(&value).unwrap_or_default() + "\n";
+    if let Err(error) = write_atomically(&file, text.as_bytes()) {
+        eprintln!("klpfarm: {error}");
+    }
+    if as_json {
+        print_json(&value);
+    } else {
+        print(&matrix(plan, &rows));
+        print(&format!("\nkept in {}\n", file.display()));
+    }
+    u8::from(!rows.iter().all(|r| r.score.is_right()))
+}
+
+fn matrix(plan: &Plan, rows: &[Row]) -> String {
+    let release = plan.image.release.as_deref().unwrap_or("kernel unknown");
+    let mut text = format!(
+        "\n{} ({release}), soak {} s; seconds after applying, * enough by itself\n\n",
+        plan.image.name,
+        plan.soak().as_secs()
+    );
+    let width = rows.iter().map(|r| r.patch.len()).max().unwrap_or(0);
+    for row in rows {
+        let found: Vec<String> = row
+            .found
+            .iter()
+            .map(|f| {
+                let at =
+                    f.after_apply_ms.map(|ms| format!(" {:.1} s", ms as f64 / 1000.0)).unwrap_or_default();
+                format!("{}{}{at}", f.kind, if f.enough { "*" } else { "" })
+            })
+            .collect();
+        let why =
+            if row.score.is_right() { String::new() } else { format!("  ({})", one_line(&row.cause, 160)) };
+        text.push_str(&format!(
+            "{:<12} {:<width$} {:>2} trial(s)  {}{why}\n",
+            word(row.score),
+            row.patch,
+            row.trials,
+            found.join(", "),
+        ));
+    }
+    let count = |score: Score| rows.iter().filter(|r| r.score == score).count();
+    let faulty = rows.iter().filter(|r| r.expected != Outcome::Qualified).count();
+    text.push_str(&format!(
+        "\nfaulty: {} of {faulty} stopped ({} caught, {} held), {} missed, {} undecided, {} for another reason\ngood: {} of {} passed, {} false alarm(s), {} undecided\n",
+        count(Score::Caught) + count(Score::Held),
+        count(Score::Caught),
+        count(Score::Held),
+        count(Score::Missed),
+        rows.iter().filter(|r| r.score == Score::Undecided && r.expected != Outcome::Qualified).count(),
+        count(Score::Misnamed),
+        count(Score::Passed),
+        rows.len() - faulty,
+        count(Score::FalseAlarm),
+        rows.iter().filter(|r| r.score == Score::Undecided && r.expected == Outcome::Qualified).count(),
+    ));
+    let needed = needed_detectors(rows);
+    for (detector, patches) in needed {
+        let patches: Vec<&str> = patches.into_iter().collect();
+        text.push_str(&format!("only {detector} catches {}\n", patches.join(", ")));
+    }
+    text
+}
+
+fn word(score: Score) -> &'static str {
+    match score {
+        Score::Caught => "caught",
+        Score::Passed => "passed",
+        Score::Held => "held",
+        Score::Missed => "MISSED",
+        Score::FalseAlarm => "FALSE ALARM",
+        Score::Misnamed => "MISNAMED",
+        Score::Undecided => "UNDECIDED",
+    }
+}
