@@ -285,3 +285,30 @@ fn word(score: Score) -> &'static str {
         Score::Undecided => "UNDECIDED",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Folders, the table for programs and the table for people name the same examples.
+    #[test]
+    fn the_corpus_is_complete() {
+        let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples");
+        let corpus = corpus(&examples.join("corpus.yaml")).unwrap();
+        let mut listed: Vec<String> = corpus.examples.iter().map(|e| e.patch.clone()).collect();
+        listed.sort();
+        let folders = |below: &str| -> Vec<String> {
+            let entries = fs::read_dir(examples.join(below)).unwrap().flatten();
+            let names = entries.filter(|e| e.path().join("Kbuild").is_file()).map(|e| e.file_name());
+            names.map(|n| format!("{below}{}", n.to_string_lossy())).collect()
+        };
+        let mut there = [folders(""), folders("faulty/"), folders("good/")].concat();
+        there.sort();
+        assert_eq!(listed, there);
+        let table = fs::read_to_string(examples.join("README.md")).unwrap();
+        for example in &corpus.examples {
+            let row = format!("| `{}` |", example.name());
+            assert_eq!(table.matches(&row).count(), 1, "examples/README.md: {}", example.name());
+        }
+    }
+}

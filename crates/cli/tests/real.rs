@@ -166,6 +166,36 @@ fn good_patches_are_qualified_alone_and_stacked() {
     assert_nothing_left();
 }
 
+/// The farm's acceptance test on some of the examples: one for each way to see a fault, and good ones that look like them.
+#[test]
+fn detectors_catch_what_they_must_and_nothing_else() {
+    let _alone = alone();
+    succeed(klpfarm().args(["image", "build", "debian-12"]));
+    let dir = temporary();
+    let pipeline = pipeline(dir.path(), "debian-12", "{quiescent: 0, control: 3, reapply: 0}");
+    let faulty =
+        ["lock-held-interruptible", "hard-lockup", "null-dereference", "wrong-errno-hole", "load-refused"];
+    let held = ["never-exercised"];
+    let good = ["noisy-log", "callbacks"];
+    let mut command = klpfarm();
+    command.args(["qualify-detectors", "--json", "--pipeline"]).arg(&pipeline);
+    for name in faulty.iter().chain(&held).chain(&good) {
+        command.args(["--only", &format!("/{name}")]);
+    }
+    let out = dir.path().join("run");
+    let output = command.arg("--out").arg(&out).output().unwrap();
+    let matrix: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+    let rows = matrix["rows"].as_array().unwrap();
+    let scored = |score: &str| rows.iter().filter(|r| r["score"] == score).count();
+    assert!(scored("caught") >= faulty.len(), "{matrix:#}");
+    assert_eq!((scored("held"), scored("passed")), (held.len(), good.len()), "{matrix:#}");
+    // Whoever has the folder can judge again, with the same result.
+    let again = klpfarm().args(["qualify-detectors", "--json", "--again"]).arg(&out).output().unwrap();
+    assert_eq!(serde_json::from_slice::<Value>(&again.stdout).unwrap(), matrix);
+    assert_nothing_left();
+}
+
 /// The same on 5.10, without forks: the machines boot one by one.
 #[test]
 fn debian_11_boots_and_takes_a_patch() {
