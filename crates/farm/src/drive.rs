@@ -42,6 +42,8 @@ pub(crate) type Report = mpsc::Sender<(Scope, Body)>;
 const TICK: Duration = Duration::from_millis(200);
 /// How often it is looked at how long the machine's CPUs wait.
 const LOOK: Duration = Duration::from_millis(200);
+/// QEMU's monitor answers at once or, while it is busy, a little later.
+const ANSWER: Duration = Duration::from_secs(10);
 /// QEMU is asked to end so long before it is killed.
 const CLOSE: Duration = Duration::from_secs(5);
 
@@ -197,6 +199,7 @@ impl Driver<'_> {
             match action {
                 Action::Emit(phase, body) => self.emit(phase, body).await,
                 Action::Login { limit } => self.login(limit),
+                Action::Cpus => self.cpus(),
                 Action::Ssh { command, input, limit } => self.over_ssh(command, input, limit),
                 Action::Tell(message) => {
                     if let Some(machine) = &self.machine {
@@ -224,6 +227,14 @@ impl Driver<'_> {
             let result = result.await.map_err(|e| e.to_string());
             let ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
             Done::Login(result.map(|ssh| (ms, ssh)))
+        });
+    }
+
+    fn cpus(&mut self) {
+        let Some(machine) = self.machine.clone() else { return };
+        self.jobs.spawn(async move {
+            let looks = machine.qmp().cpus(ANSWER).await.map_err(|e| e.to_string());
+            Done::Input(Input::Cpus(looks))
         });
     }
 

@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 use klpfarm_model::Plan;
 use sha2::{Digest, Sha256};
 
+use crate::blind;
+
 /// Where the guest binary and the patch lie in the guest. A tmpfs of its own: nothing is left on a golden disk, and `/run` itself is
 /// often mounted `noexec`.
 pub(crate) const DIR: &str = "/run/klpfarm";
@@ -31,26 +33,26 @@ pub(crate) const MAKE_DIR: &str =
 pub(crate) const TAKE_BINARY: &str =
     "cat > /run/klpfarm/klpfarm-stress && chmod 0755 /run/klpfarm/klpfarm-stress";
 
-/// Set the kernel up for being watched, say what can't be watched (`blind DETECTOR REASON`), and start the probe.
+/// Set the kernel up for being watched, say what can't be watched ([`blind::shell`]), and start the probe.
 ///
 /// sshd gets a better priority than the load, so that a slow login tells of a sick kernel and not of a busy one.
 /// `hung_task_warnings` counts down to silence unless it is -1. `printk` 8: stack lines must reach the console also when the
-/// command line did not say `ignore_loglevel`.
+/// command line did not say `ignore_loglevel`. `printk_devkmsg`: heartbeats are written to the log through it.
 pub(crate) fn prepare(hung_task_secs: u64) -> String {
+    let blind = blind::shell();
     format!(
         r#"cd /proc/sys/kernel || exit 1
 echo 8 > printk 2>/dev/null
+echo on > printk_devkmsg 2>/dev/null
 dmesg -E 2>/dev/null
 if [ -w hung_task_timeout_secs ]; then
   echo {hung_task_secs} > hung_task_timeout_secs; echo -1 > hung_task_warnings 2>/dev/null
   echo {hung_task_secs} > hung_task_check_interval_secs 2>/dev/null
-else echo "blind hung-task this kernel has no hung-task detector"; fi
-[ "$(cat soft_watchdog 2>/dev/null || cat watchdog 2>/dev/null)" = 1 ] || echo "blind soft-lockup the kernel's watchdog is off"
-[ "$(cat nmi_watchdog 2>/dev/null)" = 1 ] || echo "blind hard-lockup no NMI watchdog in this guest: a CPU stuck with interrupts off shows by silence or an RCU stall only"
+fi
+echo 0 > /sys/module/rcupdate/parameters/rcu_cpu_stall_suppress 2>/dev/null
 [ "$(cat sysrq 2>/dev/null)" = 1 ] || echo 1 > sysrq 2>/dev/null
 [ -d /sys/kernel/tracing/events ] || mount -t tracefs tracefs /sys/kernel/tracing 2>/dev/null || mount -t debugfs debugfs /sys/kernel/debug 2>/dev/null
-[ -d /sys/kernel/livepatch ] || [ -e /sys/kernel/livepatch ] || echo "blind livepatch this kernel lists no /sys/kernel/livepatch: is CONFIG_LIVEPATCH on?"
-for p in /proc/[0-9]*; do [ "$(cat $p/comm)" = sshd ] && renice -n -10 -p ${{p#/proc/}}; done >/dev/null 2>&1
+{blind}for p in /proc/[0-9]*; do [ "$(cat $p/comm)" = sshd ] && renice -n -10 -p ${{p#/proc/}}; done >/dev/null 2>&1
 {DIR}/klpfarm-stress serve --daemon </dev/null >/dev/null 2>&1 || echo "failed to start the probe"
 "#
     )

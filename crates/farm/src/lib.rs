@@ -1,6 +1,7 @@
 //! A run: a pure dispatcher for each trial (`trial`), the effects it asks for (`drive`, `evidence`), and the run that holds them
 //! together (`run`).
 
+mod blind;
 mod drive;
 mod evidence;
 mod guest;

@@ -55,6 +55,12 @@ pub enum FarmKind {
     SshDead,
     /// The probe went silent.
     ProbeSilent,
+    /// A CPU keeps its interrupts off.
+    CpuStuck,
+    /// The console prints without end.
+    ConsoleFlood,
+    /// What is written to the kernel's log no longer comes out on the console.
+    ConsoleSilent,
     /// The patch could not be loaded.
     LoadRefused,
     /// `insmod` did not return.
@@ -93,6 +99,7 @@ impl FindingKind {
                     | FarmKind::ResourcesLeaked
                     | FarmKind::SshDead
                     | FarmKind::ProbeSilent
+                    | FarmKind::ConsoleSilent
             ),
             Self::Kernel(kind) => matches!(
                 kind,

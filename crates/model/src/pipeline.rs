@@ -211,6 +211,14 @@ pub struct Limits {
     /// The probe says nothing while the machine runs.
     #[serde(with = "crate::duration")]
     pub probe: Duration,
+    /// A CPU keeps its interrupts off in the kernel.
+    #[serde(with = "crate::duration")]
+    pub cpu: Duration,
+    /// A line written to the kernel's log does not come out on the console while the probe goes on.
+    #[serde(with = "crate::duration")]
+    pub console: Duration,
+    /// Text on the console that counts as a flood, in bytes a second, on average over ten seconds.
+    pub console_flood: u64,
     /// The kernel's own hung-task timeout, set in the guest.
     #[serde(with = "crate::duration")]
     pub hung_task: Duration,
@@ -231,6 +239,9 @@ impl Default for Limits {
             blocked: s(10),
             ssh: s(30),
             probe: s(10),
+            cpu: s(10),
+            console: s(15),
+            console_flood: 8192,
             hung_task: s(10),
             slowdown: 4.0,
             latency: 4.0,
@@ -336,10 +347,17 @@ impl Pipeline {
             ("blocked", l.blocked),
             ("ssh", l.ssh),
             ("probe", l.probe),
+            ("cpu", l.cpu),
+            ("console", l.console),
             ("hung_task", l.hung_task),
         ] {
             check(value >= Duration::from_secs(1), &format!("limits.{field}"), "is below one second".into());
         }
+        check(
+            l.console_flood > 0,
+            "limits.console_flood",
+            "is zero: every console line would be a flood".into(),
+        );
         for (field, value) in [("slowdown", l.slowdown), ("latency", l.latency)] {
             check(
                 value > 1.0 && value.is_finite(),

@@ -302,6 +302,12 @@ pub enum Ask {
         /// Name of the patch.
         name: String,
     },
+    /// Write a line to the kernel's log (`/dev/kmsg`), where it is read by whoever reads the console. Status 0 or an errno; `ETIMEDOUT`
+    /// if writing does not come back.
+    Kmsg {
+        /// The line, with its level in front: `<6>`.
+        line: String,
+    },
     /// How old and worn the machine is: the reply is a [`Vitals`] in JSON.
     Vitals,
 }

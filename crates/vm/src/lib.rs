@@ -10,6 +10,7 @@ mod machine;
 mod origin;
 mod overlay;
 mod qmp;
+mod registers;
 mod spec;
 mod ssh;
 
@@ -19,6 +20,7 @@ pub use error::VmError;
 pub use machine::{Machine, Output};
 pub use origin::{FORK_LEAST, Files, Origin, can_fork};
 pub use qmp::{Qmp, QmpEvent};
+pub use registers::{CpuLook, parse_registers};
 pub use spec::Spec;
 pub use ssh::{Login, Ssh, SshOutput};
 

@@ -16,7 +16,7 @@ use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
-use crate::{Output, VmError};
+use crate::{CpuLook, Output, VmError, parse_registers};
 
 /// What QEMU says on its own, reduced to what the farm acts on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -183,6 +183,19 @@ impl Qmp {
     pub async fn monitor(&self, command: &str, limit: Duration) -> Result<String, VmError> {
         let command = qmp::human_monitor_command { command_line: command.to_owned(), cpu_index: None };
         self.execute(command, limit).await
+    }
+
+    /// What all virtual CPUs are doing; it works whatever the guest does.
+    ///
+    /// # Errors
+    /// As for [`Qmp::execute`], and if the answer names no CPU.
+    pub async fn cpus(&self, limit: Duration) -> Result<Vec<CpuLook>, VmError> {
+        const COMMAND: &str = "info registers -a";
+        let looks = parse_registers(&self.monitor(COMMAND, limit).await?);
+        if looks.is_empty() {
+            return Err(VmError::Qmp { command: COMMAND, reason: "the answer names no CPU".into() });
+        }
+        Ok(looks)
     }
 }
 

@@ -9,8 +9,10 @@ use klpfarm_stress::wire::{BlockedTask, Fault, FaultKind, FromGuest};
 use klpfarm_vm::QmpEvent;
 
 use super::Origin;
+use super::cpus::Stuck;
 use super::measure::{Measure, millis};
 use super::tasks::{describe, general, waits_in};
+use super::waiting::Waiting;
 
 /// Findings of one trial beyond this are only counted: a broken machine finds new words for the same thing for ever.
 const MOST_FINDINGS: usize = 40;
@@ -52,6 +54,8 @@ pub(crate) struct Health {
     blocked: Duration,
     ssh: Duration,
     probe: Duration,
+    cpu: Duration,
+    console: Duration,
     /// Names of the patches that this machine gets.
     patches: Vec<String>,
     applied_at: Option<Duration>,
@@ -70,6 +74,8 @@ pub(crate) struct Health {
     stopped: bool,
     /// The latest tasks that do not get on, described.
     last_blocked: String,
+    /// Who has not gone on lately.
+    waiting: Waiting,
 }
 
 impl Health {
@@ -80,6 +86,8 @@ impl Health {
             blocked: plan.scaled(limits.blocked),
             ssh: plan.scaled(limits.ssh),
             probe: plan.scaled(limits.probe),
+            cpu: plan.scaled(limits.cpu),
+            console: plan.scaled(limits.console),
             patches: plan.names(trial).map(str::to_owned).collect(),
             applied_at: None,
             phase: Phase::Boot,
@@ -94,6 +102,7 @@ impl Health {
             seen: HashSet::new(),
             stopped: false,
             last_blocked: String::new(),
+            waiting: Waiting::default(),
         }
     }
 
@@ -249,16 +258,69 @@ impl Health {
         self.find(now, kind, Source::Qmp, title.into(), format!("QMP event: {event:?}"))
     }
 
+    /// A CPU does not take interrupts any more.
+    pub(crate) fn cpu_stuck(&mut self, now: Duration, stuck: &Stuck) -> Vec<Body> {
+        let Stuck { cpu, lasts, places, module } = stuck;
+        let in_patch = module.as_ref().is_some_and(|m| self.patches.contains(m));
+        let place = match module {
+            Some(name) if in_patch => format!(" in code of the patch {name}"),
+            Some(name) => format!(" in code of the module {name}"),
+            None => String::new(),
+        };
+        let mut last: Vec<String> = places.iter().rev().take(8).map(|p| format!("{p:#x}")).collect();
+        last.dedup();
+        let evidence = format!(
+            "CPU {cpu}: interrupts off, in the kernel and not halted in all {} looks at its registers within {:.0} s; seen last at {}",
+            places.len(),
+            lasts.as_secs_f64(),
+            last.join(", ")
+        );
+        self.once(Finding {
+            kind: FarmKind::CpuStuck.into(),
+            title: format!("a CPU is stuck with interrupts off{place}"),
+            source: Source::Qmp,
+            function: None,
+            workload: None,
+            after_apply_ms: self.after_apply(now).map(|ms| ms.saturating_sub(millis(*lasts))),
+            line: None,
+            in_patch,
+            corrupted: false,
+            evidence,
+        })
+    }
+
+    /// The virtual CPUs do not run.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.stopped
+    }
+
+    /// The longest that it takes to find whoever hangs.
+    pub(crate) fn patience(&self) -> Duration {
+        let usual = self.usual_idle.values().max().map_or(Duration::ZERO, |ms| Duration::from_millis(ms * 3));
+        let limits = [self.stall, usual, self.blocked, self.cpu, self.console, self.probe];
+        limits.into_iter().max().unwrap_or_default() + Duration::from_secs(5)
+    }
+
+    /// Whoever was waiting at that time has gone on since, as far as is known.
+    pub(crate) fn all_went_on(&self, then: Duration, measure: &Measure) -> bool {
+        let counts = |id| measure.thread(id).is_some_and(|t| t.counted && t.workload != AGING);
+        self.ssh_error.is_empty() && self.waiting.all_went_on(then, counts)
+    }
+
     /// A fresh login succeeded or failed.
     pub(crate) fn login(&mut self, now: Duration, result: &Result<u64, String>) {
         match result {
-            Ok(_) => self.ssh_at = Some(now),
+            Ok(_) => {
+                self.ssh_at = Some(now);
+                self.ssh_error.clear();
+            }
             Err(error) => self.ssh_error.clone_from(error),
         }
     }
 
     pub(crate) fn probe(&mut self, now: Duration, message: &FromGuest, measure: &Measure) -> Vec<Body> {
         self.probe_at = Some(now);
+        self.waiting.take(now, message, &self.always_blocked);
         match message {
             FromGuest::Fault(fault) => self.fault(now, fault),
             FromGuest::Blocked { tasks, total, .. } => self.blocked(now, tasks, *total, measure),

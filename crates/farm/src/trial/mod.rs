@@ -1,5 +1,8 @@
 //! One trial, decided without a machine: inputs in, actions out. No await, no clock: `now` is the time since power-on.
 
+mod beside;
+mod console;
+mod cpus;
 mod health;
 mod measure;
 mod patching;
@@ -8,6 +11,7 @@ mod script;
 mod tasks;
 #[cfg(test)]
 mod tests;
+mod waiting;
 mod watch;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -17,9 +21,11 @@ use std::time::Duration;
 use klpfarm_kmsg::Classifier;
 use klpfarm_model::{Arm, Body, FarmKind, Phase, Plan, Source, Trial, TrialEnd};
 use klpfarm_stress::wire::{Ask, ToGuest};
-use klpfarm_vm::{Output, SshOutput};
+use klpfarm_vm::{CpuLook, Output, SshOutput};
 
 use crate::guest;
+use console::Console;
+use cpus::Cpus;
 use health::Health;
 use measure::Measure;
 pub(crate) use measure::millis;
@@ -37,6 +43,8 @@ pub(crate) enum Input {
     Login(Result<u64, String>),
     /// [`Action::Ssh`] ended.
     Ssh(Result<SshOutput, String>),
+    /// [`Action::Cpus`] ended: what the virtual CPUs do, or why that can't be told.
+    Cpus(Result<Vec<CpuLook>, String>),
     /// [`Action::Collect`] ended: file and what it is.
     Collected(Vec<(String, String)>),
     /// Another trial has learnt which functions the patches replace.
@@ -57,6 +65,8 @@ pub(crate) enum Action {
         /// At most so long.
         limit: Duration,
     },
+    /// Look at the virtual CPUs.
+    Cpus,
     /// Run a command over the kept connection.
     Ssh {
         /// Shell line.
@@ -144,6 +154,7 @@ enum Step {
 /// How often a patch's state is asked for: less than a tick, so that it is asked at each.
 const POLL: Duration = Duration::from_millis(150);
 const LOGIN_EVERY: Duration = Duration::from_secs(10);
+const CPUS_EVERY: Duration = Duration::from_secs(1);
 const RATES_EVERY: Duration = Duration::from_secs(5);
 /// A tick that comes so late means that the host did not let us run.
 const LATE: Duration = Duration::from_secs(1);
@@ -177,6 +188,14 @@ pub(crate) struct Dispatcher {
     login_at: Option<Duration>,
     login_running: bool,
     ssh_ms: Option<u64>,
+    cpus: Cpus,
+    /// When to look next; `None` once it has proved to be impossible.
+    cpus_at: Option<Duration>,
+    cpus_running: bool,
+    modules_id: u64,
+    console: Console,
+    beat_at: Duration,
+    beat_id: u64,
     started_ms: u64,
     rates_at: Duration,
     load_runs: bool,
@@ -199,7 +218,10 @@ pub(crate) struct Dispatcher {
 impl Dispatcher {
     pub(crate) fn new(plan: Arc<Plan>, trial: Trial, origin: Origin) -> Self {
         let deadline = plan.scaled(plan.pipeline.limits.boot);
+        let limits = &plan.pipeline.limits;
         let health = Health::new(&plan, &trial, origin);
+        let console = Console::new(trial.number, plan.scaled(limits.console), limits.console_flood);
+        let cpus = Cpus::new(plan.scaled(limits.cpu));
         let zero = Duration::ZERO;
         Self {
             script: script(&plan, &trial, origin).into(),
@@ -222,6 +244,13 @@ impl Dispatcher {
             login_at: None,
             login_running: false,
             ssh_ms: None,
+            cpus,
+            cpus_at: Some(zero),
+            cpus_running: false,
+            modules_id: 0,
+            console,
+            beat_at: zero,
+            beat_id: 0,
             started_ms: 0,
             rates_at: zero,
             // A checkpoint is one of a machine under load.
@@ -248,6 +277,7 @@ impl Dispatcher {
                 Input::Output(output) => self.output(now, output),
                 Input::Login(result) => self.login(now, result),
                 Input::Ssh(result) => self.ssh(now, result),
+                Input::Cpus(looks) => self.cpus_seen(now, looks),
                 Input::Collected(files) => self.collected(files),
                 Input::Tick => self.tick(now),
                 // A patched trial counts calls of its own functions only, which it learns by itself.
@@ -298,6 +328,7 @@ impl Dispatcher {
     fn enter(&mut self, phase: Phase) {
         self.phase = phase;
         self.health.phase(phase);
+        self.console.phase(phase);
         self.emit(Body::PhaseStarted);
     }
 

@@ -61,6 +61,7 @@ impl Dispatcher {
         self.enabled = state.listed && state.enabled;
         if !self.listed && state.listed {
             self.listed = true;
+            self.ask_modules();
             self.functions.extend(state.functions.iter().cloned());
             let names = guest::countable(&state.functions);
             let inside = names.iter().filter_map(|f| Some((f.clone(), *self.inside.get(f)?))).collect();

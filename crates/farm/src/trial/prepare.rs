@@ -9,7 +9,7 @@ use klpfarm_stress::wire::{self, Ask, Run};
 use klpfarm_vm::SshOutput;
 
 use super::{Action, CHUNK, Dispatcher, Origin, Step, Upload, millis};
-use crate::guest;
+use crate::{blind, guest};
 
 impl Dispatcher {
     pub(super) fn power_on(&mut self, now: Duration, started_ms: u64) {
@@ -122,13 +122,7 @@ impl Dispatcher {
     pub(super) fn ssh(&mut self, now: Duration, result: Result<SshOutput, String>) {
         match (self.step, result) {
             (Step::Prepare(n), Ok(output)) => {
-                for line in output.text.lines() {
-                    if let Some((detector, reason)) =
-                        line.strip_prefix("blind ").and_then(|l| l.split_once(' '))
-                    {
-                        self.emit(Body::Blind { detector: detector.to_owned(), reason: reason.to_owned() });
-                    }
-                }
+                output.text.lines().filter_map(blind::read).for_each(|body| self.emit(body));
                 if output.code != 0 || output.text.contains("failed to start the probe") {
                     let message =
                         format!("preparing the guest failed ({}): {}", output.code, output.text.trim());

@@ -6,7 +6,7 @@ use klpfarm_model::{
     Accel, Arm, FindingKind, ImageFacts, Patch, Pipeline, Resolved, Start, Tier, TierRule, Workload,
 };
 use klpfarm_stress::wire::{BlockedTask, FromGuest, Thread, ThreadProgress};
-use klpfarm_vm::QmpEvent;
+use klpfarm_vm::{CpuLook, QmpEvent};
 
 use super::*;
 
@@ -61,9 +61,19 @@ struct Faults {
     probe_stops: bool,
     /// Forked from a checkpoint, not booted.
     forked: bool,
+    /// After applying, the second CPU stays here with interrupts off.
+    cpu_stuck: Option<u64>,
+    no_registers: bool,
+    /// After applying, nothing comes out on the console any more.
+    console_silent: bool,
+    /// The workload's threads stop so long after applying, in seconds.
+    stop_after: u64,
     /// All inputs stop for this long, as on a suspended host.
     host_pause: bool,
 }
+
+const MODULES: &str =
+    "x 16384 1 - Live 0xffffffffc0500000 (OEK)\nvirtio_net 65536 0 - Live 0xffffffffc0400000\n";
 
 /// A machine that answers at once.
 struct Fake {
@@ -177,6 +187,7 @@ impl Fake {
                 self.ask(id, Ask::Write { name: String::new(), data: String::new(), append: chunk > 0 })
             }
             Action::Tell(ToGuest { id, ask }) => self.ask(id, ask),
+            Action::Cpus => vec![Input::Cpus(self.cpus())],
             Action::Collect(_) => vec![Input::Collected(vec![("evidence/x".into(), "x".into())])],
             Action::Emit(..) | Action::End(_) => unreachable!(),
         }
@@ -218,10 +229,25 @@ impl Fake {
             }
             Ask::Livepatch { name } => out = self.livepatch(&name),
             Ask::Vitals => out = serde_json::to_string(&klpfarm_stress::wire::Vitals::default()).unwrap(),
-            Ask::Read { .. } | Ask::Resume { .. } | Ask::Write { .. } => {}
+            Ask::Kmsg { line } if !self.faults.console_silent || self.loaded_at.is_none() => {
+                let text =
+                    format!("[{}.0] {}\r\n", self.now.as_secs(), line.trim_start_matches("<6>").trim());
+                more.push(Input::Output(Output::Console(text.into())));
+            }
+            Ask::Read { path } if path == "/proc/modules" => out = MODULES.to_owned(),
+            Ask::Kmsg { .. } | Ask::Read { .. } | Ask::Resume { .. } | Ask::Write { .. } => {}
         }
         more.push(probe(FromGuest::Reply { id, code, out }));
         more
+    }
+
+    /// Two CPUs, one idle; the other sticks after applying, if it is to.
+    fn cpus(&self) -> Result<Vec<CpuLook>, String> {
+        let stuck = self.faults.cpu_stuck.filter(|_| self.loaded_at.is_some());
+        let idle = CpuLook { cpu: 0, rip: 1, interrupts: true, ring: 0, halted: true };
+        let other =
+            CpuLook { cpu: 1, rip: stuck.unwrap_or(2), interrupts: stuck.is_none(), halted: false, ..idle };
+        if self.faults.no_registers { Err("no answer".into()) } else { Ok(vec![idle, other]) }
     }
 
     fn exec(&mut self, line: &str) -> String {
@@ -272,7 +298,9 @@ impl Fake {
             return inputs;
         }
         let at_ms = millis(self.now);
-        let stuck = since.filter(|_| self.faults.threads_stop && self.load).map(millis);
+        let stop_after = Duration::from_secs(self.faults.stop_after);
+        let stuck = since.filter(|d| self.faults.threads_stop && self.load && *d >= stop_after);
+        let stuck = stuck.map(|d| millis(d - stop_after));
         if stuck.is_none() {
             self.ops += 20;
         }

@@ -14,8 +14,9 @@ impl Dispatcher {
         match output {
             Output::Console(bytes) => {
                 self.console_at = Some(now);
+                self.console.push(now, &bytes);
                 let signals = self.classifier.push(&bytes);
-                self.console(now, signals);
+                self.signals(now, signals);
             }
             Output::Probe(message) => self.probe(now, message),
             Output::Qmp(QmpEvent::IoError { reason }) => {
@@ -29,7 +30,7 @@ impl Dispatcher {
             }
             Output::Exited { status, stderr } => {
                 let signals = self.classifier.finish();
-                self.console(now, signals);
+                self.signals(now, signals);
                 // After a finding the guest's end is no news; before one, nobody but the host can have ended QEMU.
                 if matches!(self.step, Step::Listen(_) | Step::Collecting) {
                     self.end(TrialEnd::Stopped);
@@ -44,7 +45,7 @@ impl Dispatcher {
         }
     }
 
-    pub(super) fn console(&mut self, now: Duration, signals: Vec<klpfarm_kmsg::Signal>) {
+    pub(super) fn signals(&mut self, now: Duration, signals: Vec<klpfarm_kmsg::Signal>) {
         for signal in signals {
             let bodies = self.health.console(now, signal);
             self.report(now, bodies);
@@ -79,6 +80,9 @@ impl Dispatcher {
     }
 
     pub(super) fn reply(&mut self, now: Duration, id: u64, code: i32, out: &str) {
+        if self.reply_beside(id, code, out) {
+            return;
+        }
         match self.step {
             Step::StartLoad(_) if code != 0 => {
                 let message = format!("a workload could not be started: {}", out.trim());
@@ -131,16 +135,19 @@ impl Dispatcher {
         self.last_tick = now;
         if gap > LATE {
             self.health.forgive(gap);
+            self.console.forgive(gap);
+            self.cpus.forget();
             self.deadline += gap;
         }
         if self.console_at.is_some_and(|at| now.saturating_sub(at) >= QUIET) {
             self.console_at = None;
             let signals = self.classifier.flush();
-            self.console(now, signals);
+            self.signals(now, signals);
         }
         let bodies = self.health.tick(now);
         self.report(now, bodies);
         self.routine(now);
+        self.watch_beside(now);
         self.step_tick(now);
     }
 
@@ -162,7 +169,7 @@ impl Dispatcher {
     pub(super) fn step_tick(&mut self, now: Duration) {
         let late = now >= self.deadline;
         match self.step {
-            Step::Run(until) if now >= until => self.phase_done(now),
+            Step::Run(until) if now >= until && !self.somebody_hangs(now, until) => self.phase_done(now),
             Step::Listen(until) if now >= until => self.collect(now),
             Step::Collecting if late => self.end(TrialEnd::Stopped),
             Step::Hello if late => self.farm_error(

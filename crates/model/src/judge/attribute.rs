@@ -229,11 +229,12 @@ fn rank(kind: FindingKind) -> u8 {
         FindingKind::Kernel(k) if !kind.is_soft() && k.severity() == klpfarm_kmsg::Severity::Fatal => 1,
         FindingKind::Farm(F::WrongContent | F::WrongErrno) => 2,
         FindingKind::Kernel(_) if !kind.is_soft() => 3,
+        FindingKind::Farm(F::CpuStuck) => 3,
         FindingKind::Farm(F::TransitionStalled | F::RevertStalled | F::RevertRefused | F::NotInForce) => 4,
         FindingKind::Farm(F::ThreadStalled) => 5,
         FindingKind::Farm(F::TaskBlocked) => 6,
         FindingKind::Kernel(_) => 7,
-        FindingKind::Farm(F::SshDead | F::ProbeSilent) => 9,
+        FindingKind::Farm(F::SshDead | F::ProbeSilent | F::ConsoleSilent) => 9,
         FindingKind::Farm(F::RateCollapsed | F::LatencyGrown | F::ResourcesLeaked) => COMPARED,
         FindingKind::Farm(_) => 8,
     }

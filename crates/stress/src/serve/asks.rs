@@ -113,6 +113,7 @@ impl Probe {
                 self.reply(id, libc::EINVAL, format!("name {name:?}: not a module's name"));
             }
             Ask::Livepatch { name } => self.look_up(id, reader::Task::Livepatch(name)),
+            Ask::Kmsg { line } => self.look_up(id, reader::Task::Kmsg(line)),
             Ask::Vitals => self.look_up(id, reader::Task::Vitals),
         }
     }

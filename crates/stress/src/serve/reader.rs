@@ -6,7 +6,7 @@ use super::spawner::{Event, Request, Spawner};
 use crate::sys;
 use klpfarm_stress::wire::MAX_LINE;
 use std::collections::VecDeque;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::process::ExitCode;
 
@@ -39,6 +39,8 @@ pub(super) enum Task {
     Livepatch(String),
     /// See [`look::vitals`], in JSON.
     Vitals,
+    /// Write to the kernel's log: whoever does may have to print for all others, and so to wait.
+    Kmsg(String),
 }
 
 impl Task {
@@ -48,6 +50,7 @@ impl Task {
             Self::File(path) => ('f', path.as_str()),
             Self::Livepatch(name) => ('l', name.as_str()),
             Self::Vitals => ('v', ""),
+            Self::Kmsg(line) => ('k', line.as_str()),
         };
         format!("{letter}{text}").into_bytes()
     }
@@ -60,6 +63,7 @@ impl Task {
             'f' => Some(Self::File(text)),
             'l' => Some(Self::Livepatch(text)),
             'v' => Some(Self::Vitals),
+            'k' => Some(Self::Kmsg(text)),
             _ => None,
         }
     }
@@ -71,6 +75,9 @@ impl Task {
                 std::fs::File::open(path)?.take(MAX_READ as u64).read_to_end(to)?;
             }
             Self::Livepatch(name) => to.extend_from_slice(look::livepatch(&name)?.as_bytes()),
+            Self::Kmsg(line) => {
+                std::fs::OpenOptions::new().write(true).open("/dev/kmsg")?.write_all(line.as_bytes())?;
+            }
             Self::Vitals => serde_json::to_writer(&mut *to, &look::vitals()?)?,
         }
         to.truncate(MAX_READ + HEADER);

@@ -1,0 +1,108 @@
+//! What goes on beside a trial's steps: looks at the virtual CPUs, heartbeats on the console, and waiting for those who hang when a
+//! soak ends.
+
+use std::time::Duration;
+
+use klpfarm_model::{FarmKind, Phase, Source};
+use klpfarm_stress::wire::Ask;
+use klpfarm_vm::CpuLook;
+
+use super::console::{BEAT_EVERY, Trouble};
+use super::{Action, CPUS_EVERY, Dispatcher, Step};
+use crate::blind;
+
+impl Dispatcher {
+    /// On schedule, as long as there is a guest to watch.
+    pub(super) fn watch_beside(&mut self, now: Duration) {
+        if !self.cpus_running && self.cpus_at.is_some_and(|at| now >= at) && self.step != Step::PowerOn {
+            (self.cpus_running, self.cpus_at) = (true, Some(now + CPUS_EVERY));
+            self.out.push_back(Action::Cpus);
+        }
+        let talks = !matches!(
+            self.step,
+            Step::PowerOn | Step::Login | Step::Prepare(_) | Step::Hello | Step::Listen(_) | Step::Collecting
+        );
+        if !talks || !self.health.probe_alive(now) {
+            return;
+        }
+        if now >= self.beat_at
+            && let Some(line) = self.console.beat(now)
+        {
+            self.beat_at = now + BEAT_EVERY;
+            self.beat_id = self.tell(Ask::Kmsg { line });
+        }
+        match self.console.tick(now) {
+            Some(Trouble::Flood(evidence)) => {
+                self.find_on_console(now, FarmKind::ConsoleFlood, "the console is flooded", evidence);
+            }
+            Some(Trouble::Silent(evidence)) => {
+                self.find_on_console(now, FarmKind::ConsoleSilent, "the console has fallen silent", evidence);
+            }
+            Some(Trouble::Blind) => self.emit(blind::console("nothing written to it comes out")),
+            None => {}
+        }
+    }
+
+    fn find_on_console(&mut self, now: Duration, kind: FarmKind, title: &str, evidence: String) {
+        let bodies = self.health.find(now, kind, Source::Console, title.to_owned(), evidence);
+        self.report(now, bodies);
+    }
+
+    /// The answer to a question that no step waits for; false if it is none.
+    pub(super) fn reply_beside(&mut self, id: u64, code: i32, out: &str) -> bool {
+        if id == self.beat_id {
+            // What does not come back may be printing for others, or wait for ever: the heartbeat tells.
+            if code != 0 && code != 124 {
+                self.console.give_up();
+                self.emit(blind::console(&format!("/dev/kmsg can't be written to ({})", out.trim())));
+            }
+        } else if id == self.modules_id {
+            if code == 0 {
+                self.cpus.modules(out);
+            }
+        } else {
+            return false;
+        }
+        true
+    }
+
+    /// A patch has been loaded: where its code lies.
+    pub(super) fn ask_modules(&mut self) {
+        self.modules_id = self.tell(Ask::Read { path: "/proc/modules".into() });
+    }
+
+    /// A look at the virtual CPUs.
+    pub(super) fn cpus_seen(&mut self, now: Duration, looks: Result<Vec<CpuLook>, String>) {
+        self.cpus_running = false;
+        let looks = match looks {
+            Ok(looks) => looks,
+            Err(error) if !self.cpus.is_known() => {
+                self.cpus_at = None;
+                self.emit(blind::cpus(&error));
+                return;
+            }
+            // Late once is no reason to give up.
+            Err(_) => return,
+        };
+        tracing::trace!(trial = self.trial.number, ?now, ?looks);
+        let booting = matches!(self.phase, Phase::Boot);
+        if booting || self.health.is_stopped() || matches!(self.step, Step::Collecting) {
+            self.cpus.forget();
+            return;
+        }
+        for stuck in self.cpus.look(now, &looks) {
+            let bodies = self.health.cpu_stuck(now, &stuck);
+            self.report(now, bodies);
+        }
+    }
+
+    /// At the end of a phase with the patch applied: whoever hangs is waited for until he goes on or is found. Before applying
+    /// nobody has reason to hang, and what does is not the patch's.
+    pub(super) fn somebody_hangs(&self, now: Duration, end: Duration) -> bool {
+        matches!(self.phase, Phase::Soak | Phase::Revert)
+            && now < end + self.health.patience()
+            && !(self.health.all_went_on(end, &self.measure)
+                && self.console.heard_all_before(end)
+                && !self.cpus.is_suspicious())
+    }
+}

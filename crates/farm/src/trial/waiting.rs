@@ -1,0 +1,108 @@
+//! Who has not gone on since a given moment: a phase must not end while somebody hangs who has not hung long enough to be found. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use klpfarm_stress::wire::FromGuest;
+
+use super::tasks::general;
+
+/// Threads and tasks of one machine.
+#[derive(Debug, Default)]
+pub(crate) struct Waiting {
+    /// When each workload thread finished an operation last.
+    finished: BTreeMap<u32, Duration>,
+    /// Since when the other task has been in state D that is there longest.
+    blocked: Option<Duration>,
+}
+
+impl Waiting {
+    /// Take a line of the probe. `usual`: names of tasks that are always in state D here.
+    pub(crate) fn take(&mut self, now: Duration, message: &FromGuest, usual: &BTreeSet<String>) {
+        let before = |ms: u64| now.saturating_sub(Duration::from_millis(ms));
+        match message {
+            FromGuest::Thread(thread) => {
+                self.finished.insert(thread.id, now);
+            }
+            FromGuest::Gone { id } => {
+                self.finished.remove(id);
+            }
+            FromGuest::Progress { threads, .. } => {
+                self.finished.extend(threads.iter().map(|p| (p.id, before(p.idle_ms))));
+            }
+            FromGuest::Blocked { tasks, .. } => {
+                let odd = tasks.iter().filter(|t| t.state == 'D' && !usual.contains(&general(&t.comm)));
+                self.blocked = odd.map(|t| before(t.for_ms)).min();
+            }
+            _ => {}
+        }
+    }
+
+    /// All threads that count have finished an operation since, and no task has been in state D since before.
+    pub(crate) fn all_went_on(&self, then: Duration, counts: impl Fn(u32) -> bool) -> bool {
+        self.finished.iter().all(|(id, at)| *at >= then || !counts(*id))
+            && self.blocked.is_none_or(|since| since >= then)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use klpfarm_stress::wire::{BlockedTask, ThreadProgress};
+
+    use super::*;
+
+    fn s(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    fn progress(id: u32, idle_ms: u64) -> FromGuest {
+        let p = ThreadProgress { id, ops: 1, latency_us: 1, idle_ms, errors: 0, errno: 0 };
+        FromGuest::Progress { at_ms: 0, threads: vec![p] }
+    }
+
+    #[test]
+    fn each_thread_must_finish_something_after_the_moment() {
+        let none = BTreeSet::new();
+        let mut waiting = Waiting::default();
+        waiting.take(s(60), &progress(1, 100), &none);
+        waiting.take(s(60), &progress(2, 0), &none);
+        assert!(!waiting.all_went_on(s(60), |_| true));
+        assert!(waiting.all_went_on(s(60), |id| id == 2));
+        waiting.take(s(61), &progress(1, 10), &none);
+        assert!(waiting.all_went_on(s(60), |_| true));
+        waiting.take(s(75), &progress(2, 15_000), &none);
+        assert!(waiting.all_went_on(s(60), |_| true));
+        assert!(!waiting.all_went_on(s(61), |_| true));
+        waiting.take(s(75), &FromGuest::Gone { id: 2 }, &none);
+        assert!(waiting.all_went_on(s(60), |_| true));
+    }
+
+    #[test]
+    fn a_task_in_state_d_must_have_fallen_into_it_later() {
+        let none = BTreeSet::new();
+        let mut waiting = Waiting::default();
+        let blocked = |for_ms, state| FromGuest::Blocked {
+            at_ms: 0,
+            tasks: vec![BlockedTask {
+                pid: 1,
+                tid: 1,
+                comm: "jbd2/vda".into(),
+                state,
+                for_ms,
+                wchan: String::new(),
+                stack: String::new(),
+                thread: None,
+            }],
+            total: 1,
+        };
+        waiting.take(s(60), &blocked(3000, 'D'), &none);
+        assert!(!waiting.all_went_on(s(59), |_| true));
+        assert!(waiting.all_went_on(s(57), |_| true));
+        waiting.take(s(61), &FromGuest::Blocked { at_ms: 0, tasks: vec![], total: 0 }, &none);
+        assert!(waiting.all_went_on(s(61), |_| true));
+        waiting.take(s(62), &blocked(9000, 'S'), &none);
+        assert!(waiting.all_went_on(s(62), |_| true));
+        waiting.take(s(62), &blocked(9000, 'D'), &BTreeSet::from(["jbd2".to_owned()]));
+        assert!(waiting.all_went_on(s(62), |_| true));
+    }
+}
