@@ -1,5 +1,6 @@
 //! The console and the probe's channel: sockets read into the machine's stream of output.
 
+use std::collections::VecDeque;
 use std::path::PathBuf;
 
 use klpfarm_stress::wire::{FromGuest, MAX_LINE};
@@ -7,41 +8,82 @@ use tokio::fs::File;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::OwnedWriteHalf;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use crate::{Output, VmError};
 
-/// Most of a console that is kept on disk, in bytes. A guest that prints without end must not fill the host.
-const CONSOLE_LIMIT: usize = 64 << 20;
+/// Most of a console that is kept on disk, in bytes: the beginning, and of what comes after it the end. A guest that prints without end
+/// must not fill the host, but its last words are worth most.
+const CONSOLE_HEAD: usize = 63 << 20;
+const CONSOLE_TAIL: usize = 1 << 20;
 
-/// Record the console in `log` and pass it on; returns the way to type on it.
+/// Record the console in `log` and pass it on; returns the way to type on it, and what is closed when all has been recorded.
 pub(crate) async fn console(
     stream: UnixStream,
     log: PathBuf,
     tasks: &mut JoinSet<()>,
     output: mpsc::Sender<Output>,
-) -> Result<mpsc::Sender<Vec<u8>>, VmError> {
+) -> Result<(mpsc::Sender<Vec<u8>>, oneshot::Receiver<()>), VmError> {
+    let (recording, recorded) = oneshot::channel();
     let mut file = File::create(&log).await.map_err(|source| VmError::Io { path: log, source })?;
     let (mut read, write) = stream.into_split();
     tasks.spawn(async move {
         let mut buffer = vec![0; 64 * 1024];
-        let mut kept = 0;
+        let mut kept = Kept::new(CONSOLE_HEAD, CONSOLE_TAIL);
         while let Ok(n) = read.read(&mut buffer).await {
             if n == 0 {
                 break;
             }
-            let keep = n.min(CONSOLE_LIMIT - kept);
             // A full disk is noticed by the journal, which ends the run; this log is a best effort.
-            let _ = file.write_all(&buffer[..keep]).await;
-            kept += keep;
+            let _ = file.write_all(kept.head(&buffer[..n])).await;
             if output.send(Output::Console(buffer[..n].to_vec())).await.is_err() {
                 break;
             }
         }
+        let _ = file.write_all(&kept.end()).await;
         let _ = file.flush().await;
+        drop(recording);
     });
-    Ok(writer(write, tasks))
+    Ok((writer(write, tasks), recorded))
+}
+
+/// What is kept of a console: all of it up to a limit, then the latest.
+struct Kept {
+    room: usize,
+    most: usize,
+    tail: VecDeque<u8>,
+    /// Bytes and lines between head and tail.
+    left_out: (u64, u64),
+}
+
+impl Kept {
+    fn new(head: usize, tail: usize) -> Self {
+        Self { room: head, most: tail, tail: VecDeque::new(), left_out: (0, 0) }
+    }
+
+    /// Take text; returns what of it still belongs to the head.
+    fn head<'a>(&mut self, text: &'a [u8]) -> &'a [u8] {
+        let (head, rest) = text.split_at(text.len().min(self.room));
+        self.room -= head.len();
+        self.tail.extend(rest);
+        let out = self.tail.len().saturating_sub(self.most);
+        self.left_out.0 += out as u64;
+        self.left_out.1 += self.tail.drain(..out).filter(|b| *b == b'\n').count() as u64;
+        head
+    }
+
+    /// The tail, with a word on what is missing before it.
+    fn end(self) -> Vec<u8> {
+        let mut text = Vec::new();
+        let (bytes, lines) = self.left_out;
+        if bytes > 0 {
+            text =
+                format!("\n[klpfarm: {bytes} bytes with {lines} line ends are left out here]\n").into_bytes();
+        }
+        text.extend(self.tail);
+        text
+    }
 }
 
 /// Read one way to the probe (the virtio port or the second UART) and return the sender of lines to it.
@@ -113,6 +155,19 @@ impl Lines {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_a_flood_the_beginning_and_the_end_are_kept() {
+        let mut kept = Kept::new(4, 3);
+        assert_eq!(kept.head(b"ab"), b"ab");
+        assert_eq!(kept.head(b"cdef"), b"cd");
+        assert_eq!(kept.head(b"gh\ni\njkl"), b"");
+        let text = String::from_utf8(kept.end()).unwrap();
+        assert_eq!(text, "\n[klpfarm: 7 bytes with 2 line ends are left out here]\njkl");
+        let mut whole = Kept::new(4, 3);
+        assert_eq!(whole.head(b"abcdef"), b"abcd");
+        assert_eq!(whole.end(), b"ef");
+    }
 
     #[test]
     fn split_lines_are_joined_and_garbage_is_skipped() {

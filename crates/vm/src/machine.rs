@@ -8,7 +8,7 @@ use klpfarm_stress::wire::{FromGuest, ToGuest};
 use tokio::io::AsyncReadExt;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::process::{Child, Command};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::spec::Sockets;
@@ -37,6 +37,8 @@ pub enum Output {
 pub struct Machine {
     qmp: Qmp,
     to_console: mpsc::Sender<Vec<u8>>,
+    /// Closed when the whole console is in its file.
+    recorded: oneshot::Receiver<()>,
     to_probe: Vec<mpsc::Sender<Vec<u8>>>,
     ssh_port: u16,
     pid: u32,
@@ -74,7 +76,8 @@ impl Machine {
         let mut tasks = JoinSet::new();
 
         let [qmp, console, virtio, uart] = ways.accept(&mut child).await?;
-        let to_console = channel::console(console, console_log, &mut tasks, output.clone()).await?;
+        let (to_console, recorded) =
+            channel::console(console, console_log, &mut tasks, output.clone()).await?;
         let to_probe = [virtio, uart].map(|s| channel::probe(s, &mut tasks, output.clone())).into();
 
         let (kill, killed) = mpsc::channel(1);
@@ -86,8 +89,19 @@ impl Machine {
             Err(error) => return Err(last_words(error, &spec.origin, &kill, &mut outputs).await),
         };
         let kept = spec.origin.kept().cloned();
-        let machine =
-            Self { qmp, to_console, to_probe, ssh_port, pid, kept, kill, gone, tasks, _sockets: dir };
+        let machine = Self {
+            qmp,
+            to_console,
+            recorded,
+            to_probe,
+            ssh_port,
+            pid,
+            kept,
+            kill,
+            gone,
+            tasks,
+            _sockets: dir,
+        };
         Ok((machine, outputs))
     }
 
@@ -145,6 +159,7 @@ impl Machine {
             let _ = self.kill.send(()).await;
             let _ = self.gone.wait_for(|gone| *gone).await;
         }
+        let _ = tokio::time::timeout(limit, self.recorded).await;
         self.tasks.shutdown().await;
     }
 }

@@ -14,7 +14,9 @@ use crate::blind;
 impl Dispatcher {
     /// On schedule, as long as there is a guest to watch.
     pub(super) fn watch_beside(&mut self, now: Duration) {
-        if !self.cpus_running && self.cpus_at.is_some_and(|at| now >= at) && self.step != Step::PowerOn {
+        // Before the kernel runs, CPUs are in other modes; while it boots, it keeps interrupts off as long as it likes.
+        let boots = self.phase == Phase::Boot;
+        if !boots && !self.cpus_running && self.cpus_at.is_some_and(|at| now >= at) {
             (self.cpus_running, self.cpus_at) = (true, Some(now + CPUS_EVERY));
             self.out.push_back(Action::Cpus);
         }
@@ -85,8 +87,7 @@ impl Dispatcher {
             Err(_) => return,
         };
         tracing::trace!(trial = self.trial.number, ?now, ?looks);
-        let booting = matches!(self.phase, Phase::Boot);
-        if booting || self.health.is_stopped() || matches!(self.step, Step::Collecting) {
+        if self.health.is_stopped() || self.step == Step::Collecting {
             self.cpus.forget();
             return;
         }

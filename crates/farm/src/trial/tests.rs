@@ -598,3 +598,87 @@ fn phases_of_no_length_do_not_wait_for_a_tick() {
     }
     assert!(applied, "{:?}", fake.commands);
 }
+
+#[test]
+fn a_cpu_that_takes_no_interrupts_is_found_in_the_patch() {
+    let told = tell(Arm::Loaded, Faults { cpu_stuck: Some(0xffff_ffff_c050_0123), ..Faults::default() });
+    told.assert_only(FarmKind::CpuStuck);
+    let found = told.bodies.iter().find_map(|(_, b)| match b {
+        Body::Finding(f) => Some(f),
+        _ => None,
+    });
+    let found = found.unwrap();
+    assert_eq!(found.title, "a CPU is stuck with interrupts off in code of the patch x");
+    assert!(found.in_patch && found.after_apply_ms.is_some_and(|ms| ms < 2000), "{found:?}");
+    let elsewhere = tell(Arm::Loaded, Faults { cpu_stuck: Some(0xffff_ffff_8100_0000), ..Faults::default() });
+    assert_eq!(elsewhere.findings()[0].1, "a CPU is stuck with interrupts off");
+}
+
+/// Nothing but its CPUs can be seen of a machine that is dead: it must not need the probe.
+#[test]
+fn a_dead_machine_has_its_cpus_stuck() {
+    let faults = Faults { cpu_stuck: Some(0xffff_ffff_c050_0123), probe_stops: true, ..Faults::default() };
+    tell(Arm::Loaded, faults).assert_only(FarmKind::CpuStuck);
+}
+
+#[test]
+fn registers_that_cannot_be_had_are_a_blind_spot() {
+    let told = tell(Arm::Loaded, Faults { no_registers: true, ..Faults::default() });
+    assert_eq!(told.end, TrialEnd::Completed);
+    let blind = |b: &Body| matches!(b, Body::Blind { detector, .. } if detector == "cpu-stuck");
+    assert_eq!(told.bodies.iter().filter(|(_, b)| blind(b)).count(), 1);
+}
+
+#[test]
+fn a_console_that_falls_silent_is_found() {
+    let told = tell(Arm::Loaded, Faults { console_silent: true, ..Faults::default() });
+    told.assert_only(FarmKind::ConsoleSilent);
+    assert_eq!(told.findings().len(), 1, "{:?}", told.findings());
+}
+
+#[test]
+fn a_flooded_console_is_found() {
+    let text = "[   12.345678] klp: madvise\r\n".repeat(8000);
+    let flood = vec![(3, Output::Console(text.into_bytes()))];
+    tell(Arm::Loaded, Faults { after_apply: flood, ..Faults::default() }).assert_only(FarmKind::ConsoleFlood);
+}
+
+/// A hang that begins in the soak's last seconds: taking the patch back could end it unseen.
+#[test]
+fn no_soak_ends_while_somebody_hangs() {
+    let soak = plan().soak().as_secs();
+    for before_end in [1, 3, 8] {
+        let faults = Faults { threads_stop: true, stop_after: soak - before_end, ..Faults::default() };
+        let told = tell(Arm::Loaded, faults);
+        told.assert_only(FarmKind::ThreadStalled);
+        assert_eq!(told.phases().iter().rev().take(2).collect::<Vec<_>>(), [&Phase::End, &Phase::Soak]);
+    }
+}
+
+/// Whoever goes on again has not hung: the soak ends then.
+#[test]
+fn a_soak_ends_when_all_have_gone_on() {
+    let sound = tell(Arm::Loaded, Faults::default()).seconds;
+    let limits = plan().pipeline.limits;
+    assert!(sound < 120 && limits.stall >= Duration::from_secs(10));
+    // A kernel thread sleeps when the soak ends, and wakes four seconds later.
+    let soak = plan().soak().as_secs();
+    let blocked = |tasks: Vec<BlockedTask>| {
+        let total = u32::try_from(tasks.len()).unwrap();
+        Output::Probe(FromGuest::Blocked { at_ms: 0, tasks, total })
+    };
+    let sleeper = BlockedTask {
+        pid: 2,
+        tid: 2,
+        comm: "helper".into(),
+        state: 'D',
+        for_ms: 2000,
+        wchan: String::new(),
+        stack: String::new(),
+        thread: None,
+    };
+    let after_apply = vec![(soak - 1, blocked(vec![sleeper])), (soak + 4, blocked(Vec::new()))];
+    let told = tell(Arm::Loaded, Faults { after_apply, ..Faults::default() });
+    assert_eq!((told.end.clone(), told.findings()), (TrialEnd::Completed, Vec::new()));
+    assert!((sound + 2..sound + 8).contains(&told.seconds), "{} after {sound}", told.seconds);
+}
