@@ -211,3 +211,20 @@ pub(crate) fn main() -> ExitCode {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tasks_reach_a_helper_as_they_were() {
+        let name = || "x".to_owned();
+        for task in
+            [Task::File(name()), Task::Livepatch(name()), Task::Vitals, Task::Kmsg("<6>a: b\n".into())]
+        {
+            let message = String::from_utf8(task.message()).unwrap();
+            assert_eq!(Task::read(&message), Some(task));
+        }
+        assert_eq!(Task::read("?x"), None);
+    }
+}
