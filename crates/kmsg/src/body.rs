@@ -1,6 +1,7 @@
 //! What a line is within a report.
 
 use crate::scan::{Scan, plain, symbol};
+use std::sync::LazyLock;
 
 /// One line of a report, as far as the classifier cares.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -333,28 +334,53 @@ const STRONG: &[&str] = &[
     "Showing backtraces of running workers",
 ];
 
-/// Parts of lines that only a dump has.
+/// Parts of lines that only a dump has; each starts a word.
 const STRONG_INSIDE: &[&str] = &[
-    " is trying to acquire",
-    " is trying to release lock",
-    " is trying to lock",
-    " is leaving the kernel with locks",
-    " is freeing memory ",
+    "is trying to acquire",
+    "is trying to release lock",
+    "is trying to lock",
+    "is leaving the kernel with locks",
+    "is freeing memory ",
     "just changed the state of lock",
-    " takes:",
-    " lock held by ",
-    " locks held by ",
-    " blocked on ",
-    " ticks this GP) idle=",
-    " GPs behind) idle=",
+    "takes:",
+    "lock held by ",
+    "locks held by ",
+    "blocked on ",
+    "ticks this GP) idle=",
+    "GPs behind) idle=",
     "kthread starved for ",
-    " kthread timer wakeup",
-    " usage!",
-    " bytes by task ",
-    " of size ",
-    " bytes by interrupt",
+    "kthread timer wakeup",
+    "usage!",
+    "bytes by task ",
+    "of size ",
+    "bytes by interrupt",
     "nvcsw: ",
 ];
+
+/// Texts by their first byte: every line of a report is looked up.
+struct ByFirst([Vec<&'static str>; 256]);
+
+impl ByFirst {
+    fn new(texts: &[&'static str]) -> Self {
+        ByFirst(std::array::from_fn(|first| {
+            texts.iter().copied().filter(|t| usize::from(t.as_bytes()[0]) == first).collect()
+        }))
+    }
+
+    /// Whether `bytes` starts with one of the texts.
+    fn starts(&self, bytes: &[u8]) -> bool {
+        let Some(&first) = bytes.first() else { return false };
+        self.0[usize::from(first)].iter().any(|t| bytes.starts_with(t.as_bytes()))
+    }
+}
+
+/// Whether only a dump has this line, by its start or by words in it.
+fn is_strong(text: &str) -> bool {
+    static START: LazyLock<ByFirst> = LazyLock::new(|| ByFirst::new(STRONG));
+    static INSIDE: LazyLock<ByFirst> = LazyLock::new(|| ByFirst::new(STRONG_INSIDE));
+    let bytes = text.as_bytes();
+    START.starts(bytes) || memchr::memchr_iter(b' ', bytes).any(|space| INSIDE.starts(&bytes[space + 1..]))
+}
 
 fn fixed<'a>(message: &'a str, text: &'a str) -> Body<'a> {
     let text = ["rcu: ", "watchdog: ", "NMI watchdog: "]
@@ -362,7 +388,7 @@ fn fixed<'a>(message: &'a str, text: &'a str) -> Body<'a> {
         .find_map(|p| text.strip_prefix(p))
         .unwrap_or(text)
         .trim();
-    if STRONG.iter().any(|s| text.starts_with(s)) || STRONG_INSIDE.iter().any(|s| text.contains(s)) {
+    if is_strong(text) {
         return Body::Strong;
     }
     let dump_word = |w: &str| w.len() >= 16 && w.bytes().all(|b| b.is_ascii_hexdigit());
@@ -379,8 +405,11 @@ fn fixed<'a>(message: &'a str, text: &'a str) -> Body<'a> {
 
 /// ` #0: ffff888 (&x){....}, at: F+0x1/0x2` and the like.
 fn is_lock_line(text: &str) -> bool {
-    (text.starts_with('#') || text.contains('{') || text.starts_with("->")) && text.contains(" (")
-        || text.contains("}, at: ")
+    let listed = || text.starts_with('#') || text.starts_with("->");
+    match memchr::memchr2(b'{', b'}', text.as_bytes()) {
+        None => listed() && text.contains(" ("),
+        Some(_) => (listed() || text.contains('{')) && text.contains(" (") || text.contains("}, at: "),
+    }
 }
 
 /// The function behind `at: ` in a lockdep line; `Some(None)` if `at:` ends the line and the next one names it.

@@ -7,6 +7,7 @@ use crate::open::{Open, Verdict};
 use crate::prefix::{self, Caller, Origin, Prefix};
 use crate::{Kind, Report, Signal, oops};
 use memchr::memchr;
+use std::borrow::Cow;
 
 /// The most of a line that is looked at, in bytes; the kernel's own limit is about 1 KiB.
 const LINE_LIMIT: usize = 8 << 10;
@@ -54,7 +55,9 @@ impl Classifier {
     pub fn push(&mut self, mut bytes: &[u8]) -> Vec<Signal> {
         while let Some(end) = memchr(b'\n', bytes) {
             let (head, tail) = bytes.split_at(end);
-            if self.partial.is_empty() {
+            if head.is_empty() && self.partial.is_empty() && self.open.is_empty() {
+                self.line += 1;
+            } else if self.partial.is_empty() {
                 self.overlong = head.len() > LINE_LIMIT;
                 self.end_line(&head[..head.len().min(LINE_LIMIT)]);
             } else {
@@ -119,18 +122,25 @@ impl Classifier {
             self.stamped = self.stamped.saturating_add(1);
         }
         let rest = &line[prefix.start..];
-        if self.open.is_empty() && !is_candidate(rest) {
+        let candidate = is_candidate(rest);
+        if self.open.is_empty() && !candidate {
             return;
         }
-        let mut raw = String::from_utf8_lossy(line);
+        let raw = String::from_utf8_lossy(line);
+        // Broken UTF-8 changes the length of what stands before the message, if it stands there.
+        let message = match line[..prefix.start].is_ascii() {
+            true => Cow::Borrowed(&raw[prefix.start..]),
+            false => String::from_utf8_lossy(rest),
+        };
         if self.overlong {
-            raw.to_mut().push_str(" [truncated]");
+            self.message(&message, &format!("{raw} [truncated]"), prefix, candidate, number);
+        } else {
+            self.message(&message, &raw, prefix, candidate, number);
         }
-        let message = String::from_utf8_lossy(rest);
-        self.message(&message, &raw, prefix, number);
     }
 
-    fn message(&mut self, message: &str, raw: &str, prefix: Prefix, number: u64) {
+    /// `candidate` says whether the message can be a header or notice at all.
+    fn message(&mut self, message: &str, raw: &str, prefix: Prefix, candidate: bool, number: u64) {
         if prefix.origin == Origin::User || self.is_stray(prefix.origin) {
             if let Some(count) = message.contains("Missed ").then(|| notice::journal_lost(message)).flatten()
             {
@@ -143,7 +153,7 @@ impl Classifier {
             }
             return;
         }
-        if message.starts_with(' ') || message.starts_with('\t') {
+        if !candidate {
             self.belong(message, raw, prefix);
         } else if let Some(notice) = notice::parse(message) {
             self.notice(notice, message, raw, number);
@@ -352,7 +362,7 @@ fn is_candidate(rest: &[u8]) -> bool {
         Some(b'l') => &[b"list_", b"livepatch: "],
         Some(b'p') => &[b"print_req_error", b"protection error"],
         Some(b'r') => &[b"rcu", b"refcount_t: "],
-        Some(b's') => &[b"stack segment"],
+        Some(b's') => &[b"stack segment", b"stack guard page"],
         Some(b't') => &[b"traps: PANIC", b"turning off", b"timeout error"],
         Some(b'u') => &[b"unregister_netdevice", b"unreferenced object"],
         Some(b'w') => &[b"watchdog: "],

@@ -81,46 +81,62 @@ const SKIP_HUNG: &[&str] = &["sched", "_slowlock", "rwsem", "completion", "wait"
 const SKIP_LEAK: &[&str] =
     &["alloc", "kmem", "slab", "strdup", "strndup", "memdup", "idr_", "asprintf", "create_object"];
 
-enum Pattern {
-    Exact(&'static str),
-    Start(&'static str),
-    Part(&'static str),
-    End(&'static str),
-    Both(&'static str, &'static str),
+/// What a name is compared with.
+struct Pattern {
+    head: &'static str,
+    /// What must come behind the head; `None`: nothing may.
+    tail: Option<&'static str>,
 }
 
 impl Pattern {
-    fn new(text: &'static str) -> Self {
-        match (text.strip_prefix('*'), text.strip_suffix('*')) {
-            (Some(rest), Some(_)) => Pattern::Part(&rest[..rest.len() - 1]),
-            (Some(rest), None) => Pattern::End(rest),
-            (None, Some(rest)) => match rest.split_once('*') {
-                Some((head, tail)) => Pattern::Both(head, tail),
-                None => Pattern::Start(rest),
-            },
-            (None, None) => match text.split_once('*') {
-                Some((head, tail)) => Pattern::Both(head, tail),
-                None => Pattern::Exact(text),
-            },
+    fn matches(&self, name: &str) -> bool {
+        match self.tail {
+            None => name == self.head,
+            Some(tail) => name.strip_prefix(self.head).is_some_and(|rest| rest.contains(tail)),
         }
+    }
+}
+
+/// The patterns of `SKIP`, by the byte that a name must start with: there are hundreds, and every frame is looked up.
+struct Patterns {
+    by_first: [Vec<Pattern>; 256],
+    parts: Vec<&'static str>,
+    ends: Vec<&'static str>,
+}
+
+impl Patterns {
+    fn new(text: &'static str) -> Self {
+        let mut patterns =
+            Patterns { by_first: std::array::from_fn(|_| Vec::new()), parts: Vec::new(), ends: Vec::new() };
+        for word in text.split_whitespace() {
+            if let Some(rest) = word.strip_prefix('*') {
+                match rest.strip_suffix('*') {
+                    Some(part) => patterns.parts.push(part),
+                    None => patterns.ends.push(rest),
+                }
+                continue;
+            }
+            let (head, tail) = match word.split_once('*') {
+                Some((head, tail)) => (head, Some(tail.trim_end_matches('*'))),
+                None => (word, None),
+            };
+            patterns.by_first[usize::from(word.as_bytes()[0])].push(Pattern { head, tail });
+        }
+        patterns
     }
 
     fn matches(&self, name: &str) -> bool {
-        match self {
-            Pattern::Exact(text) => name == *text,
-            Pattern::Start(text) => name.starts_with(text),
-            Pattern::Part(text) => name.contains(text),
-            Pattern::End(text) => name.ends_with(text),
-            Pattern::Both(head, tail) => name.strip_prefix(head).is_some_and(|rest| rest.contains(tail)),
-        }
+        let Some(&first) = name.as_bytes().first() else { return true };
+        self.by_first[usize::from(first)].iter().any(|p| p.matches(name))
+            || self.ends.iter().any(|end| name.ends_with(end))
+            || self.parts.iter().any(|part| name.contains(part))
     }
 }
 
 /// Whether `name` is mere machinery.
 pub fn is_machinery(name: &str) -> bool {
-    static PATTERNS: std::sync::LazyLock<Vec<Pattern>> =
-        std::sync::LazyLock::new(|| SKIP.split_whitespace().map(Pattern::new).collect());
-    name.is_empty() || PATTERNS.iter().any(|p| p.matches(name))
+    static PATTERNS: std::sync::LazyLock<Patterns> = std::sync::LazyLock::new(|| Patterns::new(SKIP));
+    PATTERNS.matches(name)
 }
 
 /// How to look for the guilty function.

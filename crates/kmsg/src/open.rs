@@ -96,6 +96,7 @@ impl Open {
     /// Appends `raw` to the text.
     fn keep(&mut self, raw: &str, belongs: bool) {
         if self.text.len() + raw.len() < TEXT_LIMIT {
+            self.text.reserve(raw.len() + 1);
             self.text.push_str(raw);
             self.text.push('\n');
         } else if !self.text.ends_with("[truncated]\n") && self.text.len() < TEXT_LIMIT + 100 {
@@ -327,11 +328,13 @@ impl Open {
         let function =
             named.or_else(found).or_else(|| self.header.fallback.take()).or_else(|| self.pointed_at());
         let access = if self.header.kind == Kind::Kasan { self.access.unwrap_or("") } else { "" };
-        let stem = &self.header.stem;
-        let title = match (&function, self.header.place) {
-            (Some(function), Place::InFunction) => format!("{stem}{access} in {function}"),
-            _ => format!("{stem}{access}"),
-        };
+        let mut title = std::mem::take(&mut self.header.stem);
+        let panicked = self.panicked || title.starts_with("kernel panic");
+        title.push_str(access);
+        if let (Some(function), Place::InFunction) = (&function, self.header.place) {
+            title.push_str(" in ");
+            title.push_str(function);
+        }
         let (cpu, task) = self.comm.map_or((None, None), |(cpu, task)| (Some(cpu), Some(task)));
         Report {
             kind: self.header.kind,
@@ -341,7 +344,7 @@ impl Open {
             cpu: self.header.cpu.or(cpu),
             line: self.line,
             corrupted: self.corrupted || self.lost || truncated,
-            panicked: self.panicked || self.header.stem.starts_with("kernel panic"),
+            panicked,
             text: self.text,
         }
     }

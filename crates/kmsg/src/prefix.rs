@@ -266,10 +266,16 @@ fn named(rest: &[u8]) -> Option<(usize, bool)> {
 
 /// The start of a `[   12.345678] ` in the middle of the line.
 fn mid_line(line: &[u8]) -> Option<usize> {
-    memchr::memchr_iter(b'[', &line[..line.len().min(400)]).skip_while(|&p| p == 0).find(|&p| {
-        let window = &line[p..line.len().min(p + 24)];
-        memchr::memchr(b']', window).is_some_and(|end| is_stamp(window[1..end].trim_ascii()))
-    })
+    let line = &line[..line.len().min(424)];
+    let mut start = 0;
+    for at in memchr::memchr2_iter(b'[', b']', line) {
+        if line[at] == b'[' {
+            start = at;
+        } else if start > 0 && start < 400 && at < start + 24 && is_stamp(line[start + 1..at].trim_ascii()) {
+            return Some(start);
+        }
+    }
+    None
 }
 
 #[cfg(test)]

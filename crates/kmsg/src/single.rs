@@ -57,13 +57,14 @@ pub(crate) fn netdevice(text: &str) -> Option<Header> {
 /// File systems and block devices.
 pub(crate) fn io(text: &str) -> Option<Header> {
     let mut scan = Scan(text);
-    let block = scan.eat("blk_update_request: ") | scan.eat("print_req_error: ");
-    let kind =
+    let _ = scan.eat("blk_update_request: ") || scan.eat("print_req_error: ");
+    let kinds =
         ["critical medium", "critical target", "critical space allocation", "I/O", "timeout", "protection"];
-    if let Some(kind) = kind.into_iter().find(|k| scan.eat(&format!("{k} error, dev "))) {
+    let is_kind = |k: &&str| scan.0.strip_prefix(*k).is_some_and(|tail| tail.starts_with(" error, dev "));
+    if let Some(kind) = kinds.into_iter().find(is_kind) {
+        scan.until(" error, dev ")?;
         let device = scan.until(", sector ")?;
         scan.number()?;
-        let _ = block;
         return Some(Header::new(Kind::IoError, format!("{kind} error, dev {device}")).given());
     }
     if scan.eat("Buffer I/O error on dev") {
