@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::wait::Waits;
 use crate::{Accel, Arm, Finding, Phase};
 
 /// One event, as it stands in the journal.
@@ -121,6 +122,8 @@ pub enum Body {
     },
     /// Something is wrong.
     Finding(Box<Finding>),
+    /// Tasks that do not get on, or that the patch concerns, when evidence was gathered.
+    Waits(Box<Waits>),
     /// Evidence was kept.
     Evidence {
         /// File below the trial's folder.
@@ -290,6 +293,7 @@ impl WorkloadMeasure {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wait::{Noted, Wait};
     use crate::{FarmKind, Source};
 
     /// Every kind of event reads back from its line: fields of a body stand beside those of the event.
@@ -307,6 +311,16 @@ mod tests {
             in_patch: true,
             corrupted: true,
             evidence: text(),
+        };
+        let wait = Wait {
+            task: text(),
+            pid: 1,
+            tid: 2,
+            state: 'D',
+            workload: Some(text()),
+            threads: Some(4),
+            since_apply_ms: Some(-5),
+            stack: vec![text()],
         };
         let vitals = Vitals { uptime_s: 0.1 + 0.2, ..Vitals::default() };
         let facts = CheckpointFacts {
@@ -337,6 +351,7 @@ mod tests {
             Body::Measured(Measured { window_ms: 1, workloads: BTreeMap::new(), resources: None }),
             Body::Reach { function: text(), calls: 1, window_ms: 2 },
             Body::Finding(Box::new(finding)),
+            Body::Waits(Box::new(Waits { noted: Noted::Straggler, total: 2, tasks: vec![wait] })),
             Body::Evidence { file: text(), what: text() },
             Body::Note { text: text() },
             Body::TrialEnded { end: TrialEnd::FarmError { message: text() } },

@@ -16,9 +16,10 @@ pub(crate) use attribute::comparable;
 use crate::event::{Body, CheckpointFacts, Event, Measured, Scope, TrialEnd, Vitals};
 use crate::plan::Trial;
 use crate::verdict::{
-    ArmCount, Attribution, Bound, Evidence, Hits, Observation, Outcome, Reach, Verdict, Wear,
+    ArmCount, Attribution, Bound, Evidence, Hits, Observation, Outcome, Reach, Verdict, WaitGroup, Wear,
 };
-use crate::{Arm, Finding, Phase, Plan, plan, stats};
+use crate::wait::Waits;
+use crate::{Arm, Finding, Phase, Plan, cause, plan, stats};
 
 /// What one trial left in the journal.
 #[derive(Debug, Default)]
@@ -26,6 +27,8 @@ pub(crate) struct TrialRecord {
     pub(crate) end: Option<TrialEnd>,
     pub(crate) findings: Vec<Seen>,
     pub(crate) measured: BTreeMap<Phase, (u64, Measured)>,
+    /// Tasks that waited when evidence was gathered.
+    pub(crate) waits: Vec<Waits>,
     files: Vec<PathBuf>,
 }
 
@@ -215,6 +218,7 @@ fn read_trial(record: &mut Record, event: &Event, scope: Scope) {
         Body::Finding(finding) => {
             trial.findings.push(Seen { seq: event.seq, scope, finding: (**finding).clone() });
         }
+        Body::Waits(waits) => trial.waits.push((**waits).clone()),
         Body::Evidence { file, .. } => trial.files.push(plan::Plan::trial_dir(scope.trial).join(file)),
         Body::TrialEnded { end } => trial.end = Some(end.clone()),
         Body::Blind { detector, reason } => {
@@ -322,7 +326,8 @@ fn bounds(plan: &Plan, marks: &BTreeMap<u32, Mark>) -> Vec<Bound> {
 }
 
 fn evidence(plan: &Plan, record: &Record, item: Item) -> Evidence {
-    let Item { attribution, lead, seen, arms, patches, p_value, .. } = item;
+    let Item { attribution, lead, seen, arms, patches, p_value, waits, .. } = item;
+    let (waits_of, waits) = waits.map_or((None, Vec::new()), |(trial, groups)| (Some(trial), groups));
     let observations = seen
         .iter()
         .take(50)
@@ -345,12 +350,21 @@ fn evidence(plan: &Plan, record: &Record, item: Item) -> Evidence {
         kind: lead.kind,
         attribution,
         arms,
+        cause: cause::sentence(&waits),
+        waits,
+        waits_of,
         patches: if plan.patches.len() > 1 { patches } else { BTreeMap::new() },
         p_value,
         function: lead.function,
         observations,
         count: seen.len(),
     }
+}
+
+/// Where tasks of a trial wait.
+pub(crate) fn waits_of(plan: &Plan, record: &Record, trial: u32) -> Vec<WaitGroup> {
+    let Some(of) = plan.trials.iter().find(|t| t.number == trial) else { return Vec::new() };
+    cause::groups(&record.trials[&trial].waits, &plan.names(of).collect::<Vec<_>>())
 }
 
 fn excerpt(text: &str) -> String {

@@ -3,6 +3,7 @@
 //! `Pipeline::parse` -> `Plan::new` -> (the farm runs it) -> [`Event`]s -> [`judge`] -> [`Verdict`].
 
 mod apart;
+mod cause;
 mod compare;
 mod corpus;
 pub mod duration;
@@ -16,6 +17,7 @@ mod qualify;
 mod stats;
 mod tiers;
 pub mod verdict;
+mod wait;
 mod words;
 mod workload;
 pub mod yaml;
@@ -32,5 +34,6 @@ pub use qualify::{Found, Row, Score, needed_detectors, score};
 pub use stats::{fisher, trials_needed, upper_bound};
 pub use tiers::{TierRule, Tiers, check_prior, check_severity};
 pub use verdict::{Outcome, Verdict};
+pub use wait::{Noted, Wait, Waits};
 pub use words::{Accel, Arm, Phase, Tier};
 pub use workload::{Run, Scalar, Workload};

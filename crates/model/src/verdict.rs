@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::event::Vitals;
 use crate::plan::ImageFacts;
+use crate::wait::Noted;
 use crate::{Accel, Arm, FindingKind, Patch, Phase, Source, Tier};
 
 /// The three outcomes.
@@ -146,10 +147,112 @@ pub struct Evidence {
     /// Kernel function concerned.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub function: Option<String>,
+    /// Where tasks wait, for what, since when, and who may hold it, in a sentence; absent where no task was seen waiting.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub cause: Option<String>,
+    /// The tasks behind it, of the trial that `waits_of` names.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub waits: Vec<WaitGroup>,
+    /// The trial whose tasks these are.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub waits_of: Option<u32>,
     /// Every observation of this cause, in journal order, at most 50.
     pub observations: Vec<Observation>,
     /// How many there were.
     pub count: usize,
+}
+
+/// Tasks that wait in one place for one thing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WaitGroup {
+    /// What they were noted for.
+    pub noted: Noted,
+    /// Function in which they wait: the innermost one that does more than waiting and locking; empty if unknown.
+    pub function: String,
+    /// Innermost function of a patch on their stacks: the same, or one that called it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub patch_function: Option<String>,
+    /// The patch that it is of.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub patch: Option<String>,
+    /// For what.
+    pub waits_for: WaitFor,
+    /// Their state letters.
+    pub states: String,
+    /// How many.
+    pub tasks: u32,
+    /// Of how many processes.
+    pub processes: u32,
+    /// Their names, at most five.
+    pub names: Vec<String>,
+    /// Workloads that they are threads of.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub workloads: Vec<String>,
+    /// When the first of them got on last, in milliseconds after applying (before it, if negative).
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub since_apply_ms: Option<i64>,
+    /// Who may hold what they wait for, in words; absent where the stacks say nothing of it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub holder: Option<String>,
+}
+
+/// What a task waits for, as far as its stack says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WaitFor {
+    /// Something of the patch's own.
+    Patch,
+    /// The lock of its process's memory map, for reading.
+    MmapLockRead,
+    /// The same, for writing.
+    MmapLockWrite,
+    /// A read-write semaphore, for reading.
+    RwsemRead,
+    /// The same, for writing.
+    RwsemWrite,
+    /// A mutex.
+    Mutex,
+    /// A page of memory: its lock, or its being read or written.
+    Page,
+    /// That another task finishes something.
+    Completion,
+    /// A grace period of RCU.
+    Rcu,
+    /// Nothing: it runs, or would if it had a CPU.
+    Cpu,
+    /// Something else.
+    Other,
+    /// Its stack could not be read.
+    Unknown,
+}
+
+impl WaitFor {
+    /// Whether it is the lock of its process's memory map.
+    pub fn is_mmap_lock(self) -> bool {
+        matches!(self, Self::MmapLockRead | Self::MmapLockWrite)
+    }
+
+    /// Whether it is a lock that another task holds.
+    pub fn is_lock(self) -> bool {
+        self.is_mmap_lock() || matches!(self, Self::RwsemRead | Self::RwsemWrite | Self::Mutex | Self::Page)
+    }
+
+    /// For people, as what is waited for.
+    pub fn in_words(self) -> &'static str {
+        match self {
+            Self::Patch => "something of the patch's own",
+            Self::MmapLockRead => "the mmap lock of their process, to read,",
+            Self::MmapLockWrite => "the mmap lock of their process, to write,",
+            Self::RwsemRead => "a read-write semaphore, to read,",
+            Self::RwsemWrite => "a read-write semaphore, to write,",
+            Self::Mutex => "a mutex",
+            Self::Page => "a page",
+            Self::Completion => "another task to finish",
+            Self::Rcu => "a grace period of RCU",
+            Self::Cpu => "a CPU",
+            Self::Other | Self::Unknown => "something",
+        }
+    }
 }
 
 /// Hits of an arm.

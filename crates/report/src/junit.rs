@@ -40,6 +40,7 @@ pub fn junit(plan: &Plan, events: &[Event], verdict: &Verdict) -> Vec<u8> {
             | Body::Measured(_)
             | Body::Reach { .. }
             | Body::Finding(_)
+            | Body::Waits(_)
             | Body::Evidence { .. }
             | Body::Note { .. }
             | Body::RunEnded { .. } => {}
@@ -71,9 +72,15 @@ fn test_case(plan: &Plan, trial: &klpfarm_model::Trial, case: &Case, verdict: &V
     let time = Duration::milliseconds(i64::try_from(ms).unwrap_or(i64::MAX));
     let mut against = Vec::new();
     let mut other = Vec::new();
+    // A cause is told once, however many observations it has.
+    let mut told: Vec<String> = Vec::new();
     for item in verdict.evidence.iter().filter(|e| e.attribution != Attribution::Noise) {
         for seen in item.observations.iter().filter(|o| o.trial == trial.number) {
-            let text = format!("{} (event {})\n{}\n", seen.title, seen.seq, seen.excerpt);
+            let mut text = format!("{} (event {})\n{}\n", seen.title, seen.seq, seen.excerpt);
+            if let Some(cause) = item.cause.as_ref().filter(|_| !told.contains(&item.title)) {
+                text.insert_str(0, &format!("cause: {cause}\n"));
+                told.push(item.title.clone());
+            }
             let list = if item.attribution == Attribution::Patch { &mut against } else { &mut other };
             list.push((item.title.clone(), text));
         }
@@ -225,5 +232,58 @@ mod tests {
         // Without a control trial the finding can't be attributed: all are errors.
         assert_eq!(counts(&xml), [4, 0, 4], "{xml}");
         assert!(xml.contains("QEMU died"));
+    }
+
+    /// A cause stands once in the trial's text, whatever the number of findings, and in the summary for people as well.
+    #[test]
+    fn the_cause_of_a_hang_is_told_once() {
+        let plan = plan();
+        let mut events = Vec::new();
+        let mut add = |trial: u32, arm, body| {
+            let scope = Some(Scope { trial, arm, phase: Phase::Soak });
+            events.push(Event { seq: events.len() as u64 + 1, at_ms: 1000, scope, body });
+        };
+        let task = klpfarm_model::Wait {
+            task: "w\u{1b}[2J".into(),
+            pid: 7,
+            tid: 8,
+            state: 'D',
+            workload: None,
+            threads: None,
+            since_apply_ms: Some(-100),
+            stack: vec!["klp_new+0x1/0x2 [x]".into()],
+        };
+        let waits =
+            klpfarm_model::Waits { noted: klpfarm_model::Noted::Blocked, total: 1, tasks: vec![task] };
+        add(1, Arm::Loaded, Body::TrialStarted);
+        for title in ["a: threads hang in klp_new", "no SSH login succeeds"] {
+            let finding = Finding {
+                kind: FarmKind::ThreadStalled.into(),
+                title: title.into(),
+                source: Source::Workload,
+                function: Some("klp_new".into()),
+                workload: None,
+                after_apply_ms: Some(1),
+                line: None,
+                in_patch: true,
+                corrupted: false,
+                evidence: String::new(),
+            };
+            add(1, Arm::Loaded, Body::Finding(Box::new(finding)));
+        }
+        add(1, Arm::Loaded, Body::Waits(Box::new(waits)));
+        add(1, Arm::Loaded, Body::TrialEnded { end: TrialEnd::Stopped });
+        add(2, Arm::Control, Body::TrialEnded { end: TrialEnd::Completed });
+        add(3, Arm::Quiescent, Body::TrialEnded { end: TrialEnd::Completed });
+        let verdict = judge(&plan, &events);
+        let xml = String::from_utf8(junit(&plan, &events, &verdict)).unwrap();
+        assert_eq!(xml.matches("cause: w").count(), 1, "{xml}");
+        let text = crate::summary(&verdict, Path::new("run"), false);
+        assert!(
+            text.contains("waits in klp_new (x's own code, state D) since 0.1 s before applying"),
+            "{text}"
+        );
+        assert!(text.contains("-0.1 s  1 task(s) of 1 process(es) wait, state D: klp_new [x] (w)"), "{text}");
+        assert!(text.contains("2 observation(s) in 1 trial(s)") && !text.contains('\u{1b}'), "{text}");
     }
 }

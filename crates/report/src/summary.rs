@@ -2,8 +2,8 @@
 
 use std::fmt::Write;
 
-use klpfarm_model::verdict::{Attribution, Wear};
-use klpfarm_model::{Outcome, Verdict};
+use klpfarm_model::verdict::{Attribution, Evidence, Wear};
+use klpfarm_model::{Noted, Outcome, Verdict};
 
 use crate::{one_line, printable};
 
@@ -27,7 +27,7 @@ pub fn summary(verdict: &Verdict, dir: &std::path::Path, colour: bool) -> String
         seconds(verdict.took_ms)
     );
     for cause in &verdict.causes {
-        let _ = writeln!(out, "  - {}", one_line(cause, 500));
+        let _ = writeln!(out, "  - {}", one_line(cause, 1200));
     }
     let arms: Vec<String> = verdict
         .arms
@@ -81,11 +81,13 @@ pub fn summary(verdict: &Verdict, dir: &std::path::Path, colour: bool) -> String
         };
         let _ = writeln!(
             out,
-            "\n  [{}] {} ({word}, {} observation(s))",
+            "\n  [{}] {} ({word}, {} observation(s) in {} trial(s))",
             item.kind,
             one_line(&item.title, 200),
-            item.count
+            item.count,
+            item.arms.values().map(|h| h.hit).sum::<u32>()
         );
+        out.push_str(&waiting(item));
         if let Some(seen) = item.observations.first() {
             let _ = writeln!(
                 out,
@@ -96,7 +98,12 @@ pub fn summary(verdict: &Verdict, dir: &std::path::Path, colour: bool) -> String
                 let _ = writeln!(out, "    | {line}");
             }
             if let Some(file) = seen.files.first() {
-                let _ = writeln!(out, "    files: {}", dir.join(file).parent().unwrap_or(dir).display());
+                let folder = dir.join(file);
+                let _ = writeln!(
+                    out,
+                    "    files: {} (README says what is what)",
+                    folder.parent().unwrap_or(dir).display()
+                );
             }
         }
     }
@@ -108,6 +115,44 @@ pub fn summary(verdict: &Verdict, dir: &std::path::Path, colour: bool) -> String
     }
     let _ = writeln!(out, "\n  report: {}", dir.join("verdict.json").display());
     let _ = writeln!(out, "  JUnit:  {}", dir.join("junit.xml").display());
+    out
+}
+
+/// Who waits where, a line a place.
+fn waiting(item: &Evidence) -> String {
+    const MOST: usize = 6;
+    let mut out = String::new();
+    let Some(trial) = item.waits_of else { return out };
+    for group in item.waits.iter().take(MOST) {
+        let place = match (&group.patch_function, &group.patch) {
+            (Some(f), Some(patch)) if *f != group.function => format!("{} < {f} [{patch}]", group.function),
+            (Some(f), Some(patch)) => format!("{f} [{patch}]"),
+            _ if group.function.is_empty() => "?".to_owned(),
+            _ => group.function.clone(),
+        };
+        let since = group
+            .since_apply_ms
+            .map_or_else(|| "      ?".to_owned(), |ms| format!("{:+6.1} s", ms as f64 / 1000.0));
+        let word = if group.noted == Noted::Straggler { "hold up the transition" } else { "wait" };
+        let _ = writeln!(
+            out,
+            "    {since}  {} task(s) of {} process(es) {word}, state {}: {} ({})",
+            group.tasks,
+            group.processes,
+            printable(&group.states),
+            one_line(&place, 120),
+            one_line(&group.names.join(", "), 80)
+        );
+    }
+    if item.waits.len() > MOST {
+        let _ = writeln!(out, "    and {} more place(s); see verdict.json", item.waits.len() - MOST);
+    }
+    if !out.is_empty() {
+        out.insert_str(
+            0,
+            &format!("    tasks of trial {trial}, and when they got on last, seconds after applying:\n"),
+        );
+    }
     out
 }
 

@@ -212,7 +212,7 @@ fn plain(event: &Event) -> Option<String> {
         }
         Body::TrialEnded { end } => format!("ended: {}", end_in_words_plain(end)),
         Body::RunEnded { interrupted } => (if *interrupted { "interrupted" } else { "ended" }).to_owned(),
-        Body::Measured(_) => return None,
+        Body::Measured(_) | Body::Waits(_) => return None,
     };
     Some(format!("{stamp} {place}: {text}"))
 }

@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Record, Seen, TrialRecord, hits};
+use super::{Record, Seen, TrialRecord, hits, waits_of};
 use crate::event::TrialEnd;
-use crate::verdict::{Attribution, Hits};
-use crate::{Arm, FarmKind, Finding, FindingKind, Phase, Plan, compare, stats};
+use crate::verdict::{Attribution, Hits, WaitGroup};
+use crate::{Arm, FarmKind, Finding, FindingKind, Phase, Plan, cause, compare, stats};
 
 /// Findings that share a cause.
 pub(super) struct Item {
@@ -19,6 +19,8 @@ pub(super) struct Item {
     /// Fisher's exact test of the patched arm that shows it more often than the control arm and differs most; of the arm with most
     /// trials, if none shows it more often.
     pub(super) p_value: Option<f64>,
+    /// Where tasks wait in the first trial that tells, and that trial.
+    pub(super) waits: Option<(u32, Vec<WaitGroup>)>,
     /// The test is of an arm that shows it more often than the control arm.
     more: bool,
 }
@@ -50,7 +52,8 @@ fn observed(plan: &Plan, record: &Record) -> Vec<Item> {
         .filter(|t| t.valid())
         .flat_map(|t| &t.findings)
         .collect();
-    // The findings of one trial share its best one; trials that share that one's title (or, for hangs, its function) share an item.
+    // The findings of one trial share its best one; trials that share that one's title (or, for hangs, the place where tasks wait)
+    // share an item.
     let mut by_trial: BTreeMap<(Attribution, u32), Vec<Seen>> = BTreeMap::new();
     // What a trial found counts once it has ended: more may come, and with it the name of the cause.
     let valid = |t: &&TrialRecord| t.valid();
@@ -71,21 +74,22 @@ fn observed(plan: &Plan, record: &Record) -> Vec<Item> {
             by_trial.entry((place, seen.scope.trial)).or_default().push(seen.clone());
         }
     }
-    let mut groups: Vec<(Attribution, Finding, Vec<Seen>)> = Vec::new();
-    for ((place, _), mut seen) in by_trial {
+    let mut groups: Vec<Group> = Vec::new();
+    for ((place, trial), mut seen) in by_trial {
         seen.sort_by_key(|s| s.seq);
-        let Some(lead) = seen.iter().min_by_key(|s| (rank(s.finding.kind), s.seq)).map(|s| s.finding.clone())
-        else {
+        let Some(lead) = seen.iter().map(|s| &s.finding).min_by_key(|f| names_cause(f)).cloned() else {
             continue;
         };
-        match groups.iter_mut().find(|(p, l, _)| *p == place && same_cause(l, &lead)) {
-            Some((_, _, all)) => all.extend(seen),
-            None => groups.push((place, lead, seen)),
+        let marks = marks(&seen, &waits_of(plan, record, trial));
+        let group = Group { place, lead, marks, seen };
+        match groups.iter_mut().find(|g| g.shares_cause(&group)) {
+            Some(of_cause) => of_cause.join(group),
+            None => groups.push(group),
         }
     }
     groups
         .into_iter()
-        .map(|(place, lead, mut seen)| {
+        .map(|Group { place, lead, mut seen, .. }| {
             if place == Attribution::ControlToo {
                 let same = |c: &&&Seen| seen.iter().any(|s| same_defect(&c.finding, &s.finding));
                 let too: Vec<Seen> = controls.iter().filter(same).map(|c| (*c).clone()).collect();
@@ -96,6 +100,48 @@ fn observed(plan: &Plan, record: &Record) -> Vec<Item> {
             item
         })
         .collect()
+}
+
+/// Trials with one cause.
+struct Group {
+    place: Attribution,
+    lead: Finding,
+    /// What their hangs have in common: see [`marks`].
+    marks: BTreeSet<String>,
+    seen: Vec<Seen>,
+}
+
+impl Group {
+    fn shares_cause(&self, other: &Self) -> bool {
+        let hang = |f: &Finding| is_hang(f.kind);
+        self.place == other.place
+            && (same_cause(&self.lead, &other.lead)
+                || (hang(&self.lead) && hang(&other.lead) && !self.marks.is_disjoint(&other.marks)))
+    }
+
+    fn join(&mut self, other: Self) {
+        if names_cause(&other.lead) < names_cause(&self.lead) {
+            self.lead = other.lead;
+        }
+        self.marks.extend(other.marks);
+        self.seen.extend(other.seen);
+    }
+}
+
+/// The functions of the patch in which tasks of a trial hang, by all that was seen, or else the lock they wait for. Which workload is
+/// hit first, and who notices, differs from trial to trial; this does not.
+fn marks(seen: &[Seen], waits: &[WaitGroup]) -> BTreeSet<String> {
+    let own = |s: &&Seen| s.finding.in_patch && is_hang(s.finding.kind);
+    let mut marks: BTreeSet<String> =
+        seen.iter().filter(own).filter_map(|s| s.finding.function.clone()).collect();
+    marks.extend(cause::marks(waits));
+    marks
+}
+
+/// Findings by how well they name the cause, the best first: of several hangs the one in the patch's own code.
+fn names_cause(finding: &Finding) -> (u8, bool, u8) {
+    let rank = rank(finding.kind);
+    (if HANGS.contains(&rank) { *HANGS.start() } else { rank }, !finding.in_patch, rank)
 }
 
 /// What only the comparison of arms shows.
@@ -141,7 +187,11 @@ fn item(plan: &Plan, record: &Record, attribution: Attribution, lead: Finding, s
         Some(control) => against_control(&arms, *control, compared),
         None => (None, false),
     };
-    Item { attribution, lead, seen, arms, patches, p_value, more }
+    // A crash explains itself: what waits for the dead is a symptom.
+    let crash = rank(lead.kind) < STALLED;
+    let told = hit.iter().filter(|_| !crash).map(|trial| (*trial, waits_of(plan, record, *trial)));
+    let waits = told.into_iter().find(|(_, groups)| !groups.is_empty());
+    Item { attribution, lead, seen, arms, patches, p_value, waits, more }
 }
 
 /// Fisher's test of the arm that differs most among those that show it more often than the control arm, and whether there is one.
@@ -212,10 +262,25 @@ fn same_defect(a: &Finding, b: &Finding) -> bool {
 
 fn same_cause(a: &Finding, b: &Finding) -> bool {
     // A hang is seen by the load's progress, by the state of tasks or by the kernel, whichever is first.
-    let hang = |f: &Finding| matches!(rank(f.kind), 5..=7);
+    let hang = |f: &Finding| HANGS.contains(&rank(f.kind));
     let alike = rank(a.kind) == rank(b.kind) || (hang(a) && hang(b));
     a.title == b.title || (alike && a.function.is_some() && a.function == b.function)
 }
+
+/// The ranks of hangs.
+const HANGS: std::ops::RangeInclusive<u8> = 5..=7;
+
+/// The first rank of findings that are about tasks which do not get on: stalled transitions, hangs, silence.
+const STALLED: u8 = 4;
+
+/// Whether tasks that wait explain it: a hang, or the silence that may follow one.
+fn is_hang(kind: FindingKind) -> bool {
+    let rank = rank(kind);
+    HANGS.contains(&rank) || rank == SILENT
+}
+
+/// The rank of silence.
+const SILENT: u8 = 9;
 
 /// The rank of what only a comparison shows.
 const COMPARED: u8 = 10;
@@ -234,7 +299,7 @@ fn rank(kind: FindingKind) -> u8 {
         FindingKind::Farm(F::ThreadStalled) => 5,
         FindingKind::Farm(F::TaskBlocked) => 6,
         FindingKind::Kernel(_) => 7,
-        FindingKind::Farm(F::SshDead | F::ProbeSilent | F::ConsoleSilent) => 9,
+        FindingKind::Farm(F::SshDead | F::ProbeSilent | F::ConsoleSilent) => SILENT,
         FindingKind::Farm(F::RateCollapsed | F::LatencyGrown | F::ResourcesLeaked) => COMPARED,
         FindingKind::Farm(_) => 8,
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::Mark;
 use super::attribute::Item;
 use crate::verdict::{Bound, Reach};
-use crate::{Arm, Phase, Plan};
+use crate::{Arm, Phase, Plan, cause};
 
 /// A finding that counts: what, where, how soon, under which condition, how often.
 pub(super) fn of_finding(plan: &Plan, item: &Item) -> String {
@@ -29,6 +29,10 @@ pub(super) fn of_finding(plan: &Plan, item: &Item) -> String {
     if plan.patches.len() > 1 {
         let by: Vec<String> = item.patches.iter().map(|(p, h)| format!("{p} {}/{}", h.hit, h.of)).collect();
         text.push_str(&format!("; by patch: {}", by.join(", ")));
+    }
+    if let Some(cause) = item.waits.as_ref().and_then(|(_, groups)| cause::sentence(groups)) {
+        text.push_str(". ");
+        text.push_str(&cause);
     }
     text
 }

@@ -1,0 +1,351 @@
+//! From symptom to cause: where tasks wait, for what, since when, and who may hold it. Pure, and never more than the stacks show.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::verdict::{WaitFor, WaitGroup};
+use crate::wait::{Frame, Noted, Wait, Waits};
+
+/// One task with what its stack says.
+struct Task<'a> {
+    wait: &'a Wait,
+    noted: Noted,
+    place: Place,
+}
+
+/// Where a task waits.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Place {
+    waits_for: WaitFor,
+    /// Innermost function that does more than waiting and locking; empty if unknown.
+    function: String,
+    /// Innermost function of the patch on the stack, and the patch.
+    patched: Option<(String, String)>,
+}
+
+/// Tasks by where they wait; those that lead to the cause first. `patches` are names of modules.
+pub(crate) fn groups(waits: &[Waits], patches: &[&str]) -> Vec<WaitGroup> {
+    let tasks = tasks(waits, patches);
+    let mut by_place: BTreeMap<(Noted, &Place), Vec<&Task<'_>>> = BTreeMap::new();
+    // A task that merely goes through the patch's code waits for nothing; it may hold what others wait for.
+    for task in tasks.iter().filter(|t| t.noted != Noted::InPatch) {
+        by_place.entry((task.noted, &task.place)).or_default().push(task);
+    }
+    let mut groups: Vec<WaitGroup> =
+        by_place.into_iter().map(|((noted, place), members)| group(noted, place, &members, &tasks)).collect();
+    groups.sort_by_key(|g| {
+        (
+            g.noted != Noted::Straggler,
+            g.waits_for != WaitFor::Patch,
+            g.patch.is_none(),
+            std::cmp::Reverse(g.tasks),
+        )
+    });
+    groups
+}
+
+/// What trials whose hangs have one cause have in common: the patch's functions in which tasks wait, or else the lock.
+pub(crate) fn marks(groups: &[WaitGroup]) -> BTreeSet<String> {
+    let own: BTreeSet<String> =
+        groups.iter().filter(|g| g.waits_for == WaitFor::Patch).map(|g| g.function.clone()).collect();
+    if !own.is_empty() {
+        return own;
+    }
+    let below: BTreeSet<String> = groups.iter().filter_map(|g| g.patch_function.clone()).collect();
+    if !below.is_empty() {
+        return below;
+    }
+    let mmap = groups.iter().any(|g| g.waits_for.is_mmap_lock());
+    mmap.then(|| "the mmap lock".to_owned()).into_iter().collect()
+}
+
+fn tasks<'a>(waits: &'a [Waits], patches: &[&str]) -> Vec<Task<'a>> {
+    let mut lists: Vec<&Waits> = waits.iter().collect();
+    lists.sort_by_key(|w| w.noted);
+    let mut seen = BTreeSet::new();
+    let mut tasks = Vec::new();
+    for list in lists {
+        for wait in &list.tasks {
+            // A straggler that is blocked as well stands for both: as a straggler it says what the patch waits for.
+            if list.noted == Noted::Straggler || seen.insert(wait.tid) {
+                tasks.push(Task { wait, noted: list.noted, place: place(wait, patches) });
+            }
+        }
+    }
+    tasks
+}
+
+fn group(noted: Noted, place: &Place, members: &[&Task<'_>], all: &[Task<'_>]) -> WaitGroup {
+    let pids: BTreeSet<u32> = members.iter().map(|t| t.wait.pid).collect();
+    let names: BTreeSet<&str> = members.iter().map(|t| t.wait.task.as_str()).collect();
+    let states: BTreeSet<char> = members.iter().map(|t| t.wait.state).collect();
+    let workloads: BTreeSet<String> = members.iter().filter_map(|t| t.wait.workload.clone()).collect();
+    let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    WaitGroup {
+        noted,
+        function: place.function.clone(),
+        patch_function: place.patched.as_ref().map(|(function, _)| function.clone()),
+        patch: place.patched.as_ref().map(|(_, patch)| patch.clone()),
+        waits_for: place.waits_for,
+        states: states.into_iter().collect(),
+        tasks: count(members.len()),
+        processes: count(pids.len()),
+        names: names.into_iter().take(5).map(str::to_owned).collect(),
+        workloads: workloads.into_iter().collect(),
+        since_apply_ms: members.iter().filter_map(|t| t.wait.since_apply_ms).min(),
+        holder: holder(place, members, &pids, all),
+    }
+}
+
+/// Who may hold what these wait for, in words.
+fn holder(place: &Place, members: &[&Task<'_>], pids: &BTreeSet<u32>, all: &[Task<'_>]) -> Option<String> {
+    if place.waits_for.is_mmap_lock() {
+        return mmap_holder(pids, all);
+    }
+    if !place.waits_for.is_lock() {
+        return None;
+    }
+    // Which lock it is can't be seen in a stack: what tasks in the patch's code hold is a guess.
+    let stuck = |t: &&Task<'_>| t.place.waits_for == WaitFor::Patch && t.noted != Noted::InPatch;
+    if let Some(task) = all.iter().find(stuck) {
+        return Some(format!("perhaps held by the tasks that wait in {}", task.place.function));
+    }
+    let own = place.patched.as_ref()?;
+    let crossed = |t: &&Task<'_>| {
+        t.place.waits_for.is_lock()
+            && t.place.patched.as_ref().is_some_and(|p| p.0 != own.0)
+            && !members.iter().any(|m| m.wait.tid == t.wait.tid)
+    };
+    let other = all.iter().find(crossed)?.place.patched.as_ref()?;
+    Some(format!(
+        "perhaps held by tasks in {}, which wait for a lock as well: a wrong order of locks?",
+        other.0
+    ))
+}
+
+/// The mmap lock is one a process, so that its holder is one of the process's threads, but for rare visitors.
+fn mmap_holder(pids: &BTreeSet<u32>, all: &[Task<'_>]) -> Option<String> {
+    let same = |t: &&Task<'_>| pids.contains(&t.wait.pid) && !t.place.waits_for.is_mmap_lock();
+    let others: Vec<&Task<'_>> = all.iter().filter(same).collect();
+    let of_patch = others.iter().find(|t| t.place.patched.is_some());
+    if let Some(task) = of_patch.or(others.first()) {
+        let place = match &task.place.patched {
+            Some((function, _)) => format!("in {function}"),
+            None if task.place.function.is_empty() => format!("in state {}", task.wait.state),
+            None => format!("in {}", task.place.function),
+        };
+        return Some(format!("likely held by threads of the same processes that stand {place}"));
+    }
+    let waiting = |pid: u32| all.iter().filter(|t| t.wait.pid == pid && t.noted == Noted::Blocked).count();
+    let everybody = |pid: &u32| {
+        let threads = all.iter().find(|t| t.wait.pid == *pid).and_then(|t| t.wait.threads);
+        threads.is_some_and(|n| waiting(*pid) >= n as usize)
+    };
+    // One process is enough: what it shows is what the others will come to.
+    pids.iter().any(everybody).then(|| {
+        "all working threads of such a process wait for it and none is left to give it back: likely never released".to_owned()
+    })
+}
+
+fn place(wait: &Wait, patches: &[&str]) -> Place {
+    let frames: Vec<Frame<'_>> = wait.frames().collect();
+    let of_patch = |f: &Frame<'_>| f.module.is_some_and(|m| patches.contains(&m));
+    let patched = frames
+        .iter()
+        .find(|f| of_patch(f))
+        .map(|f| (f.function.to_owned(), f.module.unwrap_or_default().to_owned()));
+    let inner = frames.iter().position(|f| of_patch(f) || !is_waiting(f.function));
+    let (locking, function) = match inner {
+        Some(at) => (&frames[..at], frames[at]),
+        None => match frames.last() {
+            Some(last) => (&frames[..], *last),
+            None => {
+                let waits_for = if wait.state == 'R' { WaitFor::Cpu } else { WaitFor::Unknown };
+                return Place { waits_for, function: String::new(), patched: None };
+            }
+        },
+    };
+    let own = of_patch(&function);
+    let lock = locking.iter().find_map(|f| lock(f.function));
+    let waits_for = match lock {
+        _ if wait.state == 'R' => WaitFor::Cpu,
+        Some(WaitFor::RwsemRead) if !own && is_of_memory(function.function) => WaitFor::MmapLockRead,
+        Some(WaitFor::RwsemWrite) if !own && is_of_memory(function.function) => WaitFor::MmapLockWrite,
+        Some(lock) => lock,
+        None if own => WaitFor::Patch,
+        None => WaitFor::Other,
+    };
+    Place { waits_for, function: function.function.to_owned(), patched }
+}
+
+/// Functions that wait or take locks on behalf of others.
+fn is_waiting(name: &str) -> bool {
+    const STARTS: &[&str] = &[
+        "schedule",
+        "io_schedule",
+        "preempt_schedule",
+        "__cond_resched",
+        "rwsem_",
+        "__rwsem",
+        "down_",
+        "__down",
+        "call_rwsem",
+        "mutex_",
+        "__mutex",
+        "ww_mutex",
+        "__ww_mutex",
+        "rt_mutex",
+        "__rt_mutex",
+        "percpu_down",
+        "__percpu",
+        "wait_on_",
+        "__wait_on",
+        "wait_for_",
+        "__wait_for",
+        "do_wait_for",
+        "folio_wait",
+        "__folio_lock",
+        "folio_lock",
+        "__lock_page",
+        "lock_page",
+        "bit_wait",
+        "out_of_line_wait",
+        "mmap_read_lock",
+        "mmap_write_lock",
+        "__mmap_lock",
+        "wait_rcu_gp",
+        "__wait_rcu",
+        "synchronize_",
+        "queued_",
+        "_raw_spin",
+        "native_queued",
+        "__raw_",
+    ];
+    name == "down" || STARTS.iter().any(|s| name.starts_with(s))
+}
+
+/// What a function that waits waits for.
+fn lock(name: &str) -> Option<WaitFor> {
+    let is = |starts: &[&str]| starts.iter().any(|s| name.starts_with(s));
+    let rwsem = is(&[
+        "rwsem_",
+        "__rwsem",
+        "down_read",
+        "down_write",
+        "__down_read",
+        "__down_write",
+        "call_rwsem",
+        "mmap_",
+    ]);
+    if rwsem && name.contains("write") {
+        Some(WaitFor::RwsemWrite)
+    } else if rwsem && name.contains("read") {
+        Some(WaitFor::RwsemRead)
+    } else if is(&["mutex_", "__mutex", "ww_mutex", "__ww_mutex", "rt_mutex", "__rt_mutex"]) {
+        Some(WaitFor::Mutex)
+    } else if is(&["__folio_lock", "folio_lock", "__lock_page", "lock_page", "folio_wait", "wait_on_page"]) {
+        Some(WaitFor::Page)
+    } else if is(&["wait_for_completion", "__wait_for_common", "do_wait_for_common"]) {
+        Some(WaitFor::Completion)
+    } else if is(&["synchronize_", "wait_rcu_gp", "__wait_rcu"]) {
+        Some(WaitFor::Rcu)
+    } else {
+        None
+    }
+}
+
+/// Functions that take the mmap lock of a process, in the spellings of all kernels.
+fn is_of_memory(name: &str) -> bool {
+    const PARTS: &[&str] = &[
+        "page_fault",
+        "addr_fault",
+        "find_vma",
+        "mmap",
+        "munmap",
+        "madvise",
+        "mprotect",
+        "mremap",
+        "mlock",
+        "msync",
+        "mincore",
+        "brk",
+        "dup_mm",
+        "exit_mm",
+        "copy_mm",
+        "shmat",
+        "get_user_pages",
+        "gup",
+        "remote_vm",
+        "khugepaged",
+        "huge_page",
+        "numa_work",
+        "setup_arg_pages",
+        "userfaultfd",
+    ];
+    PARTS.iter().any(|p| name.contains(p))
+}
+
+/// What the groups come to, in a sentence.
+pub(crate) fn sentence(groups: &[WaitGroup]) -> Option<String> {
+    const MOST: usize = 4;
+    let mut text = group_in_words(groups.first()?, false);
+    for group in groups.iter().take(MOST).skip(1) {
+        text.push_str("; ");
+        text.push_str(&group_in_words(group, true));
+    }
+    if groups.len() > MOST {
+        let rest: u32 = groups[MOST..].iter().map(|g| g.tasks).sum();
+        text.push_str(&format!("; {rest} more elsewhere"));
+    }
+    Some(text)
+}
+
+fn group_in_words(group: &WaitGroup, more: bool) -> String {
+    let one = group.tasks == 1;
+    let more = if more { " more" } else { "" };
+    let who = match (group.tasks, group.processes) {
+        (1, _) => group.names.first().map_or_else(|| "a task".to_owned(), Clone::clone),
+        (n, p) if n == p => format!("{n}{more} tasks"),
+        (n, 1) => format!("{n}{more} threads of a process"),
+        (n, p) => format!("{n}{more} threads of {p} processes"),
+    };
+    let mut text = format!("{who} {}", place_in_words(group, one));
+    if let Some(ms) = group.since_apply_ms {
+        let when = if ms < 0 { "before" } else { "after" };
+        text.push_str(&format!(" since {:.1} s {when} applying", ms.unsigned_abs() as f64 / 1000.0));
+    }
+    if let Some(holder) = &group.holder {
+        text.push_str(&format!(" ({holder})"));
+    }
+    text
+}
+
+fn place_in_words(group: &WaitGroup, one: bool) -> String {
+    let s = if one { "s" } else { "" };
+    let states: Vec<String> = group.states.chars().map(String::from).collect();
+    let state = format!("state {}", states.join(", "));
+    let function = &group.function;
+    let called = match (&group.patch_function, &group.patch) {
+        (Some(f), Some(patch)) if f != function => format!(", called by {f} of {patch}"),
+        (Some(_), Some(patch)) => format!(", {patch}'s own code"),
+        _ => String::new(),
+    };
+    if group.noted == Noted::Straggler {
+        let have = if one { "has" } else { "have" };
+        let place = if function.is_empty() { String::new() } else { format!(": in {function}{called}") };
+        return format!("{have} not switched{place} ({state})");
+    }
+    match (group.waits_for, function.as_str()) {
+        (WaitFor::Cpu, "") => format!("run{s} without getting anywhere"),
+        (WaitFor::Cpu, f) => format!("run{s} without getting anywhere, in {f}{called}"),
+        (WaitFor::Unknown, _) | (_, "") => format!("wait{s} ({state}; no stack could be read)"),
+        (WaitFor::Patch, f) => {
+            let patch = group.patch.as_deref().unwrap_or("the patch");
+            format!("wait{s} in {f} ({patch}'s own code, {state})")
+        }
+        (WaitFor::Other, f) => format!("wait{s} in {f}{called} ({state})"),
+        (what, f) => format!("wait{s} for {} in {f}{called} ({state})", what.in_words()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,73 @@
+//! Tasks that do not get on, as the journal keeps them: raw enough that what is made of them can be made again.
+
+use serde::{Deserialize, Serialize};
+
+/// Tasks noted while evidence was gathered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Waits {
+    /// What they were noted for.
+    pub noted: Noted,
+    /// How many there were in all; not all need stand in `tasks`.
+    pub total: u32,
+    /// The tasks, those that have waited longest first.
+    pub tasks: Vec<Wait>,
+}
+
+/// Why a task was noted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Noted {
+    /// It does not get on: uninterruptible for a second, or a workload thread without an operation for two.
+    Blocked,
+    /// It holds up the transition to or from the patch.
+    Straggler,
+    /// Code of the patch stood on its stack; it may well get on.
+    InPatch,
+}
+
+/// One task.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wait {
+    /// Its name, as in `/proc/PID/comm`.
+    pub task: String,
+    /// Process id. Tasks of one process share their memory.
+    pub pid: u32,
+    /// Thread id.
+    pub tid: u32,
+    /// State letter of `/proc/PID/stat`.
+    pub state: char,
+    /// The workload it is a thread of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workload: Option<String>,
+    /// Workload threads that its process has in all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub threads: Option<u32>,
+    /// When it got on last, in milliseconds after applying (before it, if negative); absent without a patch or where nobody knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since_apply_ms: Option<i64>,
+    /// Its stack as the kernel prints it, innermost frame first, `FUNCTION+0x1/0x2 [MODULE]`; empty if it could not be read.
+    pub stack: Vec<String>,
+}
+
+/// A line of a stack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Frame<'a> {
+    /// Without offset and the compiler's endings (`.isra.0`).
+    pub(crate) function: &'a str,
+    pub(crate) module: Option<&'a str>,
+}
+
+impl<'a> Frame<'a> {
+    pub(crate) fn read(line: &'a str) -> Option<Self> {
+        let mut words = line.split_whitespace();
+        let function = words.next()?.split('+').next()?.split('.').next()?;
+        let module = words.find_map(|w| w.strip_prefix('[')?.strip_suffix(']'));
+        (!function.is_empty()).then_some(Self { function, module })
+    }
+}
+
+impl Wait {
+    pub(crate) fn frames(&self) -> impl Iterator<Item = Frame<'_>> {
+        self.stack.iter().filter_map(|line| Frame::read(line))
+    }
+}
