@@ -5,6 +5,7 @@
 mod accel;
 mod channel;
 mod checkpoint;
+mod dump;
 mod error;
 mod machine;
 mod origin;

@@ -78,7 +78,11 @@ pub struct Qmp {
     pending: Pending,
     lines: mpsc::Sender<Vec<u8>>,
     migration: watch::Receiver<String>,
+    dumped: watch::Receiver<Dumped>,
 }
+
+/// How the latest dump of the guest's memory ended; an error in words.
+pub(crate) type Dumped = Result<(), String>;
 
 /// Waits for the end of a migration; see [`Qmp::migration`].
 pub(crate) struct Migration(watch::Receiver<String>);
@@ -111,12 +115,15 @@ impl Qmp {
         let pending = Pending::default();
         let waiting = Arc::clone(&pending);
         let (status, migration) = watch::channel(String::new());
+        let (dump, dumped) = watch::channel(Ok(()));
         tasks.spawn(async move {
             let mut lines = BufReader::new(read).lines();
             while let Ok(Some(line)) = lines.next_line().await {
                 let Ok(value) = serde_json::from_str::<Value>(&line) else { continue };
                 if value["event"] == "MIGRATION" {
                     let _ = status.send(value["data"]["status"].as_str().unwrap_or_default().to_owned());
+                } else if value["event"] == "DUMP_COMPLETED" {
+                    let _ = dump.send(how_dumped(&value["data"]));
                 } else if value.get("event").is_some() {
                     if output.send(Output::Qmp(QmpEvent::read(value))).await.is_err() {
                         break;
@@ -139,7 +146,7 @@ impl Qmp {
                 }
             }
         });
-        let qmp = Self { next: AtomicU64::new(1), pending, lines, migration };
+        let qmp = Self { next: AtomicU64::new(1), pending, lines, migration, dumped };
         qmp.execute(qmp::qmp_capabilities { enable: None }, Duration::from_secs(30)).await?;
         Ok(qmp)
     }
@@ -176,6 +183,13 @@ impl Qmp {
         Migration(status)
     }
 
+    /// What tells the end of the dump that is about to be started: take it first, then start.
+    pub(crate) fn dumped(&self) -> watch::Receiver<Dumped> {
+        let mut dumped = self.dumped.clone();
+        dumped.mark_unchanged();
+        dumped
+    }
+
     /// A command of the human monitor; its answer is text.
     ///
     /// # Errors
@@ -196,6 +210,14 @@ impl Qmp {
             return Err(VmError::Qmp { command: COMMAND, reason: "the answer names no CPU".into() });
         }
         Ok(looks)
+    }
+}
+
+/// `DUMP_COMPLETED` tells how a dump went, and why not.
+fn how_dumped(data: &Value) -> Dumped {
+    match (data["result"]["status"].as_str(), data["error"].as_str()) {
+        (Some("completed"), None) => Ok(()),
+        (_, error) => Err(error.unwrap_or("it failed").to_owned()),
     }
 }
 
@@ -267,6 +289,18 @@ mod tests {
         let error = qmp.execute(qmp::stop {}, Duration::from_millis(50)).await.unwrap_err().to_string();
         assert!(error.contains("no answer"), "{error}");
         qmp.execute(qmp::cont {}, Duration::from_secs(20)).await.unwrap();
+    }
+
+    #[test]
+    fn a_dump_that_failed_says_why() {
+        let data = |text: &str| serde_json::from_str::<Value>(text).unwrap();
+        assert_eq!(
+            how_dumped(&data(r#"{"result": {"status": "completed", "total": 9, "completed": 9}}"#)),
+            Ok(())
+        );
+        let full =
+            how_dumped(&data(r#"{"result": {"status": "failed"}, "error": "No space left on device"}"#));
+        assert_eq!(full, Err("No space left on device".to_owned()));
     }
 
     #[test]
