@@ -12,6 +12,7 @@ use tokio::io::AsyncReadExt;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
+use crate::code::Code;
 use crate::evidence;
 use crate::pace::{self, Pace};
 use crate::trial::{Action, CHUNK, Collect, Dispatcher, Input, Origin, Upload, millis};
@@ -81,6 +82,9 @@ pub(crate) async fn drive(bench: &Bench, trial: Trial, origin: Origin, wires: Wi
         replies: None,
         end: None,
     };
+    for &patch in &driver.trial.patches {
+        driver.dispatcher.know(patch, Code::read(&bench.patches[patch]));
+    }
     driver.emit(Phase::Boot, Body::TrialStarted).await;
     let mut outputs = driver.start().await;
     let known = functions.borrow_and_update().clone();

@@ -2,6 +2,7 @@
 //! together (`run`).
 
 mod blind;
+mod code;
 mod drive;
 mod evidence;
 mod guest;

@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use klpfarm_vm::CpuLook;
 
+use crate::code::Code;
+
 /// So many looks must agree at least, however late the answers come.
 const LEAST_LOOKS: usize = 8;
 
@@ -28,6 +30,8 @@ pub(crate) struct Cpus {
     /// CPUs that have had interrupts off in every look since.
     off: BTreeMap<u32, Off>,
     modules: Vec<Module>,
+    /// Functions of modules whose file is at hand, by name.
+    code: BTreeMap<String, Code>,
     known: bool,
 }
 
@@ -55,12 +59,14 @@ pub(crate) struct Stuck {
     pub(crate) places: Vec<u64>,
     /// The module in whose code it was seen.
     pub(crate) module: Option<String>,
+    /// Its function in which it was seen most often.
+    pub(crate) function: Option<String>,
 }
 
 impl Cpus {
     /// `limit`: how long a CPU must have been so.
     pub(crate) fn new(limit: Duration) -> Self {
-        Self { limit, off: BTreeMap::new(), modules: Vec::new(), known: false }
+        Self { limit, off: BTreeMap::new(), modules: Vec::new(), code: BTreeMap::new(), known: false }
     }
 
     /// The machine stood still: what was seen before says nothing any more.
@@ -88,6 +94,20 @@ impl Cpus {
         self.modules = text.lines().filter_map(module).filter(|m| m.start != 0).collect();
     }
 
+    /// The functions of a module.
+    pub(crate) fn know(&mut self, module: String, code: Code) {
+        self.code.insert(module, code);
+    }
+
+    /// The function in which most of these addresses lie.
+    fn function(&self, module: &Module, places: &[u64]) -> Option<String> {
+        let code = self.code.get(&module.name)?;
+        let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+        let offsets = places.iter().filter_map(|place| place.checked_sub(module.start));
+        offsets.filter_map(|offset| code.at(offset)).for_each(|name| *counts.entry(name).or_default() += 1);
+        counts.into_iter().max_by_key(|(_, n)| *n).map(|(name, _)| name.to_owned())
+    }
+
     /// The module with code at this address: from 6.4 on the size given is that of all its parts, which lie apart, so that the
     /// nearest beginning counts.
     fn module_at(&self, address: u64) -> Option<&Module> {
@@ -112,11 +132,15 @@ impl Cpus {
             let places: BTreeSet<u64> = off.places.iter().map(|p| p >> PLACE_BITS).collect();
             let looks = if places.len() <= FEW { LEAST_LOOKS } else { LEAST_LOOKS_ANYWHERE };
             let found = lasts >= self.limit && off.places.len() >= looks;
-            found.then(|| Stuck {
-                cpu: *cpu,
-                lasts,
-                places: off.places.clone(),
-                module: off.places.iter().rev().find_map(|p| self.module_at(*p)).map(|m| m.name.clone()),
+            found.then(|| {
+                let module = off.places.iter().rev().find_map(|p| self.module_at(*p));
+                Stuck {
+                    cpu: *cpu,
+                    lasts,
+                    places: off.places.clone(),
+                    function: module.and_then(|m| self.function(m, &off.places)),
+                    module: module.map(|m| m.name.clone()),
+                }
             })
         };
         self.off.iter().filter_map(stuck).collect()

@@ -260,11 +260,12 @@ impl Health {
 
     /// A CPU does not take interrupts any more.
     pub(crate) fn cpu_stuck(&mut self, now: Duration, stuck: &Stuck) -> Vec<Body> {
-        let Stuck { cpu, lasts, places, module } = stuck;
+        let Stuck { cpu, lasts, places, module, function } = stuck;
         let in_patch = module.as_ref().is_some_and(|m| self.patches.contains(m));
+        let what = function.as_deref().unwrap_or("code");
         let place = match module {
-            Some(name) if in_patch => format!(" in code of the patch {name}"),
-            Some(name) => format!(" in code of the module {name}"),
+            Some(name) if in_patch => format!(" in {what} of the patch {name}"),
+            Some(name) => format!(" in {what} of the module {name}"),
             None => String::new(),
         };
         let mut last: Vec<String> = places.iter().rev().take(8).map(|p| format!("{p:#x}")).collect();
@@ -279,7 +280,7 @@ impl Health {
             kind: FarmKind::CpuStuck.into(),
             title: format!("a CPU is stuck with interrupts off{place}"),
             source: Source::Qmp,
-            function: None,
+            function: function.clone(),
             workload: None,
             after_apply_ms: self.after_apply(now).map(|ms| ms.saturating_sub(millis(*lasts))),
             line: None,

@@ -23,6 +23,7 @@ use klpfarm_model::{Arm, Body, FarmKind, Phase, Plan, Source, Trial, TrialEnd};
 use klpfarm_stress::wire::{Ask, ToGuest};
 use klpfarm_vm::{CpuLook, Output, SshOutput};
 
+use crate::code::Code;
 use crate::guest;
 use console::Console;
 use cpus::Cpus;
@@ -266,6 +267,11 @@ impl Dispatcher {
             count_round: 0,
             out: VecDeque::new(),
         }
+    }
+
+    /// Where the functions of a patch lie within its module.
+    pub(crate) fn know(&mut self, patch: usize, code: Code) {
+        self.cpus.know(self.plan.patches[patch].name.clone(), code);
     }
 
     /// Take one input and say what is to be done, in order.
