@@ -26,7 +26,7 @@ pub(crate) enum Body<'a> {
     Rule,
     /// `Read of size 8 at addr ...`.
     Access { write: bool },
-    /// `in-flight: 123:FUNC`.
+    /// `in-flight: 123:FUNC`, `last function: FUNC`, `preempt=0x0 ... workfn=FUNC`.
     InFlight { function: &'a str },
     /// Another line that only such a dump has.
     Strong,
@@ -204,8 +204,11 @@ fn named(text: &str) -> Option<Body<'_>> {
     {
         return Some(Body::Access { write: access > 1 });
     }
-    if let Some(rest) = text.strip_prefix("in-flight: ") {
-        let (_, name) = rest.split_once(':')?;
+    let leaked =
+        text.strip_prefix("last function: ").or_else(|| text.split_once(" workfn=").map(|(_, name)| name));
+    let running =
+        || text.strip_prefix("in-flight: ").and_then(|rest| rest.split_once(':')).map(|(_, name)| name);
+    if let Some(name) = leaked.or_else(running) {
         let end = name.find([' ', ',']).unwrap_or(name.len());
         return Some(Body::InFlight { function: plain(&name[..end]) });
     }
@@ -330,7 +333,6 @@ const STRONG: &[&str] = &[
     "load of address ",
     "left shift of ",
     "division ",
-    "last function: ",
     "Showing backtraces of running workers",
 ];
 

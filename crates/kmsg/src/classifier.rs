@@ -1,6 +1,7 @@
 //! The streaming classifier: which line belongs to which report.
 
 use crate::body::{self, Body};
+use crate::candidate::is_candidate;
 use crate::header::{self, Header, Proof};
 use crate::notice::{self, Notice};
 use crate::open::{Open, Verdict};
@@ -93,6 +94,12 @@ impl Classifier {
         }
         self.close_all(true);
         std::mem::take(&mut self.out)
+    }
+
+    /// Bytes that are held for lines and reports not yet complete. Bounded whatever comes: at most 8 MiB, and
+    /// mostly some KiB.
+    pub fn retained(&self) -> usize {
+        self.partial.capacity() + self.open.iter().map(Open::retained).sum::<usize>()
     }
 
     fn extend_partial(&mut self, bytes: &[u8]) {
@@ -333,67 +340,4 @@ fn is_program(message: &str) -> bool {
     let Some((name, rest)) = message.split_once('[') else { return false };
     let short = !name.is_empty() && name.len() < 32 && !name.contains(' ');
     short && rest.split_once("]: ").is_some_and(|(pid, _)| pid.parse::<u32>().is_ok())
-}
-
-/// Whether a message can be a header or notice at all: a quick look, for every line.
-fn is_candidate(rest: &[u8]) -> bool {
-    let starts: &[&[u8]] = match rest.first() {
-        Some(b'B') => &[b"BUG", b"Buffer I/O", b"BTRFS error"],
-        Some(b'D') => &[b"Disabling lock"],
-        Some(b'E') => &[b"EXT"],
-        Some(b'F') => &[b"F2FS", b"FAT", b"Future hung"],
-        Some(b'I') => &[b"INFO: ", b"I/O error", b"Internal error"],
-        Some(b'K') => &[b"Kernel panic"],
-        Some(b'L') => &[b"Linux version"],
-        Some(b'M') => &[b"Memory cgroup out", b"Missed "],
-        Some(b'N') => &[b"NMI watchdog: "],
-        Some(b'O') => &[b"Oops: ", b"Out of memory", b"ODEBUG: "],
-        Some(b'P') => &[b"PANIC: ", b"Perf NMI"],
-        Some(b'U') => &[b"UBSAN: ", b"Unable to handle"],
-        Some(b'W') => &[b"WARNING: ", b"Watchdog detected"],
-        Some(b'[') => &[b"[ INFO: ", b"[ BUG: "],
-        Some(b'b') => &[b"blk_update_request"],
-        Some(b'c') => &[b"critical "],
-        Some(b'd') => &[b"divide error", b"double fault"],
-        Some(b'g') => &[b"general protection fault"],
-        Some(b'h') => &[b"hung_task: "],
-        Some(b'i') => &[b"invalid opcode", b"int3"],
-        Some(b'k') => &[b"kernel BUG", b"kmemleak: ", b"kernel stack", b"kfence: "],
-        Some(b'l') => &[b"list_", b"livepatch: "],
-        Some(b'p') => &[b"print_req_error", b"protection error"],
-        Some(b'r') => &[b"rcu", b"refcount_t: "],
-        Some(b's') => &[b"stack segment", b"stack guard page"],
-        Some(b't') => &[b"traps: PANIC", b"turning off", b"timeout error"],
-        Some(b'u') => &[b"unregister_netdevice", b"unreferenced object"],
-        Some(b'w') => &[b"watchdog: "],
-        _ => &[],
-    };
-    starts.iter().any(|s| rest.starts_with(s)) || comm_candidate(rest)
-}
-
-/// Whether the message has the form `NAME: TEXT` with one of the texts that matter.
-fn comm_candidate(rest: &[u8]) -> bool {
-    let window = &rest[..rest.len().min(66)];
-    let Some(colon) = memchr(b':', window) else { return false };
-    let tail = &rest[colon + 1..];
-    let starts: &[&[u8]] = match tail.get(1) {
-        Some(b'p') => &[b" page allocation failure"],
-        Some(b'd') => &[b" disagrees about version"],
-        Some(b'U') => &[b" Unknown symbol "],
-        Some(b'v') => &[b" version magic "],
-        Some(b't') => &[b" tainting kernel with TAINT_LIVEPATCH"],
-        Some(b'M') => &[b" Missed "],
-        _ => comm_with_colon(rest),
-    };
-    starts.iter().any(|s| tail.starts_with(s))
-}
-
-/// Comms such as `kworker/0:1` hold a colon themselves.
-fn comm_with_colon(rest: &[u8]) -> &'static [&'static [u8]] {
-    let needle = b": page allocation failure: order:";
-    let window = &rest[..rest.len().min(64)];
-    if rest.starts_with(b"kworker/") && window.windows(needle.len()).any(|w| w == needle) {
-        return &[b""];
-    }
-    &[]
 }

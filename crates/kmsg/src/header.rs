@@ -2,7 +2,7 @@
 
 use crate::frames::{Search, is_machinery};
 use crate::scan::{Scan, plain, symbol};
-use crate::single::{after_comm, io, leak, netdevice, out_of_memory};
+use crate::single::{after_comm, io, leak, netdevice, out_of_memory, vfs};
 use crate::{Kind, lockdep, oops};
 
 /// How a header is believed.
@@ -114,6 +114,9 @@ pub(crate) fn parse(message: &str) -> Option<Header> {
         b'O' => out_of_memory(text).or_else(|| oops::parse(text)).or_else(|| message_before(text)),
         b'M' => out_of_memory(text),
         b'r' | b'l' => message_before(text).or_else(|| rcu(text)),
+        b'C' => hard_lockup(text),
+        b'V' => vfs(text),
+        b'a' | b'b' | b'c' | b'f' | b'o' => oops::parse(text),
         b'K' | b'k' | b'g' | b'd' | b'i' | b's' | b'P' | b't' => oops::parse(text).or_else(|| leak(text)),
         b'u' => leak(text).or_else(|| netdevice(text)),
         _ => None,
@@ -138,9 +141,14 @@ fn bug(text: &str) -> Option<Header> {
         .or_else(|| other_bug(rest))
 }
 
-/// `soft lockup - CPU#0 stuck for 22s! [comm:pid]`
+/// `soft lockup - CPU#0 stuck for 22s! [comm:pid]`, and what work queues complain of.
 fn soft_lockup(rest: &str) -> Option<Header> {
     let mut scan = Scan(rest);
+    if scan.eat("workqueue leaked ") {
+        // `lock or atomic: COMM/COUNT/PID` to 6.8, `atomic, lock or RCU: COMM[PID]` since.
+        let exact = scan.0.starts_with("lock or atomic: ") || scan.0.starts_with("atomic, lock or RCU: ");
+        return Some(Header::new(Kind::LockMisuse, "BUG: workqueue leaked atomic, lock or RCU").exact(exact));
+    }
     if scan.eat("workqueue lockup - pool") {
         let header = Header::new(Kind::WorkqueueLockup, "BUG: workqueue lockup").alone();
         return Some(header.exact(scan.0.contains(" stuck for ")));
@@ -160,9 +168,13 @@ fn soft_lockup(rest: &str) -> Option<Header> {
     Some(header.exact(exact))
 }
 
-/// `Watchdog detected hard LOCKUP on cpu 0`
+/// `Watchdog detected hard LOCKUP on cpu 0`, `CPU1: ` before it on the newest kernels.
 fn hard_lockup(text: &str) -> Option<Header> {
     let mut scan = Scan(text);
+    if scan.eat("CPU") {
+        scan.number()?;
+        scan.lit(": ")?;
+    }
     scan.lit("Watchdog detected hard LOCKUP on cpu ")?;
     let cpu = scan.number().and_then(|n| u32::try_from(n).ok());
     let exact = cpu.is_some() && matches!(scan.0, "" | "dModules linked in:");
@@ -262,6 +274,9 @@ fn leak_list(rest: &str) -> Option<Header> {
 
 /// Any other `BUG: `, with numbers and addresses blanked.
 fn other_bug(rest: &str) -> Option<Header> {
+    if rest.starts_with("Dentry ") && rest.contains(" still in use ") {
+        return Some(Header::new(Kind::Bug, "BUG: Dentry still in use"));
+    }
     let header = Header::new(Kind::Bug, format!("BUG: {}", blank_numbers(rest)));
     Some(header.alone().exact(false))
 }

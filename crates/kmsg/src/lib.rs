@@ -4,17 +4,19 @@
 //! A line goes through these steps:
 //!
 //! 1. `prefix`: what stands before the message (time stamp, caller, syslog head) and whether the kernel wrote it.
-//! 2. `header` (with `oops`, `lockdep`, `single`, `notice`): is the message the first line of a report? Anchored at the start of the message, so that text which
+//! 2. `candidate`: can the message be a header at all? A quick look, for every line.
+//! 3. `header` (with `oops`, `lockdep`, `single`, `notice`): is the message the first line of a report? Anchored at the start of the message, so that text which
 //!    merely mentions such words is none.
-//! 3. `body`: what the line is within a report: stack frame, register, task line, end mark.
-//! 4. `open`: one report while it grows; it must be *proven* by lines that only the kernel's own dump has,
+//! 4. `body`: what the line is within a report: stack frame, register, task line, end mark.
+//! 5. `open`: one report while it grows; it must be *proven* by lines that only the kernel's own dump has,
 //!    because a module can print any header it likes.
-//! 5. `frames`: which function of the stack is guilty.
-//! 6. `classifier`: which open report a line belongs to, when reports end, interleave or lose lines.
+//! 6. `frames`: which function of the stack is guilty.
+//! 7. `classifier`: which open report a line belongs to, when reports end, interleave or lose lines.
 //!
 //! Signals come when a report is complete, so their order is that of the reports' ends.
 
 mod body;
+mod candidate;
 mod classifier;
 mod frames;
 mod header;

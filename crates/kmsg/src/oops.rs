@@ -59,6 +59,12 @@ pub(crate) fn parse(text: &str) -> Option<Header> {
     if text.starts_with("Unable to handle kernel paging request at virtual address") {
         return Some(Header::new(Kind::PageFault, PAGING));
     }
+    if let Some(site) = text.strip_prefix("traps: Missing ENDBR: ") {
+        // An indirect call of a function without landing pad, as calls of original code past its entry are; `kernel BUG at` follows.
+        let function = symbol(site).map(|(f, _)| f.to_string());
+        let header = Header::new(Kind::KernelBug, "kernel BUG: missing ENDBR").message();
+        return Some(Header { function: function.clone(), ..header.exact(function.is_some()) });
+    }
     if text.starts_with("PANIC: double fault") || text.starts_with("traps: PANIC: double fault") {
         return Some(Header::new(Kind::DoubleFault, "double fault"));
     }
@@ -86,6 +92,14 @@ fn die(text: &str) -> Option<Header> {
         ("stack segment", Kind::StackSegment, "stack segment fault"),
         ("int3", Kind::Int3, "int3"),
         ("stack guard page", Kind::StackOverflow, "stack guard page"),
+        ("bounds", Kind::Oops, "bounds"),
+        ("overflow", Kind::Oops, "overflow"),
+        ("invalid TSS", Kind::Oops, "invalid TSS"),
+        ("segment not present", Kind::Oops, "segment not present"),
+        ("alignment check", Kind::Oops, "alignment check"),
+        ("fpu exception", Kind::Oops, "fpu exception"),
+        ("simd exception", Kind::Oops, "simd exception"),
+        ("control protection", Kind::Oops, "control protection"),
         ("kernel stack overflow", Kind::StackOverflow, "kernel stack overflow"),
         ("kernel stack corruption", Kind::StackOverflow, "kernel stack corruption"),
     ];

@@ -165,7 +165,8 @@ impl Open {
                 self.access = self.access.or(Some(if write { " Write" } else { " Read" }));
             }
             Body::InFlight { function } => {
-                if self.header.function.is_none() {
+                let work = matches!(self.header.kind, Kind::WorkqueueLockup | Kind::LockMisuse);
+                if work && self.header.function.is_none() {
                     self.header.function = Some(function.to_string());
                 }
             }
@@ -353,6 +354,16 @@ impl Open {
     fn pointed_at(&self) -> Option<String> {
         let first = self.sites.iter().find(|s| s.pointer)?;
         (oops::is_oops(self.header.kind) && !first.function.is_empty()).then(|| first.function.clone())
+    }
+
+    /// Bytes of text held.
+    pub(crate) fn retained(&self) -> usize {
+        let sites: usize = self.sites.iter().map(|s| s.function.capacity()).sum();
+        let task = self.comm.as_ref().map_or(0, |(_, task)| task.capacity());
+        let header = self.header.stem.capacity() + self.header.task.as_ref().map_or(0, String::capacity);
+        let rival = self.rival.as_ref().map_or(0, |rival| rival.retained());
+        let list = self.sites.capacity() * size_of::<Site>() + size_of::<Open>();
+        self.text.capacity() + sites + task + header + rival + list
     }
 
     /// The pid of the task, if it is known.

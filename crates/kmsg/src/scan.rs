@@ -50,11 +50,14 @@ impl<'a> Scan<'a> {
     }
 }
 
+/// No symbol of the kernel is longer (`KSYM_NAME_LEN` since 6.1; 128 before).
+const SYMBOL_LIMIT: usize = 512;
+
 /// A symbol as the kernel prints it in `F+0x1/0x2`, at the start of `text`: its name without compiler suffixes.
 pub(crate) fn symbol(text: &str) -> Option<(&str, &str)> {
     let mut scan = Scan(text);
     let name = scan.run(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '$' | ':'))?;
-    if name.starts_with(|c: char| c.is_ascii_digit()) {
+    if name.starts_with(|c: char| c.is_ascii_digit()) || name.len() > SYMBOL_LIMIT {
         return None;
     }
     scan.lit("+0x")?;

@@ -89,6 +89,14 @@ pub(crate) fn io(text: &str) -> Option<Header> {
     None
 }
 
+/// Files and inodes that are used after their end, or beyond that of their file system.
+pub(crate) fn vfs(text: &str) -> Option<Header> {
+    let rest = text.strip_prefix("VFS: ")?;
+    let stem =
+        ["Close: file count is ", "Busy inodes after unmount"].into_iter().find(|s| rest.starts_with(s))?;
+    Some(Header::new(Kind::Bug, format!("VFS: {}", stem.trim_end_matches(" is "))).given())
+}
+
 /// Messages that start with the name of a task or module.
 pub(crate) fn after_comm(text: &str) -> Option<Header> {
     let (name, rest) = text.split_once(": ")?;

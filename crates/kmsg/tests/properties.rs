@@ -46,6 +46,7 @@ proptest! {
         let mut signals = classifier.push(&text[..cut]);
         signals.extend(classifier.flush());
         signals.extend(classifier.push(&text[cut..]));
+        prop_assert!(classifier.retained() <= RETAINED);
         signals.extend(classifier.finish());
         let last = text.iter().filter(|&&b| b == b'\n').count() as u64 + 1;
         prop_assert!(signals.iter().all(|s| (1..=last).contains(&s.line())));
@@ -76,6 +77,44 @@ fn every_split_in_two_gives_the_same() {
             assert_eq!(signals, whole);
         }
     }
+}
+
+/// As `Classifier::retained` promises.
+const RETAINED: usize = 8 << 20;
+
+#[test]
+fn an_endless_line_is_not_kept() {
+    let mut classifier = Classifier::new();
+    let chunk = vec![b'x'; 1 << 20];
+    for _ in 0..64 {
+        assert!(classifier.push(&chunk).is_empty());
+        assert!(classifier.retained() <= 16 << 10, "{}", classifier.retained());
+    }
+    classifier.push(b"\n[    1.000000] EXT4-fs error (device vda): f:1: x");
+    let signals = classifier.finish();
+    assert_eq!(signals[0].line(), 2, "the endless line was one line");
+}
+
+#[test]
+fn reports_without_end_are_bounded() {
+    // As many callers as may be, each with a report that never ends and the longest names there can be.
+    let mut classifier = Classifier::new();
+    let name = "n".repeat(510);
+    let mut most = 0;
+    for round in 0..560 {
+        for caller in 0..20 {
+            let head = format!("[    1.000000][   T{caller}] ");
+            let line = match round {
+                // A second header makes a rival of the first, which is kept as well.
+                0 | 1 => "BUG: kernel NULL pointer dereference, address: 0000000000000000".to_owned(),
+                _ => format!(" {name}+0x10/0x20"),
+            };
+            classifier.push(format!("{head}{line}\n{head}{}\n", "R".repeat(9000)).as_bytes());
+        }
+        most = most.max(classifier.retained());
+    }
+    assert!(most > 100 << 10, "nothing was held: {most}");
+    assert!(most <= RETAINED, "{most}");
 }
 
 #[test]
