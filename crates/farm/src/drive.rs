@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::code::Code;
-use crate::evidence;
+use crate::evidence::{self, About, Heard, Policy};
 use crate::pace::{self, Pace};
 use crate::trial::{Action, CHUNK, Collect, Dispatcher, Input, Origin, Upload, millis};
 
@@ -79,7 +79,7 @@ pub(crate) async fn drive(bench: &Bench, trial: Trial, origin: Origin, wires: Wi
         machine: None,
         ssh: None,
         jobs: JoinSet::new(),
-        replies: None,
+        heard: None,
         end: None,
     };
     for &patch in &driver.trial.patches {
@@ -135,8 +135,8 @@ struct Driver<'a> {
     machine: Option<Arc<Machine>>,
     ssh: Option<Arc<Ssh>>,
     jobs: JoinSet<Done>,
-    /// While evidence is gathered, replies of the probe go there as well.
-    replies: Option<mpsc::UnboundedSender<(u64, String)>>,
+    /// While evidence is gathered, the console and replies of the probe go there as well.
+    heard: Option<mpsc::UnboundedSender<Heard>>,
     end: Option<TrialEnd>,
 }
 
@@ -193,10 +193,14 @@ impl Driver<'_> {
         if let Input::Output(Output::Probe(message)) = &mut input {
             self.pace.convert(wall, message);
         }
-        if let (Some(replies), Input::Output(Output::Probe(FromGuest::Reply { id, out, .. }))) =
-            (&self.replies, &input)
-        {
-            let _ = replies.send((*id, out.clone()));
+        if let Some(heard) = &self.heard {
+            let _ = match &input {
+                Input::Output(Output::Probe(FromGuest::Reply { id, code, out })) => {
+                    heard.send(Heard::Reply { id: *id, code: *code, out: out.clone() })
+                }
+                Input::Output(Output::Console(bytes)) => heard.send(Heard::Console(bytes.clone())),
+                _ => Ok(()),
+            };
         }
         for action in self.dispatcher.handle(now, input) {
             tracing::trace!(trial = self.trial.number, ?action);
@@ -301,12 +305,38 @@ impl Driver<'_> {
     fn collect(&mut self, what: Collect) {
         let Some(machine) = self.machine.clone() else { return };
         let (tx, rx) = mpsc::unbounded_channel();
-        self.replies = Some(tx);
+        self.heard = Some(tx);
         let dir = self.dir();
-        let patches: Vec<String> = self.bench.plan.names(&self.trial).map(str::to_owned).collect();
+        let about = self.about(&what);
+        let plan = &self.bench.plan;
+        let policy = Policy {
+            gathering: plan.pipeline.evidence,
+            memory_mib: self.bench.spec.memory_mib,
+            scale: plan.scale,
+            run_dir: self.bench.run_dir.clone(),
+        };
         self.jobs.spawn(async move {
-            Done::Input(Input::Collected(evidence::collect(&machine, &dir, &patches, &what, rx).await))
+            Done::Input(Input::Collected(evidence::collect(&machine, &dir, &about, &policy, &what, rx).await))
         });
+    }
+
+    /// What the trial's evidence is of.
+    fn about(&self, what: &Collect) -> About {
+        let (plan, spec) = (&self.bench.plan, &self.bench.spec);
+        let patches = self.trial.patches.iter().map(|i| &plan.patches[*i]);
+        About {
+            trial: self.trial.number,
+            arm: self.trial.arm,
+            farm: plan.farm.clone(),
+            patches: patches
+                .map(|p| format!("{} ({}, sha256 {})", p.name, p.file.display(), p.sha256))
+                .collect(),
+            modules: plan.names(&self.trial).map(str::to_owned).collect(),
+            image: plan.checkpoint.clone().unwrap_or_else(|| plan.image.name.clone()),
+            release: what.release.clone(),
+            machine: format!("{} CPUs, {} MiB, {}", spec.cpus, spec.memory_mib, plan.accel),
+            findings: what.findings.clone(),
+        }
     }
 
     /// End the machine in order, then report the end: whoever reads the event finds nothing running any more. A machine that was

@@ -87,15 +87,6 @@ pub(crate) fn unload(name: &str) -> String {
     format!("rmmod {name} 2>&1")
 }
 
-/// No program is started but for the tasks that are found: a fork takes long in a loaded guest. Tasks that have not switched to `wanted` (1: patched, 0: unpatched), with what they wait in.
-pub(crate) fn stragglers(wanted: u8) -> String {
-    format!(
-        r#"n=0; for t in /proc/[0-9]*/task/[0-9]*; do s=; read s < $t/patch_state || continue
-[ "$s" = {wanted} ] || [ "$s" = -1 ] && continue
-read c < $t/comm; echo "task ${{t##*/}} ($c) patch_state $s"; cat $t/stack; n=$((n+1)); [ $n -ge 20 ] && break; done 2>/dev/null; exit 0"#
-    )
-}
-
 /// Count calls of functions for `seconds`, by a function tracer in an instance of its own for each; prints `calls NAME N`. Never before
 /// applying: on 4.4 a probe at a function's entry makes a good patch fail. A function tracer does not change the registers a livepatch
 /// changes, so that both may sit on one function.

@@ -8,6 +8,7 @@ mod measure;
 mod patching;
 mod prepare;
 mod script;
+mod snapshot;
 mod tasks;
 #[cfg(test)]
 mod tests;
@@ -19,7 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use klpfarm_kmsg::Classifier;
-use klpfarm_model::{Arm, Body, FarmKind, Phase, Plan, Source, Trial, TrialEnd};
+use klpfarm_model::{Arm, Body, FarmKind, Phase, Plan, Source, Trial, TrialEnd, Waits};
 use klpfarm_stress::wire::{Ask, ToGuest};
 use klpfarm_vm::{CpuLook, Output, SshOutput};
 
@@ -32,6 +33,7 @@ use measure::Measure;
 pub(crate) use measure::millis;
 pub(crate) use script::Origin;
 use script::{Op, script};
+use snapshot::Snapshot;
 
 /// What happens to a trial.
 #[derive(Debug)]
@@ -46,8 +48,8 @@ pub(crate) enum Input {
     Ssh(Result<SshOutput, String>),
     /// [`Action::Cpus`] ended: what the virtual CPUs do, or why that can't be told.
     Cpus(Result<Vec<CpuLook>, String>),
-    /// [`Action::Collect`] ended: file and what it is.
-    Collected(Vec<(String, String)>),
+    /// [`Action::Collect`] ended.
+    Collected(Collected),
     /// Another trial has learnt which functions the patches replace.
     Functions(Vec<String>),
     /// Time went by; comes several times a second.
@@ -114,12 +116,31 @@ pub(crate) const CHUNK: u64 = 96 << 10;
 pub(crate) struct Collect {
     /// Tasks that do not get on, as the probe last saw them.
     pub(crate) blocked: String,
+    /// What each thread of the workloads has done.
+    pub(crate) counters: String,
+    /// Processes of tasks that do not get on.
+    pub(crate) concerned: Vec<u32>,
+    /// Threads whose stack hangs whoever reads it.
+    pub(crate) unreadable: Vec<u32>,
+    /// Findings so far, in words.
+    pub(crate) findings: Vec<String>,
+    /// The guest's kernel; empty if it has not told.
+    pub(crate) release: String,
     /// The probe answers: commands can be run in the guest.
     pub(crate) probe: bool,
     /// Tasks that hold up the transition to this state.
     pub(crate) stragglers: Option<u8>,
     /// At most so long in all.
     pub(crate) limit: Duration,
+}
+
+/// What was gathered.
+#[derive(Debug, Default)]
+pub(crate) struct Collected {
+    /// File below the trial's folder, and what it is.
+    pub(crate) files: Vec<(String, String)>,
+    /// Tasks that say something of the cause.
+    pub(crate) waits: Vec<Waits>,
 }
 
 /// Where a trial is. Each step waits for one thing.
@@ -180,6 +201,10 @@ pub(crate) struct Dispatcher {
     deadline: Duration,
     health: Health,
     measure: Measure,
+    snapshot: Snapshot,
+    /// Findings so far, in words.
+    findings: Vec<String>,
+    release: String,
     classifier: Classifier,
     console_at: Option<Duration>,
     next_id: u64,
@@ -236,6 +261,9 @@ impl Dispatcher {
             deadline,
             health,
             measure: Measure::default(),
+            snapshot: Snapshot::default(),
+            findings: Vec::new(),
+            release: String::new(),
             classifier: Classifier::new(),
             console_at: None,
             next_id: 1,
@@ -284,11 +312,11 @@ impl Dispatcher {
                 Input::Login(result) => self.login(now, result),
                 Input::Ssh(result) => self.ssh(now, result),
                 Input::Cpus(looks) => self.cpus_seen(now, looks),
-                Input::Collected(files) => self.collected(files),
+                Input::Collected(collected) => self.collected(collected),
                 Input::Tick => self.tick(now),
                 // A patched trial counts calls of its own functions only, which it learns by itself.
                 Input::Functions(functions) if self.trial.arm == Arm::Control => {
-                    self.functions.extend(functions)
+                    self.functions.extend(functions);
                 }
                 Input::Functions(_) => {}
                 Input::Stop(end) => self.end(end),
@@ -370,9 +398,18 @@ impl Dispatcher {
     }
 
     /// Report what the rules of health say; the first finding leads to evidence and the end.
-    fn report(&mut self, now: Duration, bodies: Vec<Body>) {
-        let found = bodies.iter().any(|b| matches!(b, Body::Finding(_)));
+    fn report(&mut self, now: Duration, mut bodies: Vec<Body>) {
+        if self.step == Step::Collecting {
+            // Gathering evidence interrupts the guest and makes it stand still: what that stirs up is the farm's doing.
+            bodies.retain(|b| !matches!(b, Body::Finding(_)));
+        }
+        let mut found = false;
         for body in bodies {
+            if let Body::Finding(finding) = &body {
+                found = true;
+                self.snapshot.hold();
+                self.findings.push(format!("[{}] {}", finding.kind, finding.title));
+            }
             self.emit(body);
         }
         if found && !matches!(self.step, Step::Listen(_) | Step::Collecting | Step::Over) {

@@ -188,7 +188,10 @@ impl Fake {
             }
             Action::Tell(ToGuest { id, ask }) => self.ask(id, ask),
             Action::Cpus => vec![Input::Cpus(self.cpus())],
-            Action::Collect(_) => vec![Input::Collected(vec![("evidence/x".into(), "x".into())])],
+            Action::Collect(_) => vec![Input::Collected(crate::trial::Collected {
+                files: vec![("evidence/x".into(), "x".into())],
+                waits: Vec::new(),
+            })],
             Action::Emit(..) | Action::End(_) => unreachable!(),
         }
     }

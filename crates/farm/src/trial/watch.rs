@@ -6,7 +6,7 @@ use klpfarm_model::{Body, FarmKind, TrialEnd};
 use klpfarm_stress::wire::FromGuest;
 use klpfarm_vm::{Output, QmpEvent};
 
-use super::{Action, Collect, Dispatcher, LATE, LOGIN_EVERY, Origin, QUIET, RATES_EVERY, Step};
+use super::{Action, Collect, Collected, Dispatcher, LATE, LOGIN_EVERY, Origin, QUIET, RATES_EVERY, Step};
 use crate::guest::PatchState;
 
 impl Dispatcher {
@@ -54,6 +54,7 @@ impl Dispatcher {
 
     pub(super) fn probe(&mut self, now: Duration, message: FromGuest) {
         self.measure.take(&message);
+        self.snapshot.take(now, &message);
         let bodies = self.health.probe(now, &message, &self.measure);
         self.report(now, bodies);
         match message {
@@ -70,6 +71,7 @@ impl Dispatcher {
     }
 
     pub(super) fn ready(&mut self, now: Duration, release: &str) {
+        release.clone_into(&mut self.release);
         for patch in &self.trial.patches {
             if let Err(error) = self.plan.patches[*patch].check_release(&self.plan.image.name, release) {
                 self.farm_error(error.to_string());
@@ -121,8 +123,11 @@ impl Dispatcher {
         }
     }
 
-    pub(super) fn collected(&mut self, files: Vec<(String, String)>) {
-        for (file, what) in files {
+    pub(super) fn collected(&mut self, collected: Collected) {
+        for waits in collected.waits {
+            self.emit(Body::Waits(Box::new(waits)));
+        }
+        for (file, what) in collected.files {
             self.emit(Body::Evidence { file, what });
         }
         if self.step == Step::Collecting {
@@ -243,10 +248,23 @@ impl Dispatcher {
             self.emit(Body::Measured(measured));
         }
         self.step = Step::Collecting;
-        let limit = self.scaled(30);
-        self.deadline = now + limit + Duration::from_secs(5);
-        let probe = self.health.probe_alive(now);
-        let blocked = self.health.last_blocked().to_owned();
-        self.out.push_back(Action::Collect(Collect { blocked, probe, stragglers: self.stragglers, limit }));
+        // Half of what counts as a stall is no proof, but it tells where a task is that others wait for.
+        let least = self.plan.scaled(self.plan.pipeline.limits.stall) / 2;
+        if let Some(waits) = self.snapshot.waits(least, self.applied) {
+            self.emit(Body::Waits(Box::new(waits)));
+        }
+        let limit = self.scaled(self.plan.pipeline.evidence.seconds.into());
+        self.deadline = now + limit + Duration::from_secs(10);
+        self.out.push_back(Action::Collect(Collect {
+            blocked: self.health.last_blocked().to_owned(),
+            counters: self.snapshot.counters(now),
+            concerned: self.snapshot.concerned(),
+            unreadable: self.snapshot.unreadable(),
+            findings: self.findings.clone(),
+            release: self.release.clone(),
+            probe: self.health.probe_alive(now),
+            stragglers: self.stragglers,
+            limit,
+        }));
     }
 }

@@ -187,9 +187,9 @@ fn item(plan: &Plan, record: &Record, attribution: Attribution, lead: Finding, s
         Some(control) => against_control(&arms, *control, compared),
         None => (None, false),
     };
-    // A crash explains itself: what waits for the dead is a symptom.
-    let crash = rank(lead.kind) < STALLED;
-    let told = hit.iter().filter(|_| !crash).map(|trial| (*trial, waits_of(plan, record, *trial)));
+    // A crash or a wrong result explains itself: what waits for the dead is a symptom.
+    let explained = rank(lead.kind) == STALLED || is_hang(lead.kind);
+    let told = hit.iter().filter(|_| explained).map(|trial| (*trial, waits_of(plan, record, *trial)));
     let waits = told.into_iter().find(|(_, groups)| !groups.is_empty());
     Item { attribution, lead, seen, arms, patches, p_value, waits, more }
 }
@@ -270,7 +270,7 @@ fn same_cause(a: &Finding, b: &Finding) -> bool {
 /// The ranks of hangs.
 const HANGS: std::ops::RangeInclusive<u8> = 5..=7;
 
-/// The first rank of findings that are about tasks which do not get on: stalled transitions, hangs, silence.
+/// The rank of transitions that do not end.
 const STALLED: u8 = 4;
 
 /// Whether tasks that wait explain it: a hang, or the silence that may follow one.
@@ -295,7 +295,9 @@ fn rank(kind: FindingKind) -> u8 {
         FindingKind::Farm(F::WrongContent | F::WrongErrno) => 2,
         FindingKind::Kernel(_) if !kind.is_soft() => 3,
         FindingKind::Farm(F::CpuStuck) => 3,
-        FindingKind::Farm(F::TransitionStalled | F::RevertStalled | F::RevertRefused | F::NotInForce) => 4,
+        FindingKind::Farm(F::TransitionStalled | F::RevertStalled | F::RevertRefused | F::NotInForce) => {
+            STALLED
+        }
         FindingKind::Farm(F::ThreadStalled) => 5,
         FindingKind::Farm(F::TaskBlocked) => 6,
         FindingKind::Kernel(_) => 7,
