@@ -221,14 +221,6 @@ fn how_dumped(data: &Value) -> Dumped {
     }
 }
 
-/// `DUMP_COMPLETED` tells how a dump went, and why not.
-fn how_dumped(data: &Value) -> Dumped {
-    match (data["result"]["status"].as_str(), data["error"].as_str()) {
-        (Some("completed"), None) => Ok(()),
-        (_, error) => Err(error.unwrap_or("it failed").to_owned()),
-    }
-}
-
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     // A poisoned map of waiting senders is still a map.
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
