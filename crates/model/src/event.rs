@@ -235,20 +235,34 @@ pub struct Measured {
     pub window_ms: u64,
     /// Per workload.
     pub workloads: BTreeMap<String, WorkloadMeasure>,
-    /// Memory and tasks when the phase began and when it ended.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub resources: Option<(Resources, Resources)>,
+    /// What the kernel had given out, in the course of the phase: every second, of a long phase [`Self::MOST`] samples at most.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub resources: Vec<Resources>,
+}
+
+impl Measured {
+    /// Most samples of [`Self::resources`].
+    pub const MOST: usize = 120;
 }
 
 /// What a kernel has given out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Resources {
+    /// Milliseconds since boot.
+    pub at_ms: u64,
     /// `MemAvailable`, in KiB.
     pub available_kib: u64,
     /// `SUnreclaim`, in KiB.
     pub slab_unreclaimable_kib: u64,
+    /// Pages that the kernel took for itself: neither free nor in any counter, in KiB.
+    pub unaccounted_kib: u64,
+    /// Open files.
+    pub open_files: u64,
     /// Tasks.
     pub tasks: u64,
+    /// Zombies.
+    pub zombies: u64,
 }
 
 /// One workload in one phase.
@@ -263,12 +277,15 @@ pub struct WorkloadMeasure {
     /// Share of the threads' time spent asleep in calls, 0 to 1; absent where the guest can't tell.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub asleep: Option<f64>,
+    /// Operations of each thread that counts its own: pairs of its number and how many.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub by_thread: Vec<(u32, u64)>,
     /// Per operation kind.
     pub latency: BTreeMap<String, LatencyMeasure>,
 }
 
 /// One kind of operation in one phase.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LatencyMeasure {
     /// Operations counted.
     pub count: u64,
@@ -277,10 +294,17 @@ pub struct LatencyMeasure {
     pub p10_ns: u64,
     /// Median over the seconds of each second's median, in nanoseconds.
     pub p50_ns: u64,
-    /// The same of the 99th percentiles.
+    /// 99th percentile over the whole phase, in nanoseconds.
     pub p99_ns: u64,
+    /// 99.9th percentile over the whole phase, in nanoseconds.
+    #[serde(default)]
+    pub p999_ns: u64,
     /// Mean, in nanoseconds.
     pub mean_ns: u64,
+    /// Operations of a millisecond or more in which the thread slept, and did not merely wait for a CPU, by octave: 0 for one to two
+    /// milliseconds, 1 for two to four, and so on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub slept: Vec<(u8, u64)>,
 }
 
 impl WorkloadMeasure {
@@ -348,7 +372,11 @@ mod tests {
             Body::TransitionDone { took_ms: 1, per_task: true },
             Body::Reverted { patch: text(), unloaded: true },
             Body::Progress { rates: BTreeMap::from([(text(), 0.5)]), ssh_ms: Some(1) },
-            Body::Measured(Measured { window_ms: 1, workloads: BTreeMap::new(), resources: None }),
+            Body::Measured(Measured {
+                window_ms: 1,
+                workloads: BTreeMap::new(),
+                resources: vec![Resources::default()],
+            }),
             Body::Reach { function: text(), calls: 1, window_ms: 2 },
             Body::Finding(Box::new(finding)),
             Body::Waits(Box::new(Waits { noted: Noted::Straggler, total: 2, tasks: vec![wait] })),

@@ -49,7 +49,11 @@ pub enum FarmKind {
     RateCollapsed,
     /// An operation takes far longer than in the control arm.
     LatencyGrown,
-    /// Memory or tasks are given out and not given back.
+    /// A few operations take very long, which without the patch none or fewer do.
+    TailGrown,
+    /// One thread falls far behind its siblings.
+    ThreadStarved,
+    /// Memory, files or tasks are given out and not given back.
     ResourcesLeaked,
     /// No SSH login succeeds.
     SshDead,
@@ -96,6 +100,8 @@ impl FindingKind {
                     | FarmKind::TaskBlocked
                     | FarmKind::RateCollapsed
                     | FarmKind::LatencyGrown
+                    | FarmKind::TailGrown
+                    | FarmKind::ThreadStarved
                     | FarmKind::ResourcesLeaked
                     | FarmKind::SshDead
                     | FarmKind::ProbeSilent

@@ -229,6 +229,14 @@ pub struct Limits {
     pub slowdown: f64,
     /// Growth of an operation's latency against the control arm that counts as a finding.
     pub latency: f64,
+    /// Growth of the share of a workload's operations that sleep for long, against the control arm, that counts as a finding.
+    pub tail: f64,
+    /// Fall of one thread's share of its workload's operations, against its siblings and the control arm, that counts as starvation.
+    pub starved: f64,
+    /// Growth of the kernel's memory beyond the control arm's that counts as a leak, in KiB a second.
+    pub leak: f64,
+    /// Growth of open files, tasks or zombies beyond the control arm's that counts as a leak, a second.
+    pub growth: f64,
 }
 
 impl Default for Limits {
@@ -248,6 +256,10 @@ impl Default for Limits {
             hung_task: s(10),
             slowdown: 4.0,
             latency: 4.0,
+            tail: 4.0,
+            starved: 3.0,
+            leak: 40.0,
+            growth: 2.0,
         }
     }
 }
@@ -413,11 +425,20 @@ impl Pipeline {
             "limits.console_flood",
             "is zero: every console line would be a flood".into(),
         );
-        for (field, value) in [("slowdown", l.slowdown), ("latency", l.latency)] {
+        for (field, value) in
+            [("slowdown", l.slowdown), ("latency", l.latency), ("tail", l.tail), ("starved", l.starved)]
+        {
             check(
                 value > 1.0 && value.is_finite(),
                 &format!("limits.{field}"),
                 format!("is {value}; a factor above 1 is needed"),
+            );
+        }
+        for (field, value) in [("leak", l.leak), ("growth", l.growth)] {
+            check(
+                value > 0.0 && value.is_finite(),
+                &format!("limits.{field}"),
+                format!("is {value}; a rate above 0 is needed"),
             );
         }
         found

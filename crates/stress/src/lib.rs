@@ -6,8 +6,11 @@
 //!    [`wire::Ask::Write`] and [`wire::Ask::Load`] bring a patch in without a shell and tell where all tasks were at that moment,
 //!    [`wire::Ask::Livepatch`] and [`wire::Ask::Vitals`] answer from helper processes. Their replies carry an errno as status. After a
 //!    checkpoint the probe may still hold half a line of the old host: a farm begins with an empty line. The stressor `aging` came with it.
+//! 3. Latencies as counts by duration ([`hist`]), slow operations that slept apart from those that only waited for a CPU; memory that no
+//!    counter accounts for, open files and zombies.
 #![forbid(unsafe_code)]
 
+pub mod hist;
 pub mod wire;
 
 /// Parameters that every stressor has.

@@ -1,7 +1,6 @@
 //! The guest side of klpfarm: the probe (`serve`), the stressors it runs (`work`), and three small helpers of theirs
 //! (`reader`, `load`, `child`). One static binary, so that it runs in any guest from Linux 4.4 on.
 
-mod hist;
 mod load;
 mod params;
 mod procfs;
@@ -10,6 +9,7 @@ mod slots;
 mod sys;
 mod work;
 
+use klpfarm_stress::hist;
 use std::process::ExitCode;
 
 const USAGE: &str = "\

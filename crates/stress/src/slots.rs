@@ -4,7 +4,7 @@
 //! plain atomic stores, and a fault takes a cell of its own that counts how often it came back. Beside the slots stands
 //! one word that goes the other way: [`Area::stir`].
 
-use crate::hist::{self, BUCKETS};
+use crate::hist::{self, BUCKETS, OCTAVES};
 use klpfarm_stress::wire::FaultKind;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -55,6 +55,8 @@ pub(crate) struct Slot {
 struct Kind {
     sum_ns: AtomicU64,
     buckets: [AtomicU32; BUCKETS],
+    /// Slow ones that slept.
+    slept: [AtomicU32; OCTAVES],
 }
 
 /// A fault, by kind and operation. Its text is that of the first time.
@@ -81,11 +83,12 @@ pub(crate) struct Seen {
 #[derive(Clone)]
 pub(crate) struct Counts {
     pub(crate) sum_ns: u64,
-    pub(crate) buckets: [u64; BUCKETS],
+    pub(crate) buckets: hist::Counts,
+    pub(crate) slept: [u64; OCTAVES],
 }
 
 impl Counts {
-    pub(crate) const ZERO: Self = Self { sum_ns: 0, buckets: [0; BUCKETS] };
+    pub(crate) const ZERO: Self = Self { sum_ns: 0, buckets: [0; BUCKETS], slept: [0; OCTAVES] };
 }
 
 const FAULT_KINDS: [FaultKind; 4] =
@@ -119,6 +122,12 @@ impl Slot {
         self.latency_ns.store(ns, Relaxed);
         self.finished_ns.store(now_ns, Relaxed);
         bump(&self.ops, 1);
+    }
+
+    /// Writer: a slow operation was slow because the thread slept in it.
+    pub(crate) fn slept(&self, kind: usize, ns: u64) {
+        let octave = &self.kinds[kind].slept[hist::octave(ns)];
+        octave.store(octave.load(Relaxed).wrapping_add(1), Relaxed);
     }
 
     /// Writer: a duration that is no operation (the yardstick).
@@ -176,9 +185,11 @@ impl Slot {
     /// Reader: adds this slot's counts of one kind to `to`.
     pub(crate) fn add_kind(&self, kind: usize, to: &mut Counts) {
         to.sum_ns = to.sum_ns.wrapping_add(self.kinds[kind].sum_ns.load(Relaxed));
-        for (from, to) in self.kinds[kind].buckets.iter().zip(&mut to.buckets) {
-            *to += u64::from(from.load(Relaxed));
-        }
+        let add = |from: &[AtomicU32], to: &mut [u64]| {
+            from.iter().zip(to).for_each(|(from, to)| *to += u64::from(from.load(Relaxed)));
+        };
+        add(&self.kinds[kind].buckets, &mut to.buckets);
+        add(&self.kinds[kind].slept, &mut to.slept);
     }
 
     /// Reader: makes the slot new. Nobody may be writing.
@@ -193,7 +204,7 @@ impl Slot {
         }
         for kind in &self.kinds {
             kind.sum_ns.store(0, Relaxed);
-            kind.buckets.iter().for_each(|b| b.store(0, Relaxed));
+            kind.buckets.iter().chain(&kind.slept).for_each(|b| b.store(0, Relaxed));
         }
         self.cells.iter().for_each(|c| c.ready.store(0, Release));
     }
@@ -270,9 +281,11 @@ mod tests {
         let slot = &map(fd.as_fd()).unwrap().slots[0];
         slot.finish(2, 1000, 5);
         slot.time(1, 70);
+        slot.slept(2, 5 << 20);
         let mut counts = Counts::ZERO;
         slot.add_kind(2, &mut counts);
         assert_eq!((counts.sum_ns, counts.buckets[hist::bucket(1000)]), (1000, 1));
+        assert_eq!(counts.slept[2], 1);
         assert_eq!(slot.ops.load(Relaxed), 1);
     }
 }

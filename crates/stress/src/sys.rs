@@ -14,6 +14,15 @@ pub(crate) fn boot_ms() -> u64 {
     clock_ns(libc::CLOCK_BOOTTIME) / 1_000_000
 }
 
+/// How often this thread has given up its CPU by itself, because it waited for something.
+pub(crate) fn gave_way() -> u64 {
+    // SAFETY: all zeroes are a valid value of this plain structure.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: `usage` is a valid place for the answer.
+    unsafe { libc::getrusage(libc::RUSAGE_THREAD, &raw mut usage) };
+    u64::try_from(usage.ru_nvcsw).unwrap_or(0)
+}
+
 /// Nanoseconds of any clock.
 pub(crate) fn clock_ns(clock: libc::clockid_t) -> u64 {
     let mut t = libc::timespec { tv_sec: 0, tv_nsec: 0 };

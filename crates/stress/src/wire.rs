@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Version of this protocol, sent in [`FromGuest::Hello`].
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// The virtio-serial port the probe looks for first; `/dev/ttyS1` is its fallback.
 pub const PORT_NAME: &str = "klpfarm.probe";
@@ -54,16 +54,13 @@ pub enum FromGuest {
         /// Operation, for example `madvise-dontneed`; `yardstick` is a fixed piece of user-space arithmetic that
         /// tells how fast this CPU was meanwhile.
         op: String,
-        /// Operations counted.
-        count: u64,
-        /// Median, in nanoseconds.
-        p50_ns: u64,
-        /// 10th percentile, in nanoseconds.
-        p10_ns: u64,
-        /// 99th percentile, in nanoseconds.
-        p99_ns: u64,
         /// Sum of all, in nanoseconds.
         sum_ns: u64,
+        /// Operations by duration: pairs of bucket ([`crate::hist::bucket`]) and count.
+        buckets: Vec<(u8, u64)>,
+        /// Those of a millisecond or more in which the thread gave up its CPU by itself, and did not merely wait for one:
+        /// pairs of octave ([`crate::hist::octave`]) and count.
+        slept: Vec<(u8, u64)>,
     },
     /// Where the time of a builtin workload's threads went since the last such line, once a second. What is neither running nor
     /// waiting for a CPU is asleep, in a call.
@@ -99,7 +96,7 @@ pub enum FromGuest {
         /// The new value.
         value: u64,
     },
-    /// Memory, every two seconds, in KiB as in `/proc/meminfo`.
+    /// What the kernel has given out, every second. Memory in KiB as in `/proc/meminfo`.
     Memory {
         /// Milliseconds since boot.
         at_ms: u64,
@@ -109,8 +106,15 @@ pub enum FromGuest {
         slab_kib: u64,
         /// `SUnreclaim`.
         slab_unreclaimable_kib: u64,
+        /// Memory that is neither free nor in any of the counters for page cache, user memory, slab, page tables and stacks: pages
+        /// that the kernel took for itself.
+        unaccounted_kib: u64,
+        /// Open files (`/proc/sys/fs/file-nr`, first field).
+        open_files: u64,
         /// Number of tasks (from `/proc/loadavg`).
         tasks: u64,
+        /// Processes that ended and that nobody waited for.
+        zombies: u64,
     },
     /// Answer to an [`Ask`], after it was carried out.
     Reply {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use klpfarm_model::event::{LatencyMeasure, Measured, Resources, WorkloadMeasure};
+use klpfarm_stress::hist;
 use klpfarm_stress::wire::{FromGuest, Thread, ThreadProgress};
 
 /// Sums up one phase; threads are remembered over phases.
@@ -24,7 +25,7 @@ struct Tracked {
 
 #[derive(Debug, Default)]
 struct Window {
-    resources: Option<(Resources, Resources)>,
+    resources: Series,
     workloads: BTreeMap<String, Sums>,
 }
 
@@ -32,19 +33,58 @@ struct Window {
 struct Sums {
     ops: u64,
     threads: std::collections::BTreeSet<u32>,
+    by_thread: BTreeMap<u32, u64>,
     longest_idle_ms: u64,
     wall_us: u64,
     awake_us: u64,
     latency: BTreeMap<String, Latencies>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Latencies {
-    count: u64,
     sum_ns: u64,
     p10_ns: Vec<u64>,
     p50_ns: Vec<u64>,
-    p99_ns: Vec<u64>,
+    all: hist::Counts,
+    slept: [u64; hist::OCTAVES],
+}
+
+impl Default for Latencies {
+    fn default() -> Self {
+        Self {
+            sum_ns: 0,
+            p10_ns: Vec::new(),
+            p50_ns: Vec::new(),
+            all: [0; hist::BUCKETS],
+            slept: [0; hist::OCTAVES],
+        }
+    }
+}
+
+/// A series of bounded length: when it gets too long, every other sample is left out, and of those to come as well.
+#[derive(Debug, Default)]
+struct Series {
+    samples: Vec<Resources>,
+    /// One of `1 << halved` samples is kept.
+    halved: u32,
+    seen: u64,
+}
+
+impl Series {
+    fn push(&mut self, sample: Resources) {
+        if self.seen.is_multiple_of(1 << self.halved) {
+            self.samples.push(sample);
+        }
+        self.seen += 1;
+        if self.samples.len() > Measured::MOST {
+            let mut keep = false;
+            self.samples.retain(|_| {
+                keep = !keep;
+                keep
+            });
+            self.halved += 1;
+        }
+    }
 }
 
 impl Measure {
@@ -63,7 +103,7 @@ impl Measure {
         Measured {
             window_ms: millis(now.saturating_sub(self.since)),
             workloads,
-            resources: self.window.resources,
+            resources: self.window.resources.samples.clone(),
         }
     }
 
@@ -97,24 +137,29 @@ impl Measure {
                 self.threads.remove(id);
             }
             FromGuest::Progress { threads, .. } => threads.iter().for_each(|p| self.progress(p)),
-            FromGuest::Latency { workload, op, count, p10_ns, p50_ns, p99_ns, sum_ns, .. } => {
+            FromGuest::Latency { workload, op, sum_ns, buckets, slept, .. } => {
                 let sums = self.window.workloads.entry(workload.clone()).or_default();
                 let l = sums.latency.entry(op.clone()).or_default();
-                l.count += count;
-                l.sum_ns += sum_ns;
-                l.p10_ns.push(*p10_ns);
-                l.p50_ns.push(*p50_ns);
-                l.p99_ns.push(*p99_ns);
+                l.take(*sum_ns, buckets, slept);
             }
-            FromGuest::Memory { available_kib, slab_unreclaimable_kib, tasks, .. } => {
-                let now = Resources {
-                    available_kib: *available_kib,
-                    slab_unreclaimable_kib: *slab_unreclaimable_kib,
-                    tasks: *tasks,
-                };
-                let (first, _) = self.window.resources.unwrap_or((now, now));
-                self.window.resources = Some((first, now));
-            }
+            &FromGuest::Memory {
+                at_ms,
+                available_kib,
+                slab_kib: _,
+                slab_unreclaimable_kib,
+                unaccounted_kib,
+                open_files,
+                tasks,
+                zombies,
+            } => self.window.resources.push(Resources {
+                at_ms,
+                available_kib,
+                slab_unreclaimable_kib,
+                unaccounted_kib,
+                open_files,
+                tasks,
+                zombies,
+            }),
             FromGuest::Usage { workload, wall_us, cpu_us, wait_us, .. } => {
                 let sums = self.window.workloads.entry(workload.clone()).or_default();
                 sums.wall_us += wall_us;
@@ -139,6 +184,7 @@ impl Measure {
         sums.threads.insert(p.id);
         if tracked.thread.counted {
             sums.longest_idle_ms = sums.longest_idle_ms.max(p.idle_ms);
+            *sums.by_thread.entry(p.id).or_default() += ops;
         }
     }
 }
@@ -150,19 +196,34 @@ impl Sums {
             threads: u32::try_from(self.threads.len()).unwrap_or(u32::MAX),
             longest_idle_ms: self.longest_idle_ms,
             asleep: (self.wall_us > 0).then(|| (1.0 - self.awake_us as f64 / self.wall_us as f64).max(0.0)),
+            by_thread: self.by_thread.iter().map(|(id, ops)| (*id, *ops)).collect(),
             latency: self.latency.iter().map(|(op, l)| (op.clone(), l.summary())).collect(),
         }
     }
 }
 
 impl Latencies {
+    /// Adds the counts of one second.
+    fn take(&mut self, sum_ns: u64, buckets: &[(u8, u64)], slept: &[(u8, u64)]) {
+        let mut second = [0; hist::BUCKETS];
+        hist::add(&mut second, buckets);
+        hist::add(&mut self.all, buckets);
+        hist::add(&mut self.slept, slept);
+        self.sum_ns = self.sum_ns.saturating_add(sum_ns);
+        self.p10_ns.push(hist::quantile(&second, 0.1));
+        self.p50_ns.push(hist::quantile(&second, 0.5));
+    }
+
     fn summary(&self) -> LatencyMeasure {
+        let count = self.all.iter().fold(0, |n: u64, more| n.saturating_add(*more));
         LatencyMeasure {
-            count: self.count,
+            count,
             p10_ns: median(&self.p10_ns),
             p50_ns: median(&self.p50_ns),
-            p99_ns: median(&self.p99_ns),
-            mean_ns: self.sum_ns / self.count.max(1),
+            p99_ns: hist::quantile(&self.all, 0.99),
+            p999_ns: hist::quantile(&self.all, 0.999),
+            mean_ns: self.sum_ns / count.max(1),
+            slept: hist::sparse(&self.slept),
         }
     }
 }

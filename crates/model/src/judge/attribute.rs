@@ -302,7 +302,9 @@ fn rank(kind: FindingKind) -> u8 {
         FindingKind::Farm(F::TaskBlocked) => 6,
         FindingKind::Kernel(_) => 7,
         FindingKind::Farm(F::SshDead | F::ProbeSilent | F::ConsoleSilent) => SILENT,
-        FindingKind::Farm(F::RateCollapsed | F::LatencyGrown | F::ResourcesLeaked) => COMPARED,
+        FindingKind::Farm(
+            F::RateCollapsed | F::LatencyGrown | F::TailGrown | F::ThreadStarved | F::ResourcesLeaked,
+        ) => COMPARED,
         FindingKind::Farm(_) => 8,
     }
 }

@@ -381,8 +381,7 @@ fn measured(ops: u64, p10_us: u64, p50_us: u64) -> Measured {
         count: 100,
         p10_ns: p10_us * 1000,
         p50_ns: p50_us * 1000,
-        p99_ns: 0,
-        mean_ns: 0,
+        ..LatencyMeasure::default()
     };
     let of = |ops, p10, p50| WorkloadMeasure {
         ops,
@@ -390,10 +389,11 @@ fn measured(ops: u64, p10_us: u64, p50_us: u64) -> Measured {
         longest_idle_ms: 0,
         asleep: Some(0.02),
         latency: BTreeMap::from([("madvise".to_owned(), latency(p10, p50))]),
+        ..WorkloadMeasure::default()
     };
     let workloads =
         BTreeMap::from([("w".to_owned(), of(ops, p10_us, p50_us)), ("other".to_owned(), of(1000, 10, 20))]);
-    Measured { window_ms: 10_000, workloads, resources: None }
+    Measured { window_ms: 10_000, workloads, resources: Vec::new() }
 }
 
 fn usual() -> Measured {
@@ -465,13 +465,17 @@ fn calls_that_begin_to_sleep_reject() {
 #[test]
 fn a_leak_beyond_the_control_rejects() {
     use crate::event::Resources;
-    let grown = |slab_kib: u64| {
-        let first = Resources { available_kib: 500_000, slab_unreclaimable_kib: 30_000, tasks: 90 };
-        let last = Resources { slab_unreclaimable_kib: 30_000 + slab_kib, ..first };
-        Measured { resources: Some((first, last)), ..usual() }
+    let grows = |kib_a_second: u64| {
+        let sample = |s: u64| Resources {
+            at_ms: s * 1000,
+            slab_unreclaimable_kib: 30_000 + s * kib_a_second,
+            ..Resources::default()
+        };
+        Measured { resources: (0..10).map(sample).collect(), ..usual() }
     };
-    assert_eq!(compared(|_| grown(500), |_| grown(40_000)).verdict, Outcome::Rejected);
-    assert_eq!(compared(|_| grown(39_000), |_| grown(40_000)).verdict, Outcome::Qualified);
+    let leak = compared(|_| grows(5), |_| grows(500));
+    assert_eq!((leak.verdict, leak.evidence[0].kind), (Outcome::Rejected, FarmKind::ResourcesLeaked.into()));
+    assert_eq!(compared(|_| grows(490), |_| grows(500)).verdict, Outcome::Qualified);
 }
 
 fn body() -> impl Strategy<Value = Body> {

@@ -1,6 +1,6 @@
 //! What the helpers (`reader`) find out for the farm besides plain files: the state of a livepatch, and how worn the machine is.
 
-use crate::procfs::{meminfo, tasks_in_loadavg};
+use crate::procfs::{first, meminfo, tasks_in_loadavg};
 use klpfarm_stress::wire::Vitals;
 use std::fs;
 use std::io;
@@ -96,10 +96,6 @@ pub(super) fn vitals() -> io::Result<Vitals> {
         dentries: first(&read("/proc/sys/fs/dentry-state")?).unwrap_or(0),
         open_files: first(&read("/proc/sys/fs/file-nr")?).unwrap_or(0),
     })
-}
-
-fn first<T: std::str::FromStr>(text: &str) -> Option<T> {
-    text.split_ascii_whitespace().next()?.parse().ok()
 }
 
 /// Free blocks by order, all zones together: `Node 0, zone   Normal   12   3 ...`.

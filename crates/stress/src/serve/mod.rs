@@ -396,7 +396,7 @@ impl Probe {
         if self.ticks.is_multiple_of(2) {
             self.look_at_taint();
         }
-        if self.ticks % 8 == 3 {
+        if self.ticks % 4 == 3 {
             self.memory();
         }
     }
@@ -465,13 +465,18 @@ impl Probe {
     fn memory(&mut self) {
         let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
         let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+        let zones = std::fs::read_to_string("/proc/zoneinfo").unwrap_or_default();
+        let files = std::fs::read_to_string("/proc/sys/fs/file-nr").unwrap_or_default();
         let kib = |name| procfs::meminfo(&text, name).unwrap_or(0);
         self.outbox.push(&FromGuest::Memory {
             at_ms: sys::boot_ms(),
             available_kib: kib("MemAvailable"),
             slab_kib: kib("Slab"),
             slab_unreclaimable_kib: kib("SUnreclaim"),
+            unaccounted_kib: procfs::unaccounted(&text, &zones),
+            open_files: procfs::first(&files).unwrap_or(0),
             tasks: procfs::tasks_in_loadavg(&load).unwrap_or(0),
+            zombies: self.tasks.iter().filter(|t| t.stat.state == 'Z').count() as u64,
         });
     }
 }

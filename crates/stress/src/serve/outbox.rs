@@ -83,7 +83,16 @@ mod tests {
     use super::*;
 
     fn memory() -> FromGuest {
-        FromGuest::Memory { at_ms: 1, available_kib: 2, slab_kib: 3, slab_unreclaimable_kib: 4, tasks: 5 }
+        FromGuest::Memory {
+            at_ms: 1,
+            available_kib: 2,
+            slab_kib: 3,
+            slab_unreclaimable_kib: 4,
+            unaccounted_kib: 5,
+            open_files: 6,
+            tasks: 7,
+            zombies: 8,
+        }
     }
 
     fn reply(out: &str) -> FromGuest {

@@ -1,6 +1,7 @@
 //! What a stressor's thread has at hand: its slot, random numbers, a stopwatch, and a place to tell faults.
 
 use super::Job;
+use crate::hist::SLOW_NS;
 use crate::params::Params;
 use crate::slots::Slot;
 use crate::sys;
@@ -71,6 +72,8 @@ pub(crate) struct Context<'a> {
     kinds: &'static [&'static str],
     yardstick: usize,
     until_yardstick: u32,
+    /// How often this thread had given up its CPU by itself when that was last looked at.
+    gave_way: u64,
     learned: BTreeMap<(&'static str, u64), i32>,
 }
 
@@ -94,6 +97,7 @@ impl<'a> Context<'a> {
             kinds: stressor.kinds,
             yardstick: stressor.kinds.iter().position(|&k| k == "yardstick").unwrap_or(0),
             until_yardstick: 0,
+            gave_way: 0,
             learned: BTreeMap::new(),
         }
     }
@@ -118,13 +122,27 @@ impl<'a> Context<'a> {
         let start = sys::now_ns();
         let result = work();
         let end = sys::now_ns();
-        self.slot.finish(kind, end.saturating_sub(start), end);
+        let ns = end.saturating_sub(start);
+        self.slot.finish(kind, ns, end);
+        if ns >= SLOW_NS {
+            self.slow(kind, ns);
+        }
         if self.until_yardstick == 0 {
             self.until_yardstick = 32;
             self.slot.time(self.yardstick, yardstick());
         }
         self.until_yardstick -= 1;
         result
+    }
+
+    /// Tells a slow operation that slept from one that only waited for a CPU. It is looked at after slow ones alone, to cost the others
+    /// nothing; so sleep since the slow one before counts as well, which no thread has whose calls do not sleep.
+    fn slow(&mut self, kind: usize, ns: u64) {
+        let gave_way = sys::gave_way();
+        if gave_way != self.gave_way {
+            self.gave_way = gave_way;
+            self.slot.slept(kind, ns);
+        }
     }
 
     /// Counts an operation that was timed elsewhere, in nanoseconds.

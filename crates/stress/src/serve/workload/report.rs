@@ -57,31 +57,23 @@ impl Workload {
         if self.phase == Phase::Ended {
             return;
         }
-        let mut now = Counts::ZERO;
+        let mut now;
         for (kind, op) in stressor.kinds.iter().enumerate() {
-            now.sum_ns = 0;
-            now.buckets.fill(0);
+            now = Counts::ZERO;
             slots.iter().for_each(|s| s.add_kind(kind, &mut now));
             let told = &mut told[kind];
-            let mut fresh = [0u64; crate::hist::BUCKETS];
-            for ((fresh, now), told) in fresh.iter_mut().zip(&now.buckets).zip(&told.buckets) {
-                *fresh = now.wrapping_sub(*told);
-            }
-            let count = fresh.iter().sum();
-            if count > 0 {
+            let buckets = fresh(&now.buckets, &told.buckets);
+            if !buckets.is_empty() {
                 outbox.push(&FromGuest::Latency {
                     at_ms: sys::boot_ms(),
                     workload: self.name.clone(),
                     op: (*op).to_owned(),
-                    count,
-                    p50_ns: crate::hist::quantile(&fresh, 0.5),
-                    p10_ns: crate::hist::quantile(&fresh, 0.1),
-                    p99_ns: crate::hist::quantile(&fresh, 0.99),
                     sum_ns: now.sum_ns.wrapping_sub(told.sum_ns),
+                    buckets,
+                    slept: fresh(&now.slept, &told.slept),
                 });
             }
-            told.sum_ns = now.sum_ns;
-            told.buckets.copy_from_slice(&now.buckets);
+            told.clone_from(&now);
         }
     }
 
@@ -172,4 +164,10 @@ impl Workload {
         };
         Some((live.thread.id, (idle >= IDLE_NS).then_some(idle)))
     }
+}
+
+/// What was counted since.
+fn fresh(now: &[u64], then: &[u64]) -> Vec<(u8, u64)> {
+    let fresh: Vec<u64> = now.iter().zip(then).map(|(now, then)| now.wrapping_sub(*then)).collect();
+    crate::hist::sparse(&fresh)
 }

@@ -1,0 +1,80 @@
+//! Leaks: what grows as long as the load goes on with the patch in force, and does not in the control arm.
+
+use super::trend::rise;
+use super::{Change, differs};
+use crate::event::{Measured, Resources};
+use crate::pipeline::Limits;
+use crate::{FarmKind, Finding};
+
+/// Something that the kernel gives out and should get back.
+struct Resource {
+    name: &'static str,
+    unit: &'static str,
+    /// How much is out.
+    out: fn(&Resources) -> f64,
+    limit: fn(&Limits) -> f64,
+}
+
+/// Memory that can be had goes up and down with the load's own by tens of MiB, so that its slope is known less well than that of what
+/// is the kernel's alone.
+const AVAILABLE: f64 = 16.0;
+
+const RESOURCES: [Resource; 6] = [
+    Resource {
+        name: "unreclaimable slab",
+        unit: "KiB",
+        out: |r| r.slab_unreclaimable_kib as f64,
+        limit: |l| l.leak,
+    },
+    Resource {
+        name: "kernel memory outside slab",
+        unit: "KiB",
+        out: |r| r.unaccounted_kib as f64,
+        limit: |l| l.leak,
+    },
+    Resource {
+        name: "memory in use",
+        unit: "KiB",
+        out: |r| -(r.available_kib as f64),
+        limit: |l| l.leak * AVAILABLE,
+    },
+    Resource { name: "open files", unit: "files", out: |r| r.open_files as f64, limit: |l| l.growth },
+    Resource { name: "tasks", unit: "tasks", out: |r| r.tasks as f64, limit: |l| l.growth },
+    Resource { name: "zombies", unit: "zombies", out: |r| r.zombies as f64, limit: |l| l.growth },
+];
+
+/// One finding for each resource that rises faster than in all control trials, and than before the patch, by the limit.
+pub(super) fn leaks(own: &Change<'_>, controls: &[Change<'_>], limits: &Limits) -> Vec<Finding> {
+    let leak = |resource: &Resource| {
+        let rise = |m: &Measured| of_phase(m, resource);
+        let now = rise(own.after)?;
+        let usual = controls.iter().filter_map(|c| rise(c.after)).reduce(f64::max)?.max(0.0);
+        let limit = (resource.limit)(limits);
+        (now - usual >= limit).then(|| {
+            let Resource { name, unit, .. } = resource;
+            let evidence = format!(
+                "by {now:.1} {unit} a second, as long as it was watched; by {usual:.1} at most in the control arm\n{}",
+                table(own.after, resource)
+            );
+            differs(FarmKind::ResourcesLeaked, format!("{name}: more and more with the patch"), None, evidence)
+        })
+    };
+    RESOURCES.iter().filter_map(leak).collect()
+}
+
+fn of_phase(m: &Measured, resource: &Resource) -> Option<f64> {
+    let points: Vec<(u64, f64)> = m.resources.iter().map(|r| (r.at_ms, (resource.out)(r))).collect();
+    rise(&points)
+}
+
+/// A dozen samples, for people.
+fn table(m: &Measured, resource: &Resource) -> String {
+    let Some(first) = m.resources.first() else { return String::new() };
+    let every = m.resources.len().div_ceil(12);
+    let line = |r: &Resources| {
+        let (seconds, grown) =
+            ((r.at_ms - first.at_ms) as f64 / 1000.0, (resource.out)(r) - (resource.out)(first));
+        format!("after {seconds:.0} s: {grown:+.0} {}", resource.unit)
+    };
+    m.resources.iter().step_by(every).skip(1).map(line).collect::<Vec<_>>().join("\n")
+}

@@ -1,0 +1,174 @@
+//! The rules of the comparison, one at a time.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::event::{LatencyMeasure, Resources};
+use crate::pipeline::Limits;
+
+/// Measures of one phase of a trial: one workload with four threads.
+#[derive(Debug, Clone)]
+struct Load {
+    /// Operations of each thread.
+    threads: [u64; 4],
+    /// Operations that slept, by octave.
+    slept: Vec<(u8, u64)>,
+    /// What is out, second by second.
+    resources: Vec<Resources>,
+}
+
+impl Default for Load {
+    fn default() -> Self {
+        Self { threads: [2000, 1000, 3000, 1500], slept: vec![(0, 40), (3, 20)], resources: Vec::new() }
+    }
+}
+
+impl Load {
+    fn measured(&self) -> Measured {
+        let ops = self.threads.iter().sum();
+        let latency = LatencyMeasure { count: ops, slept: self.slept.clone(), ..LatencyMeasure::default() };
+        let workload = WorkloadMeasure {
+            ops,
+            threads: 4,
+            by_thread: (1..).zip(self.threads).collect(),
+            latency: BTreeMap::from([("call".to_owned(), latency)]),
+            ..WorkloadMeasure::default()
+        };
+        let workloads = BTreeMap::from([("w".to_owned(), workload)]);
+        Measured { window_ms: 10_000, workloads, resources: self.resources.clone() }
+    }
+
+    /// The same on a machine that is `times` slower as a whole: so many times fewer operations, and each sleeps so much longer.
+    fn slower(&self, times: u64) -> Self {
+        Self {
+            threads: self.threads.map(|n| n / times),
+            slept: self.slept.iter().map(|(o, n)| (o + times.ilog2() as u8, n / times)).collect(),
+            ..self.clone()
+        }
+    }
+}
+
+/// Findings of a trial that goes from `before` to `after`, against controls that do as `usual` says throughout.
+fn found(before: &Load, after: &Load, usual: &Load) -> Vec<Finding> {
+    let [before, after, usual] = [before, after, usual].map(Load::measured);
+    let own = Change { before: &before, after: &after };
+    let control = || Change { before: &usual, after: &usual };
+    let (controls, limits) = ([control(), control(), control()], Limits::default());
+    let mut found = resources::leaks(&own, &controls, &limits);
+    found.extend(latency::tail(&own, &controls, "w", &limits));
+    found.extend(threads::starved(&own, &controls, &limits));
+    found
+}
+
+fn kinds(found: &[Finding]) -> Vec<FarmKind> {
+    let kind = |f: &Finding| match f.kind {
+        crate::FindingKind::Farm(kind) => kind,
+        crate::FindingKind::Kernel(kind) => panic!("{kind:?}"),
+    };
+    found.iter().map(kind).collect()
+}
+
+fn load() -> impl Strategy<Value = Load> {
+    let slept = prop::collection::vec((0_u8..16, 0_u64..200), 0..6);
+    let resource = (0_u64..1000, 0_u64..50).prop_map(|(kib, n)| Resources {
+        slab_unreclaimable_kib: kib,
+        unaccounted_kib: kib,
+        open_files: n,
+        ..Resources::default()
+    });
+    (prop::array::uniform4(0_u64..5000), slept, prop::collection::vec(resource, 0..20)).prop_map(
+        |(threads, slept, mut resources)| {
+            (0..).zip(&mut resources).for_each(|(s, r)| r.at_ms = s * 1000);
+            Load { threads, slept, resources }
+        },
+    )
+}
+
+proptest! {
+    /// Whatever the load does: what does the same with the patch as without is no finding.
+    #[test]
+    fn no_difference_is_no_finding(before in load(), after in load()) {
+        let [before, after] = [&before, &after].map(Load::measured);
+        let change = || Change { before: &before, after: &after };
+        let (controls, limits) = ([change(), change(), change()], Limits::default());
+        prop_assert!(resources::leaks(&change(), &controls, &limits).is_empty());
+        prop_assert!(latency::tail(&change(), &controls, "w", &limits).is_none());
+        prop_assert!(threads::starved(&change(), &controls, &limits).is_none());
+    }
+
+    /// A host that is busy with other things while one trial soaks makes no finding.
+    #[test]
+    fn a_trial_that_is_slower_as_a_whole_is_no_finding(
+        threads in prop::array::uniform4(500_u64..5000), slept in prop::collection::vec((0_u8..9, 0_u64..200), 0..6), times in 1_u64..5
+    ) {
+        let usual = Load { threads, slept, ..Load::default() };
+        let got = found(&usual, &usual.slower(times), &usual);
+        prop_assert!(got.is_empty(), "{got:?}");
+    }
+}
+
+#[test]
+fn a_few_operations_that_sleep_for_long_are_a_tail() {
+    let usual = Load::default();
+    let with = |more: (u8, u64)| Load { slept: [usual.slept.clone(), vec![more]].concat(), ..usual.clone() };
+    let tail = found(&usual, &with((8, 15)), &usual);
+    assert_eq!(kinds(&tail), [FarmKind::TailGrown]);
+    assert!(
+        tail[0].evidence.contains("15 of 7500 operations slept for 268 ms or more"),
+        "{}",
+        tail[0].evidence
+    );
+    // Four may be chance; a little longer than usual may be the host; and what all do is nothing.
+    for after in [with((8, 4)), with((4, 30))] {
+        assert!(found(&usual, &after, &usual).is_empty());
+    }
+    assert!(found(&usual, &with((8, 15)), &with((8, 12))).is_empty());
+    assert!(found(&with((8, 12)), &with((8, 15)), &usual).is_empty(), "it did so before the patch");
+}
+
+#[test]
+fn one_thread_that_falls_behind_its_siblings_is_starved() {
+    let usual = Load::default();
+    let after = |threads| Load { threads, ..usual.clone() };
+    let starved = found(&usual, &after([2000, 1000, 3000, 5]), &usual);
+    assert_eq!(kinds(&starved), [FarmKind::ThreadStarved]);
+    assert_eq!(starved[0].title, "w: one thread starves beside the others with the patch");
+    assert_eq!(kinds(&found(&usual, &after([2000, 1000, 3000, 0]), &usual)), [FarmKind::ThreadStarved]);
+    assert!(found(&usual, &usual.slower(4), &usual).is_empty(), "all alike");
+    assert!(found(&usual, &after([2000, 1000, 3000, 400]), &usual).is_empty(), "less, but not starved");
+    // Threads that took turns in the control arm as well.
+    assert!(found(&usual, &after([2000, 1000, 3000, 5]), &after([5, 1000, 3000, 1500])).len() == 1);
+    let [before, after] = [&usual, &after([2000, 1000, 3000, 5])].map(Load::measured);
+    let change = || Change { before: &before, after: &after };
+    assert!(threads::starved(&change(), &[change()], &Limits::default()).is_none());
+}
+
+/// A series of 20 s of which each resource is as `of` says.
+fn series(of: impl Fn(u64) -> Resources) -> Load {
+    let sample = |s| Resources { at_ms: 60_000 + s * 1000, ..of(s) };
+    Load { resources: (0..20).map(sample).collect(), ..Load::default() }
+}
+
+#[test]
+fn each_resource_leaks_by_itself_and_a_step_does_not() {
+    let still = series(|_| Resources::default());
+    type Leak = fn(u64) -> Resources;
+    let leaks: [(&str, Leak); 6] = [
+        ("unreclaimable slab", |s| Resources { slab_unreclaimable_kib: 200 * s, ..Resources::default() }),
+        ("kernel memory outside slab", |s| Resources { unaccounted_kib: 300 * s, ..Resources::default() }),
+        ("memory in use", |s| Resources { available_kib: 5_000_000 - 5000 * s, ..Resources::default() }),
+        ("open files", |s| Resources { open_files: 900 + 20 * s, ..Resources::default() }),
+        ("tasks", |s| Resources { tasks: 100 + 5 * s, ..Resources::default() }),
+        ("zombies", |s| Resources { zombies: 3 * s, ..Resources::default() }),
+    ];
+    for (name, leak) in leaks {
+        let got = found(&still, &series(leak), &still);
+        assert_eq!(kinds(&got), [FarmKind::ResourcesLeaked], "{name}");
+        assert!(got[0].title.starts_with(name) && got[0].evidence.contains("after 18 s: +"), "{:?}", got[0]);
+        assert!(found(&still, &series(leak), &series(leak)).is_empty(), "{name}: the control arm as well");
+        for at in [1, 7, 10, 15, 19] {
+            let step = series(|s| if s < at { leak(0) } else { leak(400) });
+            assert!(found(&still, &step, &still).is_empty(), "{name}: a step after {at} s");
+        }
+    }
+}
