@@ -510,4 +510,18 @@ mod tests {
         let error = parse(&format!("{base}tier: gold\n")).unwrap_err();
         assert!(error.contains("tier") && error.contains("proposed"), "{error}");
     }
+
+    #[test]
+    fn limits_that_find_everything_are_refused() {
+        let base = "name: gate\nimage: debian-12\nworkloads: [a]\nlimits: ";
+        for (limits, expected) in [
+            ("{cpu: 100ms}", "limits.cpu: is below one second"),
+            ("{console: 0s}", "limits.console: is below one second"),
+            ("{console_flood: 0}", "limits.console_flood: is zero"),
+        ] {
+            let error = parse(&format!("{base}{limits}\n")).unwrap_err();
+            assert!(error.contains(expected), "{error}");
+        }
+        assert!(parse(&format!("{base}{{cpu: 3s, console: 1m, console_flood: 100000}}\n")).is_ok());
+    }
 }
