@@ -11,6 +11,15 @@ use super::console::{BEAT_EVERY, Trouble};
 use super::{Action, CPUS_EVERY, Dispatcher, Step};
 use crate::blind;
 
+/// What is asked of the probe beside the steps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Beside {
+    /// To write a heartbeat.
+    Beat,
+    /// Where modules lie.
+    Modules,
+}
+
 impl Dispatcher {
     /// On schedule, as long as there is a guest to watch.
     pub(super) fn watch_beside(&mut self, now: Duration) {
@@ -31,7 +40,8 @@ impl Dispatcher {
             && let Some(line) = self.console.beat(now)
         {
             self.beat_at = now + BEAT_EVERY;
-            self.beat_id = self.tell(Ask::Kmsg { line });
+            let id = self.tell(Ask::Kmsg { line });
+            self.beside.insert(id, Beside::Beat);
         }
         match self.console.tick(now) {
             Some(Trouble::Flood(evidence)) => {
@@ -52,25 +62,23 @@ impl Dispatcher {
 
     /// The answer to a question that no step waits for; false if it is none.
     pub(super) fn reply_beside(&mut self, id: u64, code: i32, out: &str) -> bool {
-        if id == self.beat_id {
+        match self.beside.remove(&id) {
             // What does not come back may be printing for others, or wait for ever: the heartbeat tells.
-            if code != 0 && code != 124 {
+            Some(Beside::Beat) if code != 0 && code != 124 => {
                 self.console.give_up();
                 self.emit(blind::console(&format!("/dev/kmsg can't be written to ({})", out.trim())));
             }
-        } else if id == self.modules_id {
-            if code == 0 {
-                self.cpus.modules(out);
-            }
-        } else {
-            return false;
+            Some(Beside::Modules) if code == 0 => self.cpus.modules(out),
+            Some(_) => {}
+            None => return false,
         }
         true
     }
 
     /// A patch has been loaded: where its code lies.
     pub(super) fn ask_modules(&mut self) {
-        self.modules_id = self.tell(Ask::Read { path: "/proc/modules".into() });
+        let id = self.tell(Ask::Read { path: "/proc/modules".into() });
+        self.beside.insert(id, Beside::Modules);
     }
 
     /// A look at the virtual CPUs.

@@ -63,6 +63,31 @@ pub(crate) struct Stuck {
     pub(crate) function: Option<String>,
 }
 
+impl Stuck {
+    /// The same wherever the kernel put the module.
+    pub(crate) fn title(&self, in_patch: bool) -> String {
+        let what = self.function.as_deref().unwrap_or("code");
+        let place = match &self.module {
+            Some(name) if in_patch => format!(" in {what} of the patch {name}"),
+            Some(name) => format!(" in {what} of the module {name}"),
+            None => String::new(),
+        };
+        format!("a CPU is stuck with interrupts off{place}")
+    }
+
+    pub(crate) fn evidence(&self) -> String {
+        let mut last: Vec<String> = self.places.iter().rev().take(8).map(|p| format!("{p:#x}")).collect();
+        last.dedup();
+        format!(
+            "CPU {}: interrupts off, in the kernel and not halted in all {} looks at its registers within {:.0} s; seen last at {}",
+            self.cpu,
+            self.places.len(),
+            self.lasts.as_secs_f64(),
+            last.join(", ")
+        )
+    }
+}
+
 impl Cpus {
     /// `limit`: how long a CPU must have been so.
     pub(crate) fn new(limit: Duration) -> Self {

@@ -260,33 +260,18 @@ impl Health {
 
     /// A CPU does not take interrupts any more.
     pub(crate) fn cpu_stuck(&mut self, now: Duration, stuck: &Stuck) -> Vec<Body> {
-        let Stuck { cpu, lasts, places, module, function } = stuck;
-        let in_patch = module.as_ref().is_some_and(|m| self.patches.contains(m));
-        let what = function.as_deref().unwrap_or("code");
-        let place = match module {
-            Some(name) if in_patch => format!(" in {what} of the patch {name}"),
-            Some(name) => format!(" in {what} of the module {name}"),
-            None => String::new(),
-        };
-        let mut last: Vec<String> = places.iter().rev().take(8).map(|p| format!("{p:#x}")).collect();
-        last.dedup();
-        let evidence = format!(
-            "CPU {cpu}: interrupts off, in the kernel and not halted in all {} looks at its registers within {:.0} s; seen last at {}",
-            places.len(),
-            lasts.as_secs_f64(),
-            last.join(", ")
-        );
+        let in_patch = stuck.module.as_ref().is_some_and(|m| self.patches.contains(m));
         self.once(Finding {
             kind: FarmKind::CpuStuck.into(),
-            title: format!("a CPU is stuck with interrupts off{place}"),
+            title: stuck.title(in_patch),
             source: Source::Qmp,
-            function: function.clone(),
+            function: stuck.function.clone(),
             workload: None,
-            after_apply_ms: self.after_apply(now).map(|ms| ms.saturating_sub(millis(*lasts))),
+            after_apply_ms: self.after_apply(now).map(|ms| ms.saturating_sub(millis(stuck.lasts))),
             line: None,
             in_patch,
             corrupted: false,
-            evidence,
+            evidence: stuck.evidence(),
         })
     }
 

@@ -26,6 +26,7 @@ use klpfarm_vm::{CpuLook, Output, SshOutput};
 
 use crate::code::Code;
 use crate::guest;
+use beside::Beside;
 use console::Console;
 use cpus::Cpus;
 use health::Health;
@@ -218,10 +219,10 @@ pub(crate) struct Dispatcher {
     /// When to look next; `None` once it has proved to be impossible.
     cpus_at: Option<Duration>,
     cpus_running: bool,
-    modules_id: u64,
     console: Console,
     beat_at: Duration,
-    beat_id: u64,
+    /// Questions that no step waits for, by id.
+    beside: BTreeMap<u64, Beside>,
     started_ms: u64,
     rates_at: Duration,
     load_runs: bool,
@@ -276,10 +277,9 @@ impl Dispatcher {
             cpus,
             cpus_at: Some(zero),
             cpus_running: false,
-            modules_id: 0,
             console,
             beat_at: zero,
-            beat_id: 0,
+            beside: BTreeMap::new(),
             started_ms: 0,
             rates_at: zero,
             // A checkpoint is one of a machine under load.

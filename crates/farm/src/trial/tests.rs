@@ -64,6 +64,7 @@ struct Faults {
     /// After applying, the second CPU stays here with interrupts off.
     cpu_stuck: Option<u64>,
     no_registers: bool,
+    no_kmsg: bool,
     /// After applying, nothing comes out on the console any more.
     console_silent: bool,
     /// The workload's threads stop so long after applying, in seconds.
@@ -232,6 +233,7 @@ impl Fake {
             }
             Ask::Livepatch { name } => out = self.livepatch(&name),
             Ask::Vitals => out = serde_json::to_string(&klpfarm_stress::wire::Vitals::default()).unwrap(),
+            Ask::Kmsg { .. } if self.faults.no_kmsg => (code, out) = (1, "no such file".into()),
             Ask::Kmsg { line } if !self.faults.console_silent || self.loaded_at.is_none() => {
                 let text =
                     format!("[{}.0] {}\r\n", self.now.as_secs(), line.trim_start_matches("<6>").trim());
@@ -630,6 +632,15 @@ fn registers_that_cannot_be_had_are_a_blind_spot() {
     assert_eq!(told.end, TrialEnd::Completed);
     let blind = |b: &Body| matches!(b, Body::Blind { detector, .. } if detector == "cpu-stuck");
     assert_eq!(told.bodies.iter().filter(|(_, b)| blind(b)).count(), 1);
+}
+
+#[test]
+fn a_log_that_cannot_be_written_to_is_a_blind_spot() {
+    let told = tell(Arm::Loaded, Faults { no_kmsg: true, ..Faults::default() });
+    assert_eq!(told.end, TrialEnd::Completed);
+    let blind = |b: &Body| matches!(b, Body::Blind { detector, reason } if detector == "console" && reason.contains("kmsg"));
+    assert_eq!(told.bodies.iter().filter(|(_, b)| blind(b)).count(), 1);
+    assert_eq!(told.asked.iter().filter(|a| matches!(a, Ask::Kmsg { .. })).count(), 1);
 }
 
 #[test]
