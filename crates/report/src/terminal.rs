@@ -25,6 +25,8 @@ pub struct Terminal {
     trials: BTreeMap<u32, Shown>,
     /// Trials are many and short: a log tells less of each.
     brief: bool,
+    /// Which patches a trial applies, where there are several.
+    patches: BTreeMap<u32, String>,
 }
 
 #[derive(Debug, Default)]
@@ -42,7 +44,20 @@ impl Terminal {
         // Trial 0 is the machine that is aged.
         let numbers = std::iter::once(0).chain(plan.trials.iter().map(|t| t.number));
         let trials = numbers.map(|number| (number, Shown::default())).collect();
-        Self { view, bars: MultiProgress::new(), trials, brief: plan.start == Start::Fork }
+        let several = plan.patches.len() > 1;
+        let names = |t: &klpfarm_model::Trial| plan.names(t).collect::<Vec<_>>().join(" + ");
+        let patches = plan.trials.iter().filter(|t| several && !t.patches.is_empty());
+        let patches = patches.map(|t| (t.number, names(t))).collect();
+        Self { view, bars: MultiProgress::new(), trials, brief: plan.start == Start::Fork, patches }
+    }
+
+    /// The trial in words; trial 0 is of no arm.
+    fn place(&self, scope: Scope) -> String {
+        match (scope.trial, self.patches.get(&scope.trial)) {
+            (0, _) => "aging".to_owned(),
+            (n, None) => format!("trial {n} {}", scope.arm),
+            (n, Some(patches)) => format!("trial {n} {} {patches}", scope.arm),
+        }
     }
 
     /// Show an event.
@@ -52,7 +67,8 @@ impl Terminal {
                 if self.is_due(event)
                     && let Some(text) = plain(event)
                 {
-                    eprint_line(&text);
+                    let place = event.scope.map_or_else(|| "run".to_owned(), |scope| self.place(scope));
+                    eprint_line(&format!("{} {place}: {text}", stamp(event)));
                 }
             }
             View::Live => self.live(event),
@@ -86,10 +102,11 @@ impl Terminal {
     fn live(&mut self, event: &Event) {
         let Some(scope) = event.scope else {
             if let Some(text) = plain(event) {
-                let _ = self.bars.println(text);
+                let _ = self.bars.println(format!("{} run: {text}", stamp(event)));
             }
             return;
         };
+        let place = self.place(scope);
         let Some(shown) = self.trials.get_mut(&scope.trial) else { return };
         match &event.body {
             Body::TrialStarted => {
@@ -103,13 +120,13 @@ impl Terminal {
             Body::Progress { rates, .. } => shown.rate = rates.values().sum(),
             Body::Finding(f) => {
                 shown.findings += 1;
-                let _ = self.bars.println(format!("{}: finding: {}", place(scope), one_line(&f.title, 120)));
+                let _ = self.bars.println(format!("{}: finding: {}", place, one_line(&f.title, 120)));
             }
             Body::TrialEnded { end } => {
                 if let Some(bar) = shown.bar.take() {
                     bar.finish_and_clear();
                 }
-                let _ = self.bars.println(format!("{}: {}", place(scope), end_in_words(end, shown.findings)));
+                let _ = self.bars.println(format!("{}: {}", place, end_in_words(end, shown.findings)));
                 return;
             }
             _ => {}
@@ -117,20 +134,9 @@ impl Terminal {
         if let Some(bar) = &shown.bar {
             bar.set_message(format!(
                 "{:<19} {:<10} {:>8.0} ops/s  {} finding(s)",
-                place(scope),
-                scope.phase,
-                shown.rate,
-                shown.findings
+                place, scope.phase, shown.rate, shown.findings
             ));
         }
-    }
-}
-
-/// Trial 0 is of no arm.
-fn place(scope: Scope) -> String {
-    match scope.trial {
-        0 => "aging".to_owned(),
-        n => format!("trial {n} {}", scope.arm),
     }
 }
 
@@ -151,10 +157,8 @@ fn end_in_words(end: &TrialEnd, findings: u32) -> String {
     }
 }
 
-/// The plain line for an event, if it is worth one.
+/// What a plain line says of an event, if it is worth one.
 fn plain(event: &Event) -> Option<String> {
-    let stamp = format!("[{:>7.1}s]", event.at_ms as f64 / 1000.0);
-    let place = event.scope.map(place).unwrap_or_else(|| "run".to_owned());
     let text = match &event.body {
         Body::RunStarted { accel, qemu, .. } => format!("started under {accel}, {}", one_line(qemu, 100)),
         Body::TrialStarted => "machine starts".to_owned(),
@@ -214,7 +218,11 @@ fn plain(event: &Event) -> Option<String> {
         Body::RunEnded { interrupted } => (if *interrupted { "interrupted" } else { "ended" }).to_owned(),
         Body::Measured(_) | Body::Waits(_) => return None,
     };
-    Some(format!("{stamp} {place}: {text}"))
+    Some(text)
+}
+
+fn stamp(event: &Event) -> String {
+    format!("[{:>7.1}s]", event.at_ms as f64 / 1000.0)
 }
 
 fn end_in_words_plain(end: &TrialEnd) -> String {
