@@ -18,6 +18,8 @@ pub(crate) enum Body<'a> {
     Trace,
     /// `NMI backtrace for cpu N`, `Task dump for CPU N:`: another stack starts here.
     NewStack,
+    /// `Stack dump where RCU GP kthread last ran:`: the next stack is another CPU's, which may have nothing to do with it.
+    Aside,
     /// `stack backtrace:` of lockdep: the frames before were history.
     Backtrace,
     /// `---[ end trace 0123 ]---`, `---[ end Kernel panic ...`.
@@ -188,6 +190,9 @@ fn named(text: &str) -> Option<Body<'_>> {
     }
     if text.starts_with("NMI backtrace for cpu ") || text.starts_with("Task dump for CPU ") {
         return Some(Body::NewStack);
+    }
+    if text.strip_prefix("rcu: ").unwrap_or(text).starts_with("Stack dump where RCU GP kthread last ran") {
+        return Some(Body::Aside);
     }
     if text == "stack backtrace:" {
         return Some(Body::Backtrace);

@@ -10,11 +10,14 @@ pub(crate) struct Site {
     pub(crate) pointer: bool,
     /// Counts the stacks in a report.
     pub(crate) stack: u32,
+    /// In a stack that is shown beside the one in trouble: guilty only if no other is.
+    pub(crate) aside: bool,
 }
 
 /// Names that are never guilty: what dumps the stack, what enters the kernel, what checks memory, what waits, what
 /// locks, and helpers that everybody calls. `x*` is a start, `*x*` a part, others are the whole name.
 const SKIP: &str = "
+__pfx_* __cfi_*
 dump_stack* __dump_stack show_stack show_trace* show_regs* sched_show_task dump_backtrace dump_cpu_task print_report
 warn_slowpath* __warn* report_bug fixup_bug handle_bug panic panic_* vpanic oops_end oops_begin die die_* __die* do_trap*
 do_error_trap do_invalid_op invalid_op exc_* asm_exc_* sysvec_* asm_sysvec_* do_int3 int3 do_general_protection
@@ -172,8 +175,11 @@ pub(crate) fn guilty(search: Search, sites: &[Site]) -> Option<&str> {
             pick(&sites[from..], machinery).or_else(|| pick(sites, machinery))
         }
         Search::Interrupted => {
-            let mut stacks = sites.chunk_by(|a, b| a.stack == b.stack);
-            stacks.find_map(|stack| looping(interrupted(stack), machinery))
+            let find = |aside| {
+                let mut stacks = sites.chunk_by(|a, b| a.stack == b.stack).filter(|s| s[0].aside == aside);
+                stacks.find_map(|stack| looping(interrupted(stack), machinery))
+            };
+            find(false).or_else(|| find(true))
         }
     }
 }
@@ -209,7 +215,7 @@ mod tests {
 
     fn site(function: &str, module: bool) -> Site {
         let function = function.to_string();
-        Site { function, module, reliable: true, pointer: false, stack: 0 }
+        Site { function, module, reliable: true, pointer: false, stack: 0, aside: false }
     }
 
     #[test]

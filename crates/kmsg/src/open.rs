@@ -42,6 +42,10 @@ pub(crate) struct Open {
     kept: usize,
     sites: Vec<Site>,
     stack: u32,
+    /// The stack is not that of the trouble.
+    aside: bool,
+    /// Nor is the next one.
+    aside_next: bool,
     traces: u32,
     cpu_lines: u32,
     die_seen: bool,
@@ -80,6 +84,8 @@ impl Open {
             kept: 0,
             sites: Vec::new(),
             stack: 0,
+            aside: false,
+            aside_next: false,
             traces: 0,
             cpu_lines: 0,
             die_seen,
@@ -139,17 +145,24 @@ impl Open {
             Body::Pointer { function, kernel: true } => self.site(function.unwrap_or(""), false, true, true),
             Body::Pointer { .. } => {}
             Body::NewStack => self.next_stack(),
+            Body::Aside => self.aside_next = true,
             Body::Trace => self.traces += 1,
             Body::Backtrace => self.sites.clear(),
             Body::Cpu { cpu, pid, comm } => {
                 self.cpu_lines += 1;
-                if self.comm.is_none() {
+                // A CPU shows its own stack without a word before it.
+                if self.sites.last().is_some_and(|s| s.stack == self.stack && s.aside) {
+                    self.next_stack();
+                }
+                if self.comm.is_none() && !self.aside {
                     self.comm = Some((cpu, format!("{comm}:{pid}")));
                 }
             }
             Body::Task { comm, pid } => {
                 self.next_stack();
-                if self.comm.is_none() && self.header.task.is_none() {
+                // The thread that waits for the others is shown where it starves; all versions name it so.
+                self.aside |= self.header.kind == Kind::RcuStall && comm.starts_with("rcu_");
+                if self.comm.is_none() && self.header.task.is_none() && !self.aside {
                     self.header.task = Some(format!("{comm}:{pid}"));
                 }
             }
@@ -176,12 +189,20 @@ impl Open {
 
     fn next_stack(&mut self) {
         self.stack += 1;
+        self.aside = std::mem::take(&mut self.aside_next);
     }
 
     fn site(&mut self, function: &str, module: bool, reliable: bool, pointer: bool) {
         if self.sites.len() < SITE_LIMIT {
             let function = function.to_string();
-            self.sites.push(Site { function, module, reliable, pointer, stack: self.stack });
+            self.sites.push(Site {
+                function,
+                module,
+                reliable,
+                pointer,
+                stack: self.stack,
+                aside: self.aside,
+            });
         }
     }
 
