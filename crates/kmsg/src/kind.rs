@@ -41,10 +41,11 @@ kinds! {
     HungTask = "hung-task", Fatal;
     /// `BUG: soft lockup - CPU#N stuck for Ns! [COMM:PID]`, `NMI watchdog: ` before it on 4.4, `watchdog: ` later.
     SoftLockup = "soft-lockup", Fatal;
-    /// `Watchdog detected hard LOCKUP on cpu N` (all versions; the prefix changes as for soft lockups).
+    /// `Watchdog detected hard LOCKUP on cpu N` (all versions; the prefix changes as for soft lockups, and the newest
+    /// kernels put `CPUn: ` before it).
     HardLockup = "hard-lockup", Fatal;
     /// `INFO: rcu_sched self-detected stall on CPU`, `detected stalls on CPUs/tasks`, `expedited stalls`;
-    /// `rcu: ` before it since 4.19.
+    /// `rcu: ` before it since 4.19. All flavours: `rcu_sched`, `rcu_preempt`, `rcu_bh`, `rcu_tasks`, `rcu_tasks_trace`...
     RcuStall = "rcu-stall", Fatal;
     /// `BUG: workqueue lockup - pool ...` (4.6 and newer).
     WorkqueueLockup = "workqueue-lockup", Fatal;
@@ -56,7 +57,7 @@ kinds! {
     PageFault = "page-fault", Fatal;
     /// `general protection fault: 0000 [#1]`, `..., probably for non-canonical address` (5.7), after `Oops: ` (6.10).
     GeneralProtection = "general-protection", Fatal;
-    /// `kernel BUG at FILE:LINE!` (all versions).
+    /// `kernel BUG at FILE:LINE!` (all versions); `traps: Missing ENDBR: F` before it (5.18 and newer).
     KernelBug = "kernel-bug", Fatal;
     /// `invalid opcode: 0000 [#1]` without a `kernel BUG at` before it.
     InvalidOpcode = "invalid-opcode", Fatal;
@@ -72,7 +73,7 @@ kinds! {
     StackOverflow = "stack-overflow", Fatal;
     /// `Kernel panic - not syncing: stack-protector: Kernel stack is corrupted in: F`.
     StackProtector = "stack-protector", Fatal;
-    /// Any other `Oops: ` or `Internal error: ` without a better header.
+    /// Any other `Oops: ` or `Internal error: ` without a better header, and rare traps, such as `alignment check: 0000 [#1]`.
     Oops = "oops", Fatal;
     /// `BUG: KASAN: TYPE in F` (4.0 and newer).
     Kasan = "kasan", Fatal;
@@ -98,7 +99,8 @@ kinds! {
     Deadlock = "deadlock", Warning;
     /// Lockdep: `inconsistent lock state`.
     LockState = "lock-state", Warning;
-    /// Lockdep: bad unlock balance, held lock freed, lock held when returning to user space, invalid wait context.
+    /// Lockdep: bad unlock balance, held lock freed, lock held when returning to user space, invalid wait context. Also
+    /// `BUG: workqueue leaked lock or atomic: ...`, which needs no lockdep.
     LockMisuse = "lock-misuse", Warning;
     /// `suspicious RCU usage`.
     SuspiciousRcu = "suspicious-rcu", Warning;
@@ -133,7 +135,8 @@ kinds! {
     LivepatchFailure = "livepatch-failure", Warning;
     /// `MOD: disagrees about version of symbol`, `Unknown symbol`, `version magic 'A' should be 'B'`.
     ModuleLoad = "module-load", Warning;
-    /// Any other `BUG: ` whose follow-up proves that the kernel printed it.
+    /// Any other `BUG: ` whose follow-up proves that the kernel printed it; `VFS: Close: file count is 0`, `VFS: Busy inodes
+    /// after unmount`.
     Bug = "bug", Warning;
 }
 

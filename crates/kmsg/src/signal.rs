@@ -73,7 +73,7 @@ pub struct Report {
     pub title: String,
     /// The function to look at first, as in the symbol table but without compiler suffixes.
     pub function: Option<String>,
-    /// `COMM:PID` of the task the report is about.
+    /// `COMM:PID` of the task the report is about; out of memory, the one that was killed.
     pub task: Option<String>,
     /// CPU the report is about.
     pub cpu: Option<u32>,

@@ -11,6 +11,7 @@ use klpfarm_vm::QmpEvent;
 use super::Origin;
 use super::cpus::Stuck;
 use super::measure::{Measure, millis};
+use super::oom;
 use super::tasks::{describe, general, waits_in};
 use super::waiting::Waiting;
 
@@ -58,6 +59,8 @@ pub(crate) struct Health {
     console: Duration,
     /// Names of the patches that this machine gets.
     patches: Vec<String>,
+    /// Names of the workloads.
+    workloads: Vec<String>,
     applied_at: Option<Duration>,
     phase: Phase,
     /// Set while the probe is expected to speak.
@@ -89,6 +92,7 @@ impl Health {
             cpu: plan.scaled(limits.cpu),
             console: plan.scaled(limits.console),
             patches: plan.names(trial).map(str::to_owned).collect(),
+            workloads: plan.workloads.iter().map(|w| w.name.clone()).collect(),
             applied_at: None,
             phase: Phase::Boot,
             probe_at: None,
@@ -208,7 +212,7 @@ impl Health {
         self.patches.iter().any(|patch| stack.contains(&format!("[{patch}]")))
     }
 
-    fn report(&mut self, now: Duration, report: Report) -> Vec<Body> {
+    fn report(&mut self, now: Duration, mut report: Report) -> Vec<Body> {
         // Complaints of a kernel that is still booting are its owner's business; what kills it is not.
         if self.phase == Phase::Boot && report.kind.severity() == Severity::Warning {
             return vec![Body::Note {
@@ -216,12 +220,13 @@ impl Health {
             }];
         }
         let in_patch = self.in_patch(&report.text);
+        let workload = oom::tell_apart(&mut report, &self.workloads);
         self.once(Finding {
             kind: FindingKind::Kernel(report.kind),
             title: report.title,
             source: Source::Console,
             function: report.function,
-            workload: None,
+            workload,
             after_apply_ms: self.after_apply(now),
             line: Some(report.line),
             in_patch,

@@ -5,6 +5,7 @@ mod console;
 mod cpus;
 mod health;
 mod measure;
+mod oom;
 mod patching;
 mod prepare;
 mod script;
