@@ -45,7 +45,8 @@ ___might_sleep __might_resched might_fault __might_fault in_sched_functions
 down down_* __down* rwsem_* __rwsem* call_rwsem* percpu_down* __percpu_down* up_read up_write mutex_* __mutex* ww_mutex*
 __ww_mutex* rt_mutex* __rt_mutex* rtlock* __rtlock* rt_spin* rt_read* rt_write* atomic_dec_and_mutex_lock
 wait_for_* __wait_for* do_wait_for_common *completion* wait_on_* __wait_on* out_of_line_wait* bit_wait* folio_wait_* wait_woken
-wait_rcu_gp* __wait_rcu* synchronize_* __synchronize* rcu_barrier* __flush_work* kthread_stop kthread_park msleep*
+wait_rcu_gp* __wait_rcu* synchronize_* __synchronize* rcu_barrier* __flush_work* flush_work* drain_workqueue flush_delayed_work cancel_work_sync
+cancel_delayed_work_sync __cancel_work* kthread_stop kthread_park msleep*
 usleep_* __delay delay_* __const_udelay __udelay udelay __ndelay prepare_to_wait* finish_wait autoremove_wake* swait_* do_wait_intr*
 _raw_* __raw_* do_raw_* queued_* native_* __pv_* pv_* spin_lock* spin_unlock* spin_trylock* __spin_* arch_spin_* ticket_spin* lock_acquire* __lock_acquire*
 lock_release* __lock_release* lock_is_held* __lock_is_held* validate_chain* check_prev* check_noncircular check_deadlock*
