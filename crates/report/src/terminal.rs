@@ -209,7 +209,11 @@ fn plain(event: &Event) -> Option<String> {
             format!("{} called {calls} times in {window_ms} ms", one_line(function, 100))
         }
         Body::Finding(f) => format!("FINDING [{}] {}", f.kind, one_line(&f.title, 200)),
-        Body::Evidence { file, what } => format!("kept {file}: {what}"),
+        // One line for the whole folder: its page lists the rest.
+        Body::Evidence { file, .. } if file.ends_with("README") => {
+            format!("evidence gathered: trials/{}/{file}", event.scope?.trial)
+        }
+        Body::Evidence { .. } => return None,
         Body::Note { text } => format!("note: {}", one_line(text, 200)),
         Body::Blind { detector, reason } => {
             format!("can't detect {}: {}", one_line(detector, 40), one_line(reason, 160))

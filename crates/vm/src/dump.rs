@@ -68,11 +68,10 @@ impl Machine {
                     changed.map_err(|_| error("the connection was closed".into()))?;
                     let outcome = done.borrow_and_update().clone();
                     outcome.map_err(error)?;
-                    return used(to).await.map_err(io);
+                    return size(to).await.map_err(io);
                 }
                 _ = look.tick() => {
-                    let size = used(to).await.map_err(io)?;
-                    if size > most {
+                    if size(to).await.map_err(io)? > most {
                         return Err(error(format!("it became larger than {} MiB", most >> 20)));
                     }
                 }
@@ -97,8 +96,6 @@ impl Machine {
     }
 }
 
-/// Bytes on disk: a dump has holes.
-async fn used(path: &Path) -> std::io::Result<u64> {
-    use std::os::unix::fs::MetadataExt;
-    Ok(tokio::fs::metadata(path).await?.blocks() * 512)
+async fn size(path: &Path) -> std::io::Result<u64> {
+    Ok(tokio::fs::metadata(path).await?.len())
 }

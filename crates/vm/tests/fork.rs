@@ -248,6 +248,40 @@ async fn four_forks(bench: &Bench, checkpoint: &Checkpoint) {
     timed("verify", || checkpoint.verify().unwrap());
 }
 
+/// A fork's memory, most of which lies in the checkpoint's file, can be dumped from within QEMU's sandbox; the guest goes on, and a dump
+/// that would become too large leaves nothing behind.
+async fn dumped(bench: &Bench, checkpoint: &Checkpoint) {
+    let mut fork = bench.fork("dumped", checkpoint).await.unwrap();
+    fork.ask(Ask::Hello).await;
+    let file = bench.dir.path().join("dump.kdump");
+    let begun = Instant::now();
+    let dump = fork.machine.dump(&file, 1 << 30, LIMIT);
+    let size = drained(&mut fork.outputs, dump).await.unwrap();
+    println!("dump: {} MiB after {} ms", size >> 20, begun.elapsed().as_millis());
+    let head = std::fs::read(&file).unwrap();
+    assert!(head.starts_with(b"KDUMP   ") || head.starts_with(b"makedumpfile"), "{:?}", &head[..16]);
+    assert_eq!(fork.machine.status().await.unwrap(), ("running".to_owned(), true));
+    fork.ask(Ask::Hello).await;
+
+    std::fs::remove_file(&file).unwrap();
+    let dump = fork.machine.dump(&file, 1 << 20, LIMIT);
+    let error = drained(&mut fork.outputs, dump).await.unwrap_err().to_string();
+    assert!(error.contains("larger than 1 MiB"), "{error}");
+    assert!(!file.exists());
+    fork.close().await;
+}
+
+/// The outcome of `work`, while the machine's stream is read: a full one holds up QEMU's answers.
+async fn drained<T>(outputs: &mut Receiver<Output>, work: impl Future<Output = T>) -> T {
+    let mut work = std::pin::pin!(work);
+    loop {
+        tokio::select! {
+            done = &mut work => return done,
+            Some(output) = outputs.recv() => drop(output),
+        }
+    }
+}
+
 /// An older checkpoint, from copies; a fork of it goes on from there.
 async fn older(bench: &Bench, checkpoint: &Checkpoint) {
     let draft = bench.draft(Some(checkpoint)).await;
@@ -314,6 +348,7 @@ async fn a_template_its_forks_and_an_older_checkpoint() {
     let bench = Bench::new().await;
     let checkpoint = template(&bench).await;
     four_forks(&bench, &checkpoint).await;
+    dumped(&bench, &checkpoint).await;
     older(&bench, &checkpoint).await;
     carried(&bench, &checkpoint).await;
     misfits(&bench, &checkpoint).await;

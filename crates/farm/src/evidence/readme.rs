@@ -80,7 +80,9 @@ fn how_to_open(about: &About, dumped: bool) -> String {
              \x20   crash> bt -a                       what each CPU did\n\
              \x20   crash> task -R mm PID              then: struct mm_struct.mmap_lock ADDRESS, whose owner field is a task\n\
              \x20   crash> mod -s {module} {module}.ko   symbols of the patch\n\
-             crash finds out by itself where the kernel was put (KASLR). gdb does not read this format.\n",
+             crash finds out by itself where the kernel was put (KASLR). Where it lists only a few tasks (8.0.2 does of a 6.1 kernel), all are in\n\
+             \x20   crash> list task_struct.tasks -s task_struct.pid,comm,__state -h init_task\n\
+             gdb does not read this format.\n",
             dump = super::DUMP
         ));
     }
