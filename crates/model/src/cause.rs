@@ -18,7 +18,7 @@ struct Place {
     waits_for: WaitFor,
     /// Innermost function that does more than waiting and locking; empty if unknown.
     function: String,
-    /// Innermost function of the patch on the stack, and the patch.
+    /// Outermost function of the patch on the stack, the one that replaces the kernel's, and the patch.
     patched: Option<(String, String)>,
 }
 
@@ -50,12 +50,9 @@ pub(crate) fn marks(groups: &[WaitGroup]) -> BTreeSet<String> {
     if !own.is_empty() {
         return own;
     }
-    let below: BTreeSet<String> = groups.iter().filter_map(|g| g.patch_function.clone()).collect();
-    if !below.is_empty() {
-        return below;
-    }
-    let mmap = groups.iter().any(|g| g.waits_for.is_mmap_lock());
-    mmap.then(|| "the mmap lock".to_owned()).into_iter().collect()
+    let below = groups.iter().filter_map(|g| g.patch_function.clone());
+    let mmap = groups.iter().any(|g| g.waits_for.is_mmap_lock()).then(|| "the mmap lock".to_owned());
+    below.chain(mmap).collect()
 }
 
 fn tasks<'a>(waits: &'a [Waits], patches: &[&str]) -> Vec<Task<'a>> {
@@ -101,25 +98,24 @@ fn holder(place: &Place, members: &[&Task<'_>], pids: &BTreeSet<u32>, all: &[Tas
     if place.waits_for.is_mmap_lock() {
         return mmap_holder(pids, all);
     }
-    if !place.waits_for.is_lock() {
+    let own = place.waits_for == WaitFor::Patch;
+    if !own && !place.waits_for.is_lock() {
         return None;
     }
     // Which lock it is can't be seen in a stack: what tasks in the patch's code hold is a guess.
     let stuck = |t: &&Task<'_>| t.place.waits_for == WaitFor::Patch && t.noted != Noted::InPatch;
-    if let Some(task) = all.iter().find(stuck) {
+    if let Some(task) = all.iter().filter(|_| !own).find(stuck) {
         return Some(format!("perhaps held by the tasks that wait in {}", task.place.function));
     }
-    let own = place.patched.as_ref()?;
+    let replaced = place.patched.as_ref()?;
     let crossed = |t: &&Task<'_>| {
-        t.place.waits_for.is_lock()
-            && t.place.patched.as_ref().is_some_and(|p| p.0 != own.0)
+        (t.place.waits_for == WaitFor::Patch || t.place.waits_for.is_lock())
+            && t.noted != Noted::InPatch
+            && t.place.patched.as_ref().is_some_and(|p| p.0 != replaced.0)
             && !members.iter().any(|m| m.wait.tid == t.wait.tid)
     };
     let other = all.iter().find(crossed)?.place.patched.as_ref()?;
-    Some(format!(
-        "perhaps held by tasks in {}, which wait for a lock as well: a wrong order of locks?",
-        other.0
-    ))
+    Some(format!("perhaps for what tasks in {} hold, which wait as well: a wrong order of locks?", other.0))
 }
 
 /// The mmap lock is one a process, so that its holder is one of the process's threads, but for rare visitors.
@@ -151,7 +147,7 @@ fn place(wait: &Wait, patches: &[&str]) -> Place {
     let of_patch = |f: &Frame<'_>| f.module.is_some_and(|m| patches.contains(&m));
     let patched = frames
         .iter()
-        .find(|f| of_patch(f))
+        .rfind(|f| of_patch(f))
         .map(|f| (f.function.to_owned(), f.module.unwrap_or_default().to_owned()));
     let inner = frames.iter().position(|f| of_patch(f) || !is_waiting(f.function));
     let (locking, function) = match inner {
@@ -172,6 +168,8 @@ fn place(wait: &Wait, patches: &[&str]) -> Place {
         Some(WaitFor::RwsemWrite) if !own && is_of_memory(function.function) => WaitFor::MmapLockWrite,
         Some(lock) => lock,
         None if own => WaitFor::Patch,
+        // What a task of state D sleeps in right below one of these is the mmap lock.
+        None if inner == Some(0) && wait.state == 'D' => hidden_lock(function.function),
         None => WaitFor::Other,
     };
     Place { waits_for, function: function.function.to_owned(), patched }
@@ -253,6 +251,18 @@ fn lock(name: &str) -> Option<WaitFor> {
     }
 }
 
+/// What a function waits for that stands on top of a stack: `/proc/PID/stack` leaves out the functions of locks themselves.
+fn hidden_lock(name: &str) -> WaitFor {
+    let reads = ["fault", "find_vma", "gup", "get_user_pages", "remote_vm"];
+    let both = ["madvise", "khugepaged", "huge_page"];
+    match name {
+        _ if !is_of_memory(name) => WaitFor::Other,
+        _ if reads.iter().any(|p| name.contains(p)) => WaitFor::MmapLockRead,
+        _ if both.iter().any(|p| name.contains(p)) => WaitFor::MmapLock,
+        _ => WaitFor::MmapLockWrite,
+    }
+}
+
 /// Functions that take the mmap lock of a process, in the spellings of all kernels.
 fn is_of_memory(name: &str) -> bool {
     const PARTS: &[&str] = &[
@@ -264,6 +274,7 @@ fn is_of_memory(name: &str) -> bool {
         "madvise",
         "mprotect",
         "mremap",
+        "munlock",
         "mlock",
         "msync",
         "mincore",

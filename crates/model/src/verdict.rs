@@ -169,7 +169,7 @@ pub struct WaitGroup {
     pub noted: Noted,
     /// Function in which they wait: the innermost one that does more than waiting and locking; empty if unknown.
     pub function: String,
-    /// Innermost function of a patch on their stacks: the same, or one that called it.
+    /// Outermost function of a patch on their stacks, the one that replaces the kernel's: the same, or one that called it.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub patch_function: Option<String>,
     /// The patch that it is of.
@@ -200,9 +200,11 @@ pub struct WaitGroup {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum WaitFor {
-    /// Something of the patch's own.
+    /// In the patch's own code; whether for a lock, the stack does not always say.
     Patch,
-    /// The lock of its process's memory map, for reading.
+    /// The lock of its process's memory map.
+    MmapLock,
+    /// The same, for reading.
     MmapLockRead,
     /// The same, for writing.
     MmapLockWrite,
@@ -229,7 +231,7 @@ pub enum WaitFor {
 impl WaitFor {
     /// Whether it is the lock of its process's memory map.
     pub fn is_mmap_lock(self) -> bool {
-        matches!(self, Self::MmapLockRead | Self::MmapLockWrite)
+        matches!(self, Self::MmapLock | Self::MmapLockRead | Self::MmapLockWrite)
     }
 
     /// Whether it is a lock that another task holds.
@@ -241,6 +243,7 @@ impl WaitFor {
     pub fn in_words(self) -> &'static str {
         match self {
             Self::Patch => "something of the patch's own",
+            Self::MmapLock => "the mmap lock of their process",
             Self::MmapLockRead => "the mmap lock of their process, to read,",
             Self::MmapLockWrite => "the mmap lock of their process, to write,",
             Self::RwsemRead => "a read-write semaphore, to read,",

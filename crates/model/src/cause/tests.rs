@@ -104,6 +104,41 @@ fn stragglers_come_first_and_the_unreadable_is_said_to_be_so() {
     assert!(text.contains("no stack could be read") && text.contains("without getting anywhere"), "{text}");
 }
 
+/// As `/proc/PID/stack` of 6.1 has them, which leaves out the functions of locks: recorded from lock-leaked-write.
+#[test]
+fn locks_that_the_stack_leaves_out_are_told_by_who_takes_them() {
+    const PATCH: &[&str] = &["lock_leaked_write"];
+    let fault = "lock_mm_and_find_vma+0x9b/0x220\ndo_user_addr_fault+0x127/0x560\nexc_page_fault+0x70/0x170";
+    let madvise = "do_madvise+0xfd/0xdf0\n__x64_sys_madvise+0x28/0x30\noriginal_madvise+0x4e/0x80 [lock_leaked_write]\n\
+                   klp_new_madvise+0x19/0x68 [lock_leaked_write]\ndo_syscall_64+0x5d/0x90";
+    let munlock = "__x64_sys_munlock+0x1/0x2\ndo_syscall_64+0x5d/0x90";
+    let tasks = [fault, fault, madvise, munlock].iter().enumerate();
+    let tasks: Vec<Wait> = tasks.map(|(n, stack)| task(n as u32, 10, 'D', 940, stack)).collect();
+    let groups = groups(&blocked(tasks), PATCH);
+    let of: Vec<(WaitFor, &str)> = groups.iter().map(|g| (g.waits_for, g.function.as_str())).collect();
+    assert_eq!(
+        of,
+        [
+            (WaitFor::MmapLock, "do_madvise"),
+            (WaitFor::MmapLockRead, "lock_mm_and_find_vma"),
+            (WaitFor::MmapLockWrite, "__x64_sys_munlock")
+        ]
+    );
+    assert_eq!(groups[0].patch_function.as_deref(), Some("klp_new_madvise"));
+    let text = sentence(&groups).unwrap();
+    assert!(text.contains("do_madvise, called by klp_new_madvise of lock_leaked_write"), "{text}");
+    assert!(text.contains("never released"), "{text}");
+    assert!(marks(&groups).contains("the mmap lock"));
+}
+
+#[test]
+fn two_functions_of_the_patch_that_wait_for_each_other_are_suspected_without_lock_frames() {
+    let own = |f: &str| format!("{f}+0x1/0x2 [madvise_held_lock]\ndo_syscall_64+0x1/0x2");
+    let tasks = vec![task(1, 1, 'D', 9, &own("klp_new_madvise")), task(2, 2, 'D', 9, &own("klp_new_munmap"))];
+    let text = sentence(&groups(&blocked(tasks), PATCH)).unwrap();
+    assert!(text.contains("perhaps for what tasks in klp_new_munmap hold"), "{text}");
+}
+
 /// 4.4 spells it otherwise.
 #[test]
 fn old_kernels_are_understood() {
