@@ -88,7 +88,9 @@ pub fn summary(verdict: &Verdict, dir: &std::path::Path, colour: bool) -> String
             item.arms.values().map(|h| h.hit).sum::<u32>()
         );
         out.push_str(&waiting(item));
-        if let Some(seen) = item.observations.first() {
+        // Of all symptoms, the one that names the cause.
+        let lead = item.observations.iter().find(|o| o.title == item.title);
+        if let Some(seen) = lead.or(item.observations.first()) {
             let _ = writeln!(
                 out,
                 "    trial {} ({}), phase {}, journal event {}:",

@@ -112,7 +112,7 @@ fn locks_that_the_stack_leaves_out_are_told_by_who_takes_them() {
     let madvise = "do_madvise+0xfd/0xdf0\n__x64_sys_madvise+0x28/0x30\noriginal_madvise+0x4e/0x80 [lock_leaked_write]\n\
                    klp_new_madvise+0x19/0x68 [lock_leaked_write]\ndo_syscall_64+0x5d/0x90";
     let munlock = "__x64_sys_munlock+0x1/0x2\ndo_syscall_64+0x5d/0x90";
-    let tasks = [fault, fault, madvise, munlock].iter().enumerate();
+    let tasks = [fault, fault, madvise, munlock].into_iter().enumerate();
     let tasks: Vec<Wait> = tasks.map(|(n, stack)| task(n as u32, 10, 'D', 940, stack)).collect();
     let groups = groups(&blocked(tasks), PATCH);
     let of: Vec<(WaitFor, &str)> = groups.iter().map(|g| (g.waits_for, g.function.as_str())).collect();
