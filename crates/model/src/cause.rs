@@ -299,9 +299,17 @@ fn is_of_memory(name: &str) -> bool {
 pub(crate) fn sentence(groups: &[WaitGroup]) -> Option<String> {
     const MOST: usize = 4;
     let mut text = group_in_words(groups.first()?, false);
-    for group in groups.iter().take(MOST).skip(1) {
-        text.push_str("; ");
-        text.push_str(&group_in_words(group, true));
+    let mut told: Vec<&String> = Vec::new();
+    for (n, group) in groups.iter().take(MOST).enumerate() {
+        if n > 0 {
+            text.push_str("; ");
+            text.push_str(&group_in_words(group, true));
+        }
+        // Groups that differ in the function only share the holder.
+        if let Some(holder) = group.holder.as_ref().filter(|h| !told.contains(h)) {
+            text.push_str(&format!(" ({holder})"));
+            told.push(holder);
+        }
     }
     if groups.len() > MOST {
         let rest: u32 = groups[MOST..].iter().map(|g| g.tasks).sum();
@@ -323,9 +331,6 @@ fn group_in_words(group: &WaitGroup, more: bool) -> String {
     if let Some(ms) = group.since_apply_ms {
         let when = if ms < 0 { "before" } else { "after" };
         text.push_str(&format!(" since {:.1} s {when} applying", ms.unsigned_abs() as f64 / 1000.0));
-    }
-    if let Some(holder) = &group.holder {
-        text.push_str(&format!(" ({holder})"));
     }
     text
 }

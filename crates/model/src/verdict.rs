@@ -243,9 +243,9 @@ impl WaitFor {
     pub fn in_words(self) -> &'static str {
         match self {
             Self::Patch => "something of the patch's own",
-            Self::MmapLock => "the mmap lock of their process",
-            Self::MmapLockRead => "the mmap lock of their process, to read,",
-            Self::MmapLockWrite => "the mmap lock of their process, to write,",
+            Self::MmapLock => "the mmap lock of the process",
+            Self::MmapLockRead => "the mmap lock of the process, to read,",
+            Self::MmapLockWrite => "the mmap lock of the process, to write,",
             Self::RwsemRead => "a read-write semaphore, to read,",
             Self::RwsemWrite => "a read-write semaphore, to write,",
             Self::Mutex => "a mutex",

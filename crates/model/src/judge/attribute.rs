@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Record, Seen, TrialRecord, hits, waits_of};
 use crate::event::TrialEnd;
-use crate::verdict::{Attribution, Hits, WaitGroup};
+use crate::verdict::{Attribution, Hits, WaitFor, WaitGroup};
 use crate::{Arm, FarmKind, Finding, FindingKind, Phase, Plan, cause, compare, stats};
 
 /// Findings that share a cause.
@@ -19,7 +19,7 @@ pub(super) struct Item {
     /// Fisher's exact test of the patched arm that shows it more often than the control arm and differs most; of the arm with most
     /// trials, if none shows it more often.
     pub(super) p_value: Option<f64>,
-    /// Where tasks wait in the first trial that tells, and that trial.
+    /// Where tasks wait in the trial that tells most of the patch, and that trial.
     pub(super) waits: Option<(u32, Vec<WaitGroup>)>,
     /// The test is of an arm that shows it more often than the control arm.
     more: bool,
@@ -190,7 +190,11 @@ fn item(plan: &Plan, record: &Record, attribution: Attribution, lead: Finding, s
     // A crash or a wrong result explains itself: what waits for the dead is a symptom.
     let explained = rank(lead.kind) == STALLED || is_hang(lead.kind);
     let told = hit.iter().filter(|_| explained).map(|trial| (*trial, waits_of(plan, record, *trial)));
-    let waits = told.into_iter().find(|(_, groups)| !groups.is_empty());
+    // Of several trials the first one that shows the patch's own code.
+    let names_patch = |(_, groups): &(u32, Vec<WaitGroup>)| {
+        (!groups.iter().any(|g| g.waits_for == WaitFor::Patch), !groups.iter().any(|g| g.patch.is_some()))
+    };
+    let waits = told.filter(|(_, groups)| !groups.is_empty()).min_by_key(names_patch);
     Item { attribution, lead, seen, arms, patches, p_value, waits, more }
 }
 
