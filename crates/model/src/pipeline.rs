@@ -258,8 +258,8 @@ impl Default for Limits {
             latency: 4.0,
             tail: 4.0,
             starved: 3.0,
-            leak: 40.0,
-            growth: 2.0,
+            leak: 8.0,
+            growth: 1.0,
         }
     }
 }

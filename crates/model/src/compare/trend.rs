@@ -22,6 +22,17 @@ pub(super) fn rise(points: &[(u64, f64)]) -> Option<f64> {
     (at < slopes.len()).then(|| *slopes.select_nth_unstable_by(at, f64::total_cmp).1)
 }
 
+/// The series without its jumps by whole multiples of `quantum`: what remains of each change is the rest, at most half a quantum either way.
+pub(super) fn without_multiples(points: &[(u64, f64)], quantum: f64) -> Vec<(u64, f64)> {
+    let mut sum = 0.0;
+    let changes = points.iter().zip(points.iter().skip(1)).map(|(a, b)| {
+        let change = b.1 - a.1;
+        sum += change - quantum * (change / quantum).round();
+        (b.0, sum)
+    });
+    points.first().map(|first| (first.0, 0.0)).into_iter().chain(changes).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -54,6 +65,14 @@ mod tests {
             strays.iter().for_each(|(i, v)| points[*i].1 = *v);
             let got: f64 = rise(&points).unwrap();
             prop_assert!((got - slope).abs() < 1e-6 * (1.0 + slope), "{got}");
+        }
+
+        /// Whatever comes and goes in whole quanta, a slope below half a quantum a sample stays as it is.
+        #[test]
+        fn quanta_do_not_hide_a_slope(slope in 0.0_f64..40.0, quanta in prop::collection::vec(-5_i32..5, 30)) {
+            let points = series(30, |t: f64| slope * t + 100.0 * f64::from(quanta[t as usize]));
+            let got: f64 = rise(&without_multiples(&points, 100.0)).unwrap();
+            prop_assert!((got - slope).abs() < 1e-6, "{got}");
         }
 
         /// Noise without a trend does not rise by more than itself.
