@@ -229,11 +229,14 @@ pub struct Limits {
     pub slowdown: f64,
     /// Growth of an operation's latency against the control arm that counts as a finding.
     pub latency: f64,
-    /// Growth of the share of a workload's operations that sleep for long, against the control arm, that counts as a finding.
+    /// Growth of the share of a workload's operations that sleep for long, against the control arm, that counts as a finding. In the
+    /// workload that is made for it, no operation of a sound kernel sleeps at all.
     pub tail: f64,
-    /// Fall of one thread's share of its workload's operations, against its siblings and the control arm, that counts as starvation.
+    /// Fall of one thread's rate against its siblings', more than of any thread in the control arm, that counts as starvation. The worst
+    /// thread of each of 36 sound trials under emulation fell by 1.3 to 7, more the busier the host.
     pub starved: f64,
-    /// Growth of the kernel's memory beyond the control arm's that counts as a leak, in KiB a second.
+    /// Growth of the kernel's memory beyond the control arm's that counts as a leak, in KiB a second. Sound trials under emulation rose by 3
+    /// at most in soaks of 30 s, one page lost in each tick made 25 to 117.
     pub leak: f64,
     /// Growth of open files, tasks or zombies beyond the control arm's that counts as a leak, a second.
     pub growth: f64,
@@ -257,7 +260,7 @@ impl Default for Limits {
             slowdown: 4.0,
             latency: 4.0,
             tail: 4.0,
-            starved: 3.0,
+            starved: 8.0,
             leak: 8.0,
             growth: 1.0,
         }
@@ -493,6 +496,21 @@ mod tests {
         assert!(error.starts_with("gate.yaml:5:") && error.contains("evidence.dump"), "{error}");
         let error = parse(&format!("{base}evidence: {{dump_mib: 1, seconds: 0}}\n")).unwrap_err();
         assert!(error.contains("evidence.dump_mib") && error.contains("evidence.seconds"), "{error}");
+    }
+
+    #[test]
+    fn limits_that_make_no_sense() {
+        let base = "name: gate\nimage: debian-12\nworkloads: [a]\n";
+        let error =
+            parse(&format!("{base}limits: {{tail: 1, starved: .inf, leak: 0, growth: -1}}\n")).unwrap_err();
+        for expected in [
+            "limits.tail: is 1; a factor",
+            "limits.starved: is inf",
+            "limits.leak: is 0; a rate",
+            "limits.growth",
+        ] {
+            assert!(error.contains(expected), "{error}\nlacks {expected}");
+        }
     }
 
     #[test]

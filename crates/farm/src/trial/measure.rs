@@ -281,4 +281,68 @@ mod tests {
         assert_eq!(m.rates(Duration::from_secs(2))["w"], 57.0);
         assert_eq!(m.rates(Duration::from_secs(3))["w"], 0.0);
     }
+
+    fn latency(buckets: &[(u8, u64)], slept: &[(u8, u64)]) -> FromGuest {
+        FromGuest::Latency {
+            at_ms: 0,
+            workload: "w".into(),
+            op: "call".into(),
+            sum_ns: 1000,
+            buckets: buckets.to_vec(),
+            slept: slept.to_vec(),
+        }
+    }
+
+    /// High quantiles are those of the whole phase: a second in which everything is slow is one of many.
+    #[test]
+    fn latencies_add_up_over_the_phase() {
+        let (quick, slow) = (hist::bucket(1000) as u8, hist::bucket(500_000_000) as u8);
+        let mut m = Measure::default();
+        m.begin(Duration::ZERO);
+        (0..3).for_each(|_| m.take(&latency(&[(quick, 995)], &[])));
+        m.take(&latency(&[(slow, 15)], &[(8, 10), (9, 1), (200, 7)]));
+        let call = &m.summary(Duration::from_secs(4)).workloads["w"].latency["call"];
+        assert_eq!((call.count, call.mean_ns), (3000, 1));
+        assert!(call.p50_ns < 2000 && call.p99_ns < 2000, "{call:?}");
+        assert!(call.p999_ns > 400_000_000, "{call:?}");
+        assert_eq!(call.slept, [(8, 10), (9, 1)]);
+    }
+
+    #[test]
+    fn a_long_series_is_thinned_evenly() {
+        let memory = |at_ms: u64| FromGuest::Memory {
+            at_ms,
+            available_kib: 1,
+            slab_kib: 1,
+            slab_unreclaimable_kib: 1,
+            unaccounted_kib: 1,
+            open_files: 1,
+            tasks: 1,
+            zombies: 1,
+        };
+        for samples in [1, 100, 121, 1000, 5000] {
+            let mut m = Measure::default();
+            m.begin(Duration::ZERO);
+            (0..samples).for_each(|s| m.take(&memory(1000 * s)));
+            let series = m.summary(Duration::from_secs(1)).resources;
+            assert!(
+                series.len() <= Measured::MOST && series.len() as u64 >= samples.min(60),
+                "{}",
+                series.len()
+            );
+            let steps: Vec<u64> = series.windows(2).map(|w| w[1].at_ms - w[0].at_ms).collect();
+            assert!(steps.iter().all(|s| *s == steps[0]), "{steps:?}");
+            assert!(series.last().is_some_and(|last| last.at_ms >= 1000 * samples * 9 / 10), "{samples}");
+        }
+    }
+
+    #[test]
+    fn each_thread_counts_its_own() {
+        let mut m = Measure::default();
+        [1, 2].iter().for_each(|id| m.take(&thread(*id)));
+        m.take(&progress(&[(1, 100), (2, 5)]));
+        m.begin(Duration::ZERO);
+        m.take(&progress(&[(1, 130), (2, 5)]));
+        assert_eq!(m.summary(Duration::from_secs(1)).workloads["w"].by_thread, [(1, 30), (2, 0)]);
+    }
 }

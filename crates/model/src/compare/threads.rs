@@ -7,17 +7,16 @@ use crate::{FarmKind, Finding};
 /// A thread with fewer siblings than this, itself counted, is held against all threads of the machine.
 const SIBLINGS: usize = 3;
 
-/// Threads of a sound machine under full load fall behind their siblings by so much, and by three times now and then: measured on 16
-/// trials.
-const USUAL: f64 = 2.0;
+/// A thread that starves falls behind by so much more than any in the control trials.
+const BEYOND: f64 = 1.5;
 
 /// The thread that fell behind most, if by the limit more than any thread did in the control trials.
 ///
 /// One finding for all workloads: which thread it is that starves is chance, and so differs from trial to trial.
 pub(super) fn starved(own: &Change<'_>, controls: &[Change<'_>], limits: &Limits) -> Option<Finding> {
     let own = worst(own)?;
-    let usual = controls.iter().filter_map(worst).map(|w| w.fall).reduce(f64::max)?.max(USUAL);
-    (own.fall / usual >= limits.starved).then(|| {
+    let usual = controls.iter().filter_map(worst).map(|w| w.fall).reduce(f64::max)?;
+    (own.fall >= limits.starved && own.fall >= usual * BEYOND).then(|| {
         let evidence = format!(
             "{:.1} times fewer operations than before, when {} do as many as before; {usual:.1} times at most in the control arm\nbefore: {} operations in {:.1} s\nafter: {} operations in {:.1} s",
             own.fall,
