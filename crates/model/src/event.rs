@@ -257,8 +257,10 @@ pub struct Resources {
     pub slab_unreclaimable_kib: u64,
     /// Pages that the kernel took for itself: neither free nor in any counter, in KiB.
     pub unaccounted_kib: u64,
-    /// Open files.
+    /// Open files, right within some 32 a CPU.
     pub open_files: u64,
+    /// File descriptors of the workloads' processes.
+    pub descriptors: u64,
     /// Tasks.
     pub tasks: u64,
     /// Zombies.

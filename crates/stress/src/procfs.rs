@@ -121,6 +121,11 @@ fn numbers_in(dir: &str, to: &mut Vec<u32>) {
     }
 }
 
+/// How many file descriptors a process has; none if it is gone.
+pub(crate) fn descriptors(pid: u32) -> u64 {
+    std::fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, |entries| entries.flatten().count() as u64)
+}
+
 /// The value of a `Name:   123 kB` line of `/proc/meminfo`, in KiB.
 pub(crate) fn meminfo(text: &str, name: &str) -> Option<u64> {
     text.lines()
@@ -193,6 +198,13 @@ mod tests {
             let full = format!("77 (a b) {TAIL}");
             let _ = parse_stat(&full[..cut.min(full.len())]);
         }
+    }
+
+    #[test]
+    fn our_own_descriptors_are_counted() {
+        let held: Vec<File> = (0..100).map(|_| File::open("/dev/null").unwrap()).collect();
+        assert!(descriptors(std::process::id()) > held.len() as u64);
+        assert_eq!(descriptors(u32::MAX), 0);
     }
 
     #[test]

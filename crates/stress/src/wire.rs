@@ -109,8 +109,10 @@ pub enum FromGuest {
         /// Memory that is neither free nor in any of the counters for page cache, user memory, slab, page tables and stacks: pages
         /// that the kernel took for itself.
         unaccounted_kib: u64,
-        /// Open files (`/proc/sys/fs/file-nr`, first field).
+        /// Open files (`/proc/sys/fs/file-nr`, first field): all, but right within some 32 a CPU only.
         open_files: u64,
+        /// File descriptors of the workloads' processes, exactly.
+        descriptors: u64,
         /// Number of tasks (from `/proc/loadavg`).
         tasks: u64,
         /// Processes that ended and that nobody waited for.

@@ -41,10 +41,10 @@ fn runs_sound(name: &str, args: &[&str]) {
             if op == "yardstick" && workload == name && *sum_ns > 0
                 && buckets.iter().any(|(bucket, n)| *bucket > 0 && *n > 0))
     });
-    probe.until(
-        "memory",
-        |l| matches!(l, FromGuest::Memory { tasks, open_files, .. } if *tasks > 0 && *open_files > 0),
-    );
+    probe.until("memory", |l| {
+        matches!(l, FromGuest::Memory { tasks, open_files, descriptors, .. }
+        if *tasks > 0 && *open_files > 0 && *descriptors > 0)
+    });
     let pids: Vec<u32> = probe
         .seen
         .iter()

@@ -149,6 +149,7 @@ impl Measure {
                 slab_unreclaimable_kib,
                 unaccounted_kib,
                 open_files,
+                descriptors,
                 tasks,
                 zombies,
             } => self.window.resources.push(Resources {
@@ -157,6 +158,7 @@ impl Measure {
                 slab_unreclaimable_kib,
                 unaccounted_kib,
                 open_files,
+                descriptors,
                 tasks,
                 zombies,
             }),
@@ -317,6 +319,7 @@ mod tests {
             slab_unreclaimable_kib: 1,
             unaccounted_kib: 1,
             open_files: 1,
+            descriptors: 1,
             tasks: 1,
             zombies: 1,
         };

@@ -25,7 +25,7 @@ const AVAILABLE: f64 = 32.0;
 /// by this much, back and forth, for as long as the thread waits for a CPU.
 const HUGE: f64 = 2048.0;
 
-const RESOURCES: [Resource; 6] = [
+const RESOURCES: [Resource; 7] = [
     Resource {
         name: "unreclaimable slab",
         unit: "KiB",
@@ -48,6 +48,7 @@ const RESOURCES: [Resource; 6] = [
         limit: |l| l.leak * AVAILABLE,
     },
     count("open files", |r| r.open_files as f64),
+    count("file descriptors", |r| r.descriptors as f64),
     count("tasks", |r| r.tasks as f64),
     count("zombies", |r| r.zombies as f64),
 ];

@@ -153,11 +153,12 @@ fn series(of: impl Fn(u64) -> Resources) -> Load {
 fn each_resource_leaks_by_itself_and_a_step_does_not() {
     let still = series(|_| Resources::default());
     type Leak = fn(u64) -> Resources;
-    let leaks: [(&str, Leak); 6] = [
+    let leaks: [(&str, Leak); 7] = [
         ("unreclaimable slab", |s| Resources { slab_unreclaimable_kib: 200 * s, ..Resources::default() }),
         ("kernel memory outside slab", |s| Resources { unaccounted_kib: 300 * s, ..Resources::default() }),
         ("memory in use", |s| Resources { available_kib: 5_000_000 - 5000 * s, ..Resources::default() }),
         ("open files", |s| Resources { open_files: 900 + 20 * s, ..Resources::default() }),
+        ("file descriptors", |s| Resources { descriptors: 50 + 2 * s, ..Resources::default() }),
         ("tasks", |s| Resources { tasks: 100 + 5 * s, ..Resources::default() }),
         ("zombies", |s| Resources { zombies: 3 * s, ..Resources::default() }),
     ];

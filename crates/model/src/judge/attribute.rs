@@ -313,7 +313,14 @@ fn rank(kind: FindingKind) -> u8 {
     }
 }
 
-/// Trials whose phases can be compared: what a finding stopped is slow for a reason that is known already.
+/// Trials whose phases can be compared: what a finding stopped is slow for a reason that is known already. What was found only when the
+/// patch was taken back left the soak whole: a leak of descriptors shows there, and keeps the patch from being unloaded.
 pub(crate) fn comparable(trial: &TrialRecord) -> bool {
-    trial.end == Some(TrialEnd::Completed)
+    match trial.end {
+        Some(TrialEnd::Completed) => true,
+        Some(TrialEnd::Stopped) => {
+            trial.findings.iter().all(|f| matches!(f.scope.phase, Phase::Revert | Phase::End))
+        }
+        _ => false,
+    }
 }

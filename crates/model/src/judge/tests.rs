@@ -478,6 +478,38 @@ fn a_leak_beyond_the_control_rejects() {
     assert_eq!(compared(|_| grows(490), |_| grows(500)).verdict, Outcome::Qualified);
 }
 
+/// What keeps the patch from being taken back leaves the soak comparable; what happened in the soak does not.
+#[test]
+fn a_finding_at_reverting_does_not_hide_a_leak() {
+    let kinds = |phase: Phase| -> Vec<FindingKind> {
+        let sample = |s: u64, kib: u64| crate::event::Resources {
+            at_ms: s * 1000,
+            unaccounted_kib: s * kib,
+            ..Default::default()
+        };
+        let soak = |kib| Measured { resources: (0..10).map(|s| sample(s, kib)).collect(), ..usual() };
+        let phases = |s: Story, place: Place, kib: u64| {
+            s.add(place, Phase::Baseline, Body::Measured(usual())).add(
+                place,
+                Phase::Soak,
+                Body::Measured(soak(kib)),
+            )
+        };
+        let story = (0..4).fold(Story::default(), |s, k| phases(s, (Arm::Control, k), 0));
+        let story = (0..4).fold(story, |s, k| {
+            phases(s, (Arm::Loaded, k), 300).finds(
+                (Arm::Loaded, k),
+                phase,
+                FarmKind::RevertRefused,
+                "refused",
+            )
+        });
+        story.rest_clean().judge().evidence.iter().map(|e| e.kind).collect()
+    };
+    assert!(kinds(Phase::Revert).contains(&FarmKind::ResourcesLeaked.into()));
+    assert!(!kinds(Phase::Soak).contains(&FarmKind::ResourcesLeaked.into()));
+}
+
 fn body() -> impl Strategy<Value = Body> {
     let kind = prop_oneof![Just(HANG), Just(FarmKind::Tainted), Just(FarmKind::WrongContent)];
     prop_oneof![

@@ -32,6 +32,8 @@ const OURSELVES: &str = "klpfarm-stress";
 const TICK_NS: u64 = 250_000_000;
 /// The same while a workload starts, or while the host is away.
 const SOON_NS: u64 = 50_000_000;
+/// Processes whose descriptors are counted, at most: it happens every second.
+const MOST_PROCESSES: usize = 64;
 
 /// `serve [--daemon] [--port PATH]...`.
 pub(crate) fn main(args: &[String]) -> ExitCode {
@@ -462,6 +464,13 @@ impl Probe {
         }
     }
 
+    /// Descriptors of the workloads' processes. Their folders are read under RCU, whatever the processes wait for.
+    fn descriptors(&self) -> u64 {
+        let leaders = self.tasks.iter().filter(|t| t.tid == t.pid);
+        let ours = leaders.filter(|t| self.workloads.iter().any(|w| w.owns(t)));
+        ours.take(MOST_PROCESSES).map(|t| procfs::descriptors(t.pid)).sum()
+    }
+
     fn memory(&mut self) {
         let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
         let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
@@ -475,6 +484,7 @@ impl Probe {
             slab_unreclaimable_kib: kib("SUnreclaim"),
             unaccounted_kib: procfs::unaccounted(&text, &zones),
             open_files: procfs::first(&files).unwrap_or(0),
+            descriptors: self.descriptors(),
             tasks: procfs::tasks_in_loadavg(&load).unwrap_or(0),
             zombies: self.tasks.iter().filter(|t| t.stat.state == 'Z').count() as u64,
         });

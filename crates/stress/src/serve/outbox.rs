@@ -90,8 +90,9 @@ mod tests {
             slab_unreclaimable_kib: 4,
             unaccounted_kib: 5,
             open_files: 6,
-            tasks: 7,
-            zombies: 8,
+            descriptors: 7,
+            tasks: 8,
+            zombies: 9,
         }
     }
 

@@ -174,7 +174,7 @@ impl Workload {
     }
 
     /// True if a task belongs to it: all its processes share the leader's session.
-    fn owns(&self, task: &Task) -> bool {
+    pub(super) fn owns(&self, task: &Task) -> bool {
         // Zombies are gone in all but name.
         self.pid.is_some_and(|pid| task.stat.session == pid as u32) && !matches!(task.stat.state, 'Z' | 'X')
     }
