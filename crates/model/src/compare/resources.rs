@@ -21,6 +21,9 @@ struct Resource {
 /// is the kernel's alone.
 const AVAILABLE: f64 = 32.0;
 
+/// Where something rises in the control arm as well, it has to rise by so much more.
+const BEYOND: f64 = 1.5;
+
 /// A huge page, in KiB. Pages that a thread is just about to map, or has just unmapped, are in no counter; huge ones show as jumps
 /// by this much, back and forth, for as long as the thread waits for a CPU.
 const HUGE: f64 = 2048.0;
@@ -64,7 +67,7 @@ pub(super) fn leaks(own: &Change<'_>, controls: &[Change<'_>], limits: &Limits) 
         let now = rise(own.after)?;
         let usual = controls.iter().filter_map(|c| rise(c.after)).reduce(f64::max)?.max(0.0);
         let limit = (resource.limit)(limits);
-        (now - usual >= limit).then(|| {
+        (now >= usual * BEYOND + limit).then(|| {
             let Resource { name, unit, .. } = resource;
             let evidence = format!(
                 "{now:.1} {unit} a second more, as long as it was watched; {usual:.1} at most in the control arm\n{}",

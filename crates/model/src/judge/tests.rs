@@ -497,12 +497,9 @@ fn a_finding_at_reverting_does_not_hide_a_leak() {
         };
         let story = (0..4).fold(Story::default(), |s, k| phases(s, (Arm::Control, k), 0));
         let story = (0..4).fold(story, |s, k| {
-            phases(s, (Arm::Loaded, k), 300).finds(
-                (Arm::Loaded, k),
-                phase,
-                FarmKind::RevertRefused,
-                "refused",
-            )
+            phases(s, (Arm::Loaded, k), 300)
+                .finds((Arm::Loaded, k), phase, FarmKind::RevertRefused, "refused")
+                .end((Arm::Loaded, k), TrialEnd::Stopped)
         });
         story.rest_clean().judge().evidence.iter().map(|e| e.kind).collect()
     };
