@@ -43,7 +43,7 @@ pub(crate) fn groups(waits: &[Waits], patches: &[&str]) -> Vec<WaitGroup> {
     groups
 }
 
-/// What trials whose hangs have one cause have in common: the patch's functions in which tasks wait, or else the lock.
+/// What trials whose hangs have one cause have in common: the patch's functions in which tasks wait, or else the kind of lock.
 pub(crate) fn marks(groups: &[WaitGroup]) -> BTreeSet<String> {
     let own: BTreeSet<String> =
         groups.iter().filter(|g| g.waits_for == WaitFor::Patch).map(|g| g.function.clone()).collect();
@@ -51,8 +51,12 @@ pub(crate) fn marks(groups: &[WaitGroup]) -> BTreeSet<String> {
         return own;
     }
     let below = groups.iter().filter_map(|g| g.patch_function.clone());
-    let mmap = groups.iter().any(|g| g.waits_for.is_mmap_lock()).then(|| "the mmap lock".to_owned());
-    below.chain(mmap).collect()
+    let lock = |name: &str, of: &dyn Fn(WaitFor) -> bool| {
+        groups.iter().any(|g| of(g.waits_for)).then(|| name.to_owned())
+    };
+    let mmap = lock("the mmap lock", &WaitFor::is_mmap_lock);
+    let inode = lock("an inode's lock", &|w| w == WaitFor::InodeLock);
+    below.chain(mmap).chain(inode).collect()
 }
 
 fn tasks<'a>(waits: &'a [Waits], patches: &[&str]) -> Vec<Task<'a>> {
@@ -166,9 +170,12 @@ fn place(wait: &Wait, patches: &[&str]) -> Place {
         _ if wait.state == 'R' => WaitFor::Cpu,
         Some(WaitFor::RwsemRead) if !own && is_of_memory(function.function) => WaitFor::MmapLockRead,
         Some(WaitFor::RwsemWrite) if !own && is_of_memory(function.function) => WaitFor::MmapLockWrite,
+        Some(WaitFor::RwsemRead | WaitFor::RwsemWrite) if !own && is_of_inode(function.function) => {
+            WaitFor::InodeLock
+        }
         Some(lock) => lock,
         None if own => WaitFor::Patch,
-        // What a task of state D sleeps in right below one of these is the mmap lock.
+        // What a task of state D sleeps in right below one of these is a lock.
         None if inner == Some(0) && wait.state == 'D' => hidden_lock(function.function),
         None => WaitFor::Other,
     };
@@ -256,6 +263,7 @@ fn hidden_lock(name: &str) -> WaitFor {
     let reads = ["fault", "find_vma", "gup", "get_user_pages", "remote_vm"];
     let both = ["madvise", "khugepaged", "huge_page"];
     match name {
+        _ if is_of_inode(name) => WaitFor::InodeLock,
         _ if !is_of_memory(name) => WaitFor::Other,
         _ if reads.iter().any(|p| name.contains(p)) => WaitFor::MmapLockRead,
         _ if both.iter().any(|p| name.contains(p)) => WaitFor::MmapLock,
@@ -291,6 +299,32 @@ fn is_of_memory(name: &str) -> bool {
         "numa_work",
         "setup_arg_pages",
         "userfaultfd",
+    ];
+    PARTS.iter().any(|p| name.contains(p))
+}
+
+/// Functions that take the lock of a file or folder themselves, before they do anything else that can last.
+fn is_of_inode(name: &str) -> bool {
+    const PARTS: &[&str] = &[
+        "buffered_write_iter",
+        "file_write_iter",
+        "dio_write_iter",
+        "fallocate",
+        "do_truncate",
+        "chmod_common",
+        "chown_common",
+        "utimes",
+        "do_unlinkat",
+        "do_rmdir",
+        "filename_create",
+        "lock_rename",
+        "do_renameat",
+        "iterate_dir",
+        "open_last_lookups",
+        "lookup_slow",
+        "setxattr",
+        "inode_lock",
+        "xfs_ilock",
     ];
     PARTS.iter().any(|p| name.contains(p))
 }

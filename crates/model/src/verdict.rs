@@ -208,6 +208,8 @@ pub enum WaitFor {
     MmapLockRead,
     /// The same, for writing.
     MmapLockWrite,
+    /// The lock of a file or folder.
+    InodeLock,
     /// A read-write semaphore, for reading.
     RwsemRead,
     /// The same, for writing.
@@ -236,7 +238,8 @@ impl WaitFor {
 
     /// Whether it is a lock that another task holds.
     pub fn is_lock(self) -> bool {
-        self.is_mmap_lock() || matches!(self, Self::RwsemRead | Self::RwsemWrite | Self::Mutex | Self::Page)
+        self.is_mmap_lock()
+            || matches!(self, Self::InodeLock | Self::RwsemRead | Self::RwsemWrite | Self::Mutex | Self::Page)
     }
 
     /// For people, as what is waited for.
@@ -246,6 +249,7 @@ impl WaitFor {
             Self::MmapLock => "the mmap lock of the process",
             Self::MmapLockRead => "the mmap lock of the process, to read,",
             Self::MmapLockWrite => "the mmap lock of the process, to write,",
+            Self::InodeLock => "the lock of a file or folder",
             Self::RwsemRead => "a read-write semaphore, to read,",
             Self::RwsemWrite => "a read-write semaphore, to write,",
             Self::Mutex => "a mutex",

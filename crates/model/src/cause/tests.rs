@@ -84,7 +84,7 @@ fn two_locks_in_the_wrong_order_are_suspected() {
 fn a_lock_that_is_not_the_process_own_is_held_by_a_guess_at_most() {
     let write = "rwsem_down_write_slowpath+0x1/0x2\next4_buffered_write_iter+0x1/0x2\nvfs_write+0x1/0x2";
     let alone = groups(&blocked(vec![task(1, 1, 'D', 9, write)]), PATCH);
-    assert_eq!((alone[0].waits_for, alone[0].holder.as_deref()), (WaitFor::RwsemWrite, None));
+    assert_eq!((alone[0].waits_for, alone[0].holder.as_deref()), (WaitFor::InodeLock, None));
     let with = groups(&blocked(vec![task(1, 1, 'D', 9, write), task(2, 2, 'D', 5, OWN)]), PATCH);
     assert_eq!(with[1].holder.as_deref(), Some("perhaps held by the tasks that wait in klp_new_madvise"));
 }
@@ -137,6 +137,26 @@ fn two_functions_of_the_patch_that_wait_for_each_other_are_suspected_without_loc
     let tasks = vec![task(1, 1, 'D', 9, &own("klp_new_madvise")), task(2, 2, 'D', 9, &own("klp_new_munmap"))];
     let text = sentence(&groups(&blocked(tasks), PATCH)).unwrap();
     assert!(text.contains("perhaps for what tasks in klp_new_munmap hold"), "{text}");
+}
+
+/// Recorded from fsync-lock-leaked: each trial hangs elsewhere, all for an inode's lock.
+#[test]
+fn an_inodes_lock_is_told_by_who_takes_it() {
+    for function in
+        ["ext4_fallocate+0x71/0x1200", "do_truncate+0x8f/0xe0", "ext4_buffered_write_iter+0x30/0x140"]
+    {
+        let stack = format!("{function}\nksys_write+0x1/0x2\ndo_syscall_64+0x5d/0x90");
+        let groups = super::groups(&blocked(vec![task(1, 1, 'D', 7100, &stack)]), PATCH);
+        assert_eq!(
+            (groups[0].waits_for, groups[0].holder.as_deref()),
+            (WaitFor::InodeLock, None),
+            "{function}"
+        );
+        assert_eq!(marks(&groups), BTreeSet::from(["an inode's lock".to_owned()]));
+        // Asleep for another reason.
+        let groups = super::groups(&blocked(vec![task(1, 1, 'S', 7100, &stack)]), PATCH);
+        assert_eq!(groups[0].waits_for, WaitFor::Other);
+    }
 }
 
 /// 4.4 spells it otherwise.

@@ -65,9 +65,10 @@ impl Facts<'_> {
         let cause = |item: &Item| match item.attribution {
             Attribution::Unconfirmed if rare => None,
             Attribution::Unconfirmed => Some(format!(
-                "{}: not in the patch's own code, and seen too rarely to blame the patch but never without it ({}), so that it can't be let through either: run it again with more trials",
+                "{}: not in the patch's own code, and seen too rarely to blame the patch but never without it ({}), so that it can't be let through either: run it again with more trials{}",
                 item.lead.title,
-                words::hits(item)
+                words::hits(item),
+                words::cause(item)
             )),
             Attribution::NoControl => {
                 Some(format!("{}: no control trial went through, so it can't be attributed", item.lead.title))

@@ -30,11 +30,14 @@ pub(super) fn of_finding(plan: &Plan, item: &Item) -> String {
         let by: Vec<String> = item.patches.iter().map(|(p, h)| format!("{p} {}/{}", h.hit, h.of)).collect();
         text.push_str(&format!("; by patch: {}", by.join(", ")));
     }
-    if let Some(cause) = item.waits.as_ref().and_then(|(_, groups)| cause::sentence(groups)) {
-        text.push_str(". ");
-        text.push_str(&cause);
-    }
+    text.push_str(&cause(item));
     text
+}
+
+/// Where tasks wait, as a further sentence; empty where nobody was seen waiting.
+pub(super) fn cause(item: &Item) -> String {
+    let sentence = item.waits.as_ref().and_then(|(_, groups)| cause::sentence(groups));
+    sentence.map_or_else(String::new, |s| format!(". {s}"))
 }
 
 fn of(item: &Item, arm: Arm) -> (u32, u32) {
