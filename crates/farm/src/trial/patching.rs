@@ -5,7 +5,7 @@ use std::time::Duration;
 use klpfarm_model::{Arm, Body, FarmKind, Phase};
 use klpfarm_stress::wire::Ask;
 
-use super::{COUNT_ROUNDS, COUNT_SECONDS, Dispatcher, POLL, Step, millis};
+use super::{COUNT_ROUNDS, COUNT_SECONDS, Dispatcher, POLL, Step, guest_limit_ms, millis};
 use crate::guest::{self, PatchState};
 
 impl Dispatcher {
@@ -25,8 +25,8 @@ impl Dispatcher {
             let line = guest::enable(&self.patch_name());
             self.exec(now, &line, limit);
         } else {
-            let ask = Ask::Load { name: format!("{}.ko", self.patch_name()), limit_ms: millis(limit) };
-            self.ask(now, ask, limit + self.scaled(5));
+            let ask = Ask::Load { name: format!("{}.ko", self.patch_name()), limit_ms: guest_limit_ms(limit) };
+            self.ask(now, ask, limit);
         }
     }
 
@@ -125,6 +125,7 @@ impl Dispatcher {
             self.poll_at = now + POLL;
         } else if self.has_transition {
             self.step = Step::Unload;
+            self.deadline = now + self.plan.scaled(self.plan.pipeline.limits.apply);
             self.exec_unload(now);
         } else {
             // Before 4.12 a livepatch module can't be unloaded, whatever it does.
@@ -136,7 +137,7 @@ impl Dispatcher {
 
     pub(super) fn exec_unload(&mut self, now: Duration) {
         let argv = guest::shell(&guest::unload(&self.patch_name()));
-        self.awaited = self.tell(Ask::Exec { argv, limit_ms: millis(self.scaled(10)) });
+        self.awaited = self.tell(Ask::Exec { argv, limit_ms: guest_limit_ms(self.scaled(10)) });
         self.poll_at = now + self.scaled(15);
     }
 

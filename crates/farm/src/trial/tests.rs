@@ -51,6 +51,9 @@ struct Faults {
     release: Option<&'static str>,
     /// Status and text of loading.
     load: Option<(i32, &'static str)>,
+    /// Loading, or unloading, is never answered.
+    load_mute: bool,
+    unload_mute: bool,
     transition_hangs: bool,
     no_transition_file: bool,
     revert_hangs: bool,
@@ -203,6 +206,13 @@ impl Fake {
         let mut code = 0;
         let mut more = Vec::new();
         self.asked.push(ask.clone());
+        let mute = match &ask {
+            Ask::Load { .. } => self.faults.load_mute,
+            Ask::Exec { argv, .. } => {
+                self.faults.unload_mute && argv.iter().any(|line| line.starts_with("rmmod"))
+            }
+            _ => false,
+        };
         match ask {
             Ask::Hello => {
                 let release = self.faults.release.unwrap_or("6.1").to_owned();
@@ -242,7 +252,9 @@ impl Fake {
             Ask::Read { path } if path == "/proc/modules" => out = MODULES.to_owned(),
             Ask::Kmsg { .. } | Ask::Read { .. } | Ask::Resume { .. } | Ask::Write { .. } => {}
         }
-        more.push(probe(FromGuest::Reply { id, code, out }));
+        if !mute {
+            more.push(probe(FromGuest::Reply { id, code, out }));
+        }
         more
     }
 
@@ -517,6 +529,19 @@ fn a_refused_load_is_found() {
     told.assert_only(FarmKind::LoadRefused);
     let stuck = Some((124, "killed"));
     tell(Arm::Loaded, Faults { load: stuck, ..Faults::default() }).assert_only(FarmKind::LoadStuck);
+    let told = tell(Arm::Loaded, Faults { load_mute: true, ..Faults::default() });
+    told.assert_only(FarmKind::LoadStuck);
+    // The guest's own clock must not end it first.
+    let limit = told.asked.iter().find_map(|ask| match ask {
+        Ask::Load { limit_ms, .. } => Some(*limit_ms),
+        _ => None,
+    });
+    assert!(limit.unwrap() > told.seconds * 1000, "{limit:?}");
+}
+
+#[test]
+fn unloading_that_does_not_end_is_found() {
+    tell(Arm::Loaded, Faults { unload_mute: true, ..Faults::default() }).assert_only(FarmKind::RevertRefused);
 }
 
 #[test]

@@ -209,6 +209,10 @@ impl Dispatcher {
                 );
             }
             Step::Transition | Step::Untransition if now >= self.poll_at => self.ask_state(now),
+            Step::Unload if late => {
+                let evidence = "rmmod has not succeeded, and does not end now".to_owned();
+                self.find(now, FarmKind::RevertRefused, "the disabled patch can't be unloaded", evidence);
+            }
             Step::Unload if now >= self.poll_at => self.exec_unload(now),
             Step::Disable if late => {
                 self.find(
