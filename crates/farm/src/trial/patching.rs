@@ -25,7 +25,8 @@ impl Dispatcher {
             let line = guest::enable(&self.patch_name());
             self.exec(now, &line, limit);
         } else {
-            let ask = Ask::Load { name: format!("{}.ko", self.patch_name()), limit_ms: guest_limit_ms(limit) };
+            let ask =
+                Ask::Load { name: format!("{}.ko", self.patch_name()), limit_ms: guest_limit_ms(limit) };
             self.ask(now, ask, limit);
         }
     }
