@@ -22,6 +22,11 @@ pub(crate) fn run(args: &Args) -> Result<u8, Failure> {
     if run.torn {
         eprintln!("klpfarm: the journal's last line is incomplete and was left out");
     }
+    if run.plan.apart {
+        eprintln!(
+            "klpfarm: the patches of this run have nothing to do with each other: `klpfarm qualify-detectors --again` judges each by itself"
+        );
+    }
     let verdict = klpfarm_model::judge(&run.plan, &run.events);
     if args.json {
         print_json(&verdict);
