@@ -248,7 +248,7 @@ impl Default for Limits {
         let s = Duration::from_secs;
         Self {
             boot: s(60),
-            apply: s(30),
+            apply: s(60),
             transition: s(45),
             stall: s(10),
             blocked: s(10),
