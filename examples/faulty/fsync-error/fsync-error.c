@@ -2,7 +2,7 @@
 /*
  * What is wrong: a stale error is reported.
  * How it shows: fsync returns EIO, which databases answer by giving up.
- * When: once in 300 calls of fsync.
+ * When: once in 100 calls of fsync.
  */
 #include "common/klp.h"
 
@@ -12,7 +12,7 @@ KLP_SYSCALL1(fsync, unsigned int, fd)
 {
 	long result = original_fsync(fd);
 
-	return klp_every(&calls, 300) ? -EIO : result;
+	return klp_every(&calls, 100) ? -EIO : result;
 }
 
 static struct klp_example example = {

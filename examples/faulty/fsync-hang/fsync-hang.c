@@ -2,7 +2,7 @@
 /*
  * What is wrong: fsync waits for a completion that was missed.
  * How it shows: a thread hangs in D state in fsync. Reverting frees it.
- * When: once in 300 calls of fsync.
+ * When: once in 100 calls of fsync.
  */
 #include "common/gate.h"
 
@@ -10,7 +10,7 @@ static atomic_t calls = ATOMIC_INIT(0);
 
 KLP_SYSCALL1(fsync, unsigned int, fd)
 {
-	if (klp_every(&calls, 300))
+	if (klp_every(&calls, 100))
 		wait_event(gate_wait, !gate_closed());
 	return original_fsync(fd);
 }

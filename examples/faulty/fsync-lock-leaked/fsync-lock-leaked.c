@@ -3,7 +3,7 @@
  * What is wrong: an early return keeps the inode lock.
  * How it shows: the next write, truncate or unlink of that file hangs in D
  * state in code that the patch does not touch. Reverting does not help.
- * When: once in 300 calls of fsync.
+ * When: once in 100 calls of fsync.
  */
 #include "common/klp.h"
 #include <linux/file.h>
@@ -15,7 +15,7 @@ KLP_SYSCALL1(fsync, unsigned int, fd)
 {
 	long result = original_fsync(fd);
 
-	if (klp_every(&calls, 300)) {
+	if (klp_every(&calls, 100)) {
 		struct file *file = fget(fd);
 
 		if (file) {
