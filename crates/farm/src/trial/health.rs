@@ -220,13 +220,13 @@ impl Health {
             }];
         }
         let in_patch = self.in_patch(&report.text);
-        let workload = oom::tell_apart(&mut report, &self.workloads);
+        oom::tell_apart(&mut report, &self.workloads);
         self.once(Finding {
             kind: FindingKind::Kernel(report.kind),
             title: report.title,
             source: Source::Console,
             function: report.function,
-            workload,
+            workload: None,
             after_apply_ms: self.after_apply(now),
             line: Some(report.line),
             in_patch,

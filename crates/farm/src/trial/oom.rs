@@ -9,29 +9,32 @@ const WORKLOADS_FIRST: &str = "oom_score_adj:800";
 /// What of a process name the kernel keeps, in bytes.
 const COMM: usize = 15;
 
-/// Completes the title of an out-of-memory report, and names the workload whose process was killed, if one's was.
+/// Makes the title of an out-of-memory report say whose process was killed. Which of the workload's it was is chance: they are all one.
 /// `workloads` are the names of those that run. Other reports stay as they are.
-pub(super) fn tell_apart(report: &mut Report, workloads: &[String]) -> Option<String> {
+pub(super) fn tell_apart(report: &mut Report, workloads: &[String]) {
+    let Some((comm, _)) = report.task.as_deref().and_then(|task| task.rsplit_once(':')) else { return };
     if report.kind != Kind::Oom {
-        return None;
+        return;
     }
-    let comm = report.task.as_deref()?.rsplit_once(':')?.0;
-    let known = workloads.iter().find(|name| name.get(..COMM).unwrap_or(name) == comm).map(String::as_str);
-    let first = || report.text.contains(WORKLOADS_FIRST).then_some(comm);
-    let workload = known.or_else(first).map(str::to_owned);
-    report.title.push_str(if workload.is_some() { ", of the workload" } else { ", not of the workload" });
-    workload
+    let known = workloads.iter().any(|name| name.get(..COMM).unwrap_or(name) == comm);
+    if known || report.text.contains(WORKLOADS_FIRST) {
+        report.title = "out of memory: processes of the workload are killed".to_owned();
+    } else {
+        report.title.push_str(", not of the workload");
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn told(line: &str) -> (String, Option<String>) {
+    const OURS: &str = "out of memory: processes of the workload are killed";
+
+    fn told(line: &str) -> String {
         let signals = klpfarm_kmsg::triage(format!("[    9.000000] {line}\n").as_bytes());
         let mut report = signals[0].report().unwrap().clone();
-        let workload = tell_apart(&mut report, &["madvise-allocator".to_owned()]);
-        (report.title, workload)
+        tell_apart(&mut report, &["madvise-allocator".to_owned()]);
+        report.title
     }
 
     #[test]
@@ -41,14 +44,10 @@ mod tests {
                 "Out of memory: Killed process 12 ({name}) total-vm:9kB, UID:0 pgtables:48kB oom_score_adj:{adj}"
             ))
         };
-        let (title, workload) = killed("madvise-allocat", 800);
-        assert_eq!(title, "out of memory: killed madvise-allocat, of the workload");
-        assert_eq!(workload.as_deref(), Some("madvise-allocator"));
-        assert_eq!(killed("stress-ng-vm", 800).1.as_deref(), Some("stress-ng-vm"), "a program of the guest");
+        assert_eq!(killed("madvise-allocat", 800), OURS);
+        assert_eq!(killed("stress-ng-vm", 800), OURS, "a program of the guest");
         for (name, adj) in [("sshd", -1000), ("klpfarm-stress", 0), ("systemd-journal", -250)] {
-            let (title, workload) = killed(name, adj);
-            assert_eq!(title, format!("out of memory: killed {name}, not of the workload"));
-            assert_eq!(workload, None);
+            assert_eq!(killed(name, adj), format!("out of memory: killed {name}, not of the workload"));
         }
     }
 
@@ -56,13 +55,13 @@ mod tests {
     fn old_kernels_tell_by_name() {
         let killed =
             |name: &str| told(&format!("Out of memory: Kill process 12 ({name}) score 9 or sacrifice child"));
-        assert!(killed("madvise-allocat").1.is_some());
-        assert!(killed("sshd").1.is_none());
+        assert_eq!(killed("madvise-allocat"), OURS);
+        assert_ne!(killed("sshd"), OURS);
     }
 
     #[test]
     fn other_reports_stay() {
-        let (title, workload) = told("EXT4-fs error (device vda): ext4_find_entry:1: bad");
-        assert_eq!((title.as_str(), workload), ("EXT4-fs error in ext4_find_entry", None));
+        let title = told("EXT4-fs error (device vda): ext4_find_entry:1: bad");
+        assert_eq!(title, "EXT4-fs error in ext4_find_entry");
     }
 }
