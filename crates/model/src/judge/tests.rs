@@ -479,6 +479,23 @@ fn a_leak_beyond_the_control_rejects() {
     let leak = compared(|_| grows(5), |_| grows(500));
     assert_eq!((leak.verdict, leak.evidence[0].kind), (Outcome::Rejected, FarmKind::ResourcesLeaked.into()));
     assert_eq!(compared(|_| grows(490), |_| grows(500)).verdict, Outcome::Qualified);
+    // Control machines that use more and more of something else excuse nothing.
+    let uses = |what: fn(&mut Resources) -> &mut u64| {
+        let sample = |s: u64| {
+            let mut r = Resources { at_ms: s * 1000, available_kib: 900_000, ..Resources::default() };
+            *what(&mut r) += s * 100;
+            r
+        };
+        Measured { resources: (0..10).map(sample).collect(), ..usual() }
+    };
+    let control = |k: usize| match k {
+        0 => uses(|r| &mut r.open_files),
+        1 => uses(|r| &mut r.tasks),
+        2 => uses(|r| &mut r.zombies),
+        _ => grows(5),
+    };
+    let leak = compared(control, |_| grows(500));
+    assert_eq!((leak.verdict, leak.evidence[0].kind), (Outcome::Rejected, FarmKind::ResourcesLeaked.into()));
 }
 
 /// What keeps the patch from being taken back leaves the soak comparable; what happened in the soak does not.
