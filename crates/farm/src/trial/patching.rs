@@ -184,8 +184,12 @@ impl Dispatcher {
                 None => self.calls.push((name.to_owned(), n, COUNT_SECONDS * 1000)),
             }
         }
-        // A call that is rare is waited for where nothing depends on it.
-        let rounds = if self.trial.arm == Arm::Control { COUNT_ROUNDS } else { 1 };
+        // A call that is rare is waited for where nothing depends on it. Patches that share control trials bring many functions, of which
+        // some are rare for sure, and many such trials.
+        let rounds = match self.trial.arm {
+            Arm::Control if !self.plan.apart => COUNT_ROUNDS,
+            _ => 1,
+        };
         if self.calls.iter().any(|(_, calls, _)| *calls == 0) && self.count_round < rounds {
             self.count(now);
             return;
