@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use klpfarm_image::Image;
 use klpfarm_model::{
-    Accel, Corpus, Event, Example, Outcome, Plan, Row, Score, judge, needed_detectors, score,
+    Accel, Corpus, Event, Example, Outcome, Plan, Row, Score, hex, judge, needed_detectors, score,
 };
 use klpfarm_report::{Run, one_line, write_atomically};
 use serde_json::json;
@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 use crate::failure::{Failure, code, print, print_json};
 use crate::interrupt::Interrupts;
 use crate::plan::{Choice, resolve};
-use crate::run::{execute, fresh_dir};
+use crate::run::{execute, run_dir};
 use crate::{catalog, home, image};
 
 /// Run the example patches and say which faults were caught by what, which escaped, and which good patches were held up.
@@ -104,10 +104,7 @@ pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
         apart: true,
     };
     let planned = resolve(Ok(loaded), &choice).await?;
-    let dir = match &args.out {
-        Some(dir) => std::path::absolute(dir).map_err(Failure::input)?,
-        None => fresh_dir(&home.join("runs"), "qualify-detectors"),
-    };
+    let dir = run_dir(args.out.as_deref(), &home, "qualify-detectors")?;
     let interrupts = Interrupts::listen();
     let Some(events) = execute(&planned, &home, &dir, &interrupts).await? else {
         return Ok(code::INTERRUPTED);
@@ -195,7 +192,7 @@ fn digest(dir: &Path) -> std::io::Result<String> {
         hash.update((data.len() as u64).to_le_bytes());
         hash.update(data);
     }
-    Ok(hash.finalize().iter().take(6).map(|b| format!("{b:02x}")).collect())
+    Ok(hex(&hash.finalize()[..6]))
 }
 
 /// Print and keep the matrix; the exit code.

@@ -36,10 +36,7 @@ const LEAST_DISK_MIB: u64 = 512;
 pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
     let planned = plan(&args.choice).await?;
     let home = home::home()?;
-    let dir = match &args.out {
-        Some(dir) => std::path::absolute(dir).map_err(Failure::input)?,
-        None => fresh_dir(&home.join("runs"), &planned.plan.patches[0].name),
-    };
+    let dir = run_dir(args.out.as_deref(), &home, &planned.plan.patches[0].name)?;
     say_limits(&planned);
     let interrupts = Interrupts::listen();
     let Some(events) = execute(&planned, &home, &dir, &interrupts).await? else {
@@ -152,8 +149,16 @@ async fn origin(
     Ok((Origin::Fork(Files::in_dir(&checkpoint.dir)), Some(facts), Some(held)))
 }
 
+/// The run folder: `out`, or one below the home, named by time and what is run.
+pub(crate) fn run_dir(out: Option<&Path>, home: &Path, what: &str) -> Result<PathBuf, Failure> {
+    match out {
+        Some(dir) => std::path::absolute(dir).map_err(Failure::input),
+        None => Ok(fresh_dir(&home.join("runs"), what)),
+    }
+}
+
 /// A folder named by time and patch that is not there yet.
-pub(crate) fn fresh_dir(runs: &Path, patch: &str) -> PathBuf {
+fn fresh_dir(runs: &Path, patch: &str) -> PathBuf {
     let stamp = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ").to_string();
     let names =
         std::iter::once(format!("{stamp}-{patch}")).chain((2..).map(|n| format!("{stamp}-{patch}-{n}")));

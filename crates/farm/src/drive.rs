@@ -288,7 +288,7 @@ impl Driver<'_> {
         if let Err(error) = read.await {
             tracing::warn!(%error, "no fresh entropy for a fork");
         }
-        let entropy = entropy.iter().map(|b| format!("{b:02x}")).collect();
+        let entropy = klpfarm_model::hex(&entropy);
         let clock = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         self.tell(id, Ask::Resume { entropy, unix_ms: millis(clock) });
     }

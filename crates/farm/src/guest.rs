@@ -17,7 +17,7 @@ pub fn digest(plan: &Plan) -> String {
     let mut hash = Sha256::new();
     hash.update(klpfarm_vm::GUEST_BINARY);
     hash.update(prepare(hung_task_secs(plan)));
-    hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
+    klpfarm_model::hex(&hash.finalize())
 }
 
 /// The kernel's own hung-task timeout, in seconds.
@@ -143,7 +143,7 @@ impl PatchState {
 
 /// Names of functions that [`count_calls`] may be given: plain words, no object name.
 pub(crate) fn countable(functions: &[String]) -> Vec<String> {
-    let name = |f: &String| f.rsplit('/').next().unwrap_or_default().to_owned();
+    let name = |f: &String| klpfarm_model::event::function_name(f).to_owned();
     let plain =
         |f: &String| !f.is_empty() && f.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'.');
     functions.iter().map(name).filter(plain).take(32).collect()

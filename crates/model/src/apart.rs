@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::event::{Body, Event};
+use crate::event::{Body, Event, function_name};
 use crate::judge::{is_decided, judge, next_trial};
 use crate::{Arm, Plan, Trial, Verdict};
 
@@ -36,7 +36,7 @@ fn of(plan: &Plan, events: &[Event], patch: usize) -> (Plan, Vec<Event>) {
             _ => None,
         })
         .flatten()
-        .filter_map(|path| path.rsplit('/').next())
+        .map(|path| function_name(path))
         .collect();
     // The control trials count calls of everybody's functions.
     let relevant = |e: &&Event| match &e.body {
@@ -73,6 +73,7 @@ pub(crate) fn next<'a>(plan: &'a Plan, events: &[Event], started: &BTreeSet<u32>
     let controls = || plan.trials.iter().filter(|t| t.arm == Arm::Control);
     let controls_started = controls().filter(|t| started.contains(&t.number)).count();
     let mut wanted: Option<(usize, u32)> = None;
+    let mut undecided = false;
     for patch in 0..plan.patches.len() {
         let trials =
             plan.trials.iter().filter(|t| t.patches == [patch] && started.contains(&t.number)).count();
@@ -80,11 +81,12 @@ pub(crate) fn next<'a>(plan: &'a Plan, events: &[Event], started: &BTreeSet<u32>
             continue;
         }
         let (mut own, own_events) = of(plan, events, patch);
-        // Whether more control trials are due is not for one patch to say.
-        own.trials.retain(|t| t.arm != Arm::Control || started.contains(&t.number));
         if is_decided(&own, &judge(&own, &own_events)) {
             continue;
         }
+        undecided = true;
+        // Whether more control trials are due is not for one patch to say.
+        own.trials.retain(|t| t.arm != Arm::Control || started.contains(&t.number));
         let (mut first, mut rest): (Vec<Trial>, Vec<Trial>) =
             own.trials.drain(..).partition(|t| t.arm == Arm::Loaded);
         rest.extend(first.split_off(LOADED_BEFORE_REAPPLY.min(first.len())));
@@ -98,18 +100,11 @@ pub(crate) fn next<'a>(plan: &'a Plan, events: &[Event], started: &BTreeSet<u32>
         // What is left undecided once all have ended may lack nothing but control trials to compare with.
         let ended = |e: &Event| matches!(e.body, Body::TrialEnded { .. });
         let open = events.iter().filter(|e| ended(e)).count() < started.len();
-        return control().filter(|_| !open && !all_decided(plan, events));
+        return control().filter(|_| !open && undecided);
     };
     control()
         .filter(|_| controls_started < FIRST_CONTROLS + round * CONTROLS_A_ROUND)
         .or_else(|| plan.trials.iter().find(|t| t.number == number))
-}
-
-fn all_decided(plan: &Plan, events: &[Event]) -> bool {
-    (0..plan.patches.len()).all(|patch| {
-        let (own, events) = of(plan, events, patch);
-        is_decided(&own, &judge(&own, &events))
-    })
 }
 
 #[cfg(test)]

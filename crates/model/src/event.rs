@@ -148,6 +148,11 @@ pub enum Body {
     },
 }
 
+/// The function in `object/function`, as [`Body::Applied`] has it.
+pub fn function_name(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or_default()
+}
+
 /// How a trial ended. Whose fault a failure is, is a type: only findings count against a patch.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "how", rename_all = "kebab-case")]

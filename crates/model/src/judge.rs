@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use attribute::Item;
 pub(crate) use attribute::comparable;
 
-use crate::event::{Body, CheckpointFacts, Event, Measured, Scope, TrialEnd, Vitals};
+use crate::event::{Body, CheckpointFacts, Event, Measured, Scope, TrialEnd, Vitals, function_name};
 use crate::plan::Trial;
 use crate::verdict::{
     ArmCount, Attribution, Bound, Evidence, Hits, Observation, Outcome, Reach, Verdict, WaitGroup, Wear,
@@ -207,7 +207,7 @@ fn read_trial(record: &mut Record, event: &Event, scope: Scope) {
     match &event.body {
         Body::Applied { functions, inside, .. } => {
             for path in functions {
-                let name = path.rsplit('/').next().unwrap_or_default();
+                let name = function_name(path);
                 let reach = reach(&mut record.reach, name);
                 reach.inside = reach.inside.max(inside.get(name).copied().unwrap_or(0));
             }

@@ -180,7 +180,7 @@ impl Patch {
 }
 
 /// Lower-case hex, as `sha256sum` prints it.
-pub(crate) fn hex(bytes: &[u8]) -> String {
+pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 

@@ -51,15 +51,25 @@ pub struct Wait {
 
 /// A line of a stack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Frame<'a> {
+pub struct Frame<'a> {
     /// Without offset and the compiler's endings (`.isra.0`).
-    pub(crate) function: &'a str,
-    pub(crate) module: Option<&'a str>,
+    pub function: &'a str,
+    /// The module it is in; none in the kernel itself.
+    pub module: Option<&'a str>,
+}
+
+/// A line of a stack without the address that older kernels print and newer ones hide (`[<0>] `).
+pub fn without_address(line: &str) -> &str {
+    match line.split_once("] ") {
+        Some((address, rest)) if address.trim_start().starts_with("[<") => rest.trim(),
+        _ => line.trim(),
+    }
 }
 
 impl<'a> Frame<'a> {
-    pub(crate) fn read(line: &'a str) -> Option<Self> {
-        let mut words = line.split_whitespace();
+    /// Read a line as the kernel prints it: `FUNCTION+0x1/0x2 [MODULE]`.
+    pub fn read(line: &'a str) -> Option<Self> {
+        let mut words = without_address(line).split_whitespace();
         let function = words.next()?.split('+').next()?.split('.').next()?;
         let module = words.find_map(|w| w.strip_prefix('[')?.strip_suffix(']'));
         (!function.is_empty()).then_some(Self { function, module })

@@ -1,6 +1,6 @@
 //! All tasks of a guest with their stacks: asked for in one go, sorted by what they say of the patch. Pure.
 
-use klpfarm_model::{Noted, Wait, Waits};
+use klpfarm_model::{Noted, Wait, Waits, without_address};
 
 /// Where the guest keeps the text until it is fetched.
 pub(super) const FILE: &str = "/run/klpfarm/tasks";
@@ -57,7 +57,7 @@ pub(super) fn read(text: &str) -> Vec<Task> {
             }
             "wchan" if value != "0" => task.wchan = value.to_owned(),
             "patch_state" => task.patch_state = value.trim().parse().ok(),
-            "stack" => task.stack.push(frame(value).to_owned()),
+            "stack" => task.stack.push(without_address(value).to_owned()),
             _ => {}
         }
     }
@@ -78,14 +78,6 @@ fn split(line: &str) -> Option<(u32, u32, &str, &str)> {
 fn stat(line: &str) -> Option<(&str, char)> {
     let (open, close) = (line.find('(')?, line.rfind(')')?);
     Some((line.get(open + 1..close)?, line.get(close + 1..)?.trim_start().chars().next()?))
-}
-
-/// Without the address, which the kernel hides anyway.
-fn frame(line: &str) -> &str {
-    match line.split_once("] ") {
-        Some((address, rest)) if address.trim_start().starts_with("[<") => rest.trim(),
-        _ => line.trim(),
-    }
 }
 
 impl Task {

@@ -1,30 +1,19 @@
 //! Tasks that do not get on, in words: where they wait, what they are called. Pure.
 
+use klpfarm_model::Frame;
 use klpfarm_stress::wire::BlockedTask;
 
 /// The kernel function in which a task waits: the first frame that is no machinery of scheduling and locking. A function of the patch
 /// itself wins: that is where an engineer wants to look first.
 pub(super) fn waits_in(stack: &str, wchan: &str, patches: &[String]) -> Option<String> {
-    let frames: Vec<(&str, bool)> = stack
-        .lines()
-        .filter_map(|line| {
-            let line = line.trim();
-            let symbol =
-                line.rsplit_once("] ").filter(|(head, _)| head.starts_with('[')).map_or(line, |(_, s)| s);
-            let name = symbol.split(['+', ' ']).next()?;
-            let of_patch = patches.iter().any(|p| symbol.contains(&format!("[{p}]")));
-            (!name.is_empty()).then_some((name, of_patch))
-        })
-        .collect();
-    let own = frames.iter().find(|(_, of_patch)| *of_patch);
-    let named = own.or_else(|| frames.iter().find(|(name, _)| !klpfarm_kmsg::is_machinery(name)));
-    let name = named.or_else(|| frames.first()).map(|(name, _)| *name);
-    name.or_else(|| (!wchan.is_empty() && wchan != "0").then_some(wchan)).map(|n| plain_symbol(n).to_owned())
-}
-
-/// Compilers append `.constprop.0` and the like.
-fn plain_symbol(name: &str) -> &str {
-    name.split('.').next().unwrap_or(name)
+    let frames: Vec<Frame<'_>> = stack.lines().filter_map(Frame::read).collect();
+    let of_patch = |f: &&Frame<'_>| f.module.is_some_and(|m| patches.iter().any(|p| p == m));
+    let own = frames.iter().find(of_patch);
+    let named = own.or_else(|| frames.iter().find(|f| !klpfarm_kmsg::is_machinery(f.function)));
+    let function = named.or_else(|| frames.first()).map(|f| f.function);
+    // Compilers append `.constprop.0` and the like.
+    let wchan = wchan.split('.').next().filter(|name| !name.is_empty() && *name != "0");
+    function.or(wchan).map(str::to_owned)
 }
 
 /// `kworker/1:2` and `kworker/0:1` are the same to a title.
