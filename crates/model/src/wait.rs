@@ -52,7 +52,9 @@ pub struct Wait {
 /// A line of a stack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Frame<'a> {
-    /// Without offset and the compiler's endings (`.isra.0`).
+    /// Without offset.
+    pub symbol: &'a str,
+    /// Without the compiler's endings (`.isra.0`) as well.
     pub function: &'a str,
     /// The module it is in; none in the kernel itself.
     pub module: Option<&'a str>,
@@ -70,9 +72,10 @@ impl<'a> Frame<'a> {
     /// Read a line as the kernel prints it: `FUNCTION+0x1/0x2 [MODULE]`.
     pub fn read(line: &'a str) -> Option<Self> {
         let mut words = without_address(line).split_whitespace();
-        let function = words.next()?.split('+').next()?.split('.').next()?;
+        let symbol = words.next()?.split('+').next()?;
+        let function = symbol.split('.').next()?;
         let module = words.find_map(|w| w.strip_prefix('[')?.strip_suffix(']'));
-        (!function.is_empty()).then_some(Self { function, module })
+        (!function.is_empty()).then_some(Self { symbol, function, module })
     }
 }
 

@@ -9,7 +9,7 @@ pub(super) fn waits_in(stack: &str, wchan: &str, patches: &[String]) -> Option<S
     let frames: Vec<Frame<'_>> = stack.lines().filter_map(Frame::read).collect();
     let of_patch = |f: &&Frame<'_>| f.module.is_some_and(|m| patches.iter().any(|p| p == m));
     let own = frames.iter().find(of_patch);
-    let named = own.or_else(|| frames.iter().find(|f| !klpfarm_kmsg::is_machinery(f.function)));
+    let named = own.or_else(|| frames.iter().find(|f| !klpfarm_kmsg::is_machinery(f.symbol)));
     let function = named.or_else(|| frames.first()).map(|f| f.function);
     // Compilers append `.constprop.0` and the like.
     let wchan = wchan.split('.').next().filter(|name| !name.is_empty() && *name != "0");
