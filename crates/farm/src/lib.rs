@@ -7,9 +7,11 @@ mod drive;
 mod evidence;
 mod guest;
 mod pace;
+mod past;
 mod run;
 mod trial;
 
 pub use drive::Bench;
 pub use guest::digest;
+pub use past::unfinished;
 pub use run::{AgeError, Aged, Beginning, Sink, age, run};

@@ -1,18 +1,20 @@
 //! A run: trials, so many at once, their events numbered and handed to one sink, until the verdict is reached.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use klpfarm_model::event::{CheckpointFacts, Vitals};
 use klpfarm_model::{
-    Arm, Body, Event, Finding, Phase, Scope, Start, Trial, TrialEnd, is_decided, judge, next_trial,
+    Arm, Body, Event, Finding, Phase, Plan, Scope, Start, Trial, TrialEnd, is_decided, judge, next_trial,
 };
 use klpfarm_vm::Checkpointed;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::drive::{Bench, Ended, Wires, drive};
+use crate::past::Past;
 use crate::trial::Origin;
 
 /// Takes each event, in order, before it is acted on.
@@ -30,62 +32,74 @@ impl<F: FnMut(&Event) -> std::io::Result<()>> Sink for F {
     }
 }
 
-/// What a run is begun with, besides its bench.
+/// What a run is begun with, besides its benches.
 #[derive(Debug, Clone)]
 pub struct Beginning {
     /// RFC 3339 time of the host.
     pub time: String,
     /// First line of QEMU's version.
     pub qemu: String,
-    /// The checkpoint that the bench's machines are forks of.
-    pub checkpoint: Option<CheckpointFacts>,
+    /// The checkpoints that the benches' machines are forks of.
+    pub checkpoints: Vec<CheckpointFacts>,
+    /// What the journal of a run that was cut off holds; empty if the run is new.
+    pub past: Vec<Event>,
 }
 
-/// Run trials of the plan, `plan.jobs` at once, until the verdict is reached, the trials or the budget are used up, or `cancel`. All machines
-/// are gone when it returns.
+/// Run trials of the plan, `plan.jobs` at once, until the verdict is reached, the trials or the time are used up, or `cancel`. All machines
+/// are gone when it returns. `benches` are those of the plan's turns; a plan without turns has one.
 ///
 /// # Errors
 /// If the sink can't keep an event; the machines are ended first.
 pub async fn run(
-    bench: &Bench,
+    plan: &Plan,
+    benches: &[Bench],
     beginning: Beginning,
     sink: &mut dyn Sink,
     cancel: CancellationToken,
 ) -> std::io::Result<Vec<Event>> {
-    let plan = &bench.plan;
-    let mut log = Log { started: Instant::now(), events: Vec::new(), sink };
-    let Beginning { time, qemu, checkpoint } = beginning;
-    log.add(None, Body::RunStarted { time, plan: plan.hash(), accel: plan.accel, qemu })?;
-    if let Some(facts) = checkpoint {
-        log.add(None, Body::Checkpoint(Box::new(facts)))?;
-    }
     let origin = match plan.start {
         Start::Fork => Origin::Fork,
         Start::Boot => Origin::Boot,
     };
+    let carry = |trial: Trial, wires: Wires| {
+        let bench = benches[trial.turn].clone();
+        async move { drive(&bench, trial, origin, wires).await }
+    };
+    conduct(plan, beginning, sink, cancel, carry).await
+}
+
+/// The same, whatever carries the trials out.
+async fn conduct<F, Fut>(
+    plan: &Plan,
+    beginning: Beginning,
+    sink: &mut dyn Sink,
+    cancel: CancellationToken,
+    carry: F,
+) -> std::io::Result<Vec<Event>>
+where
+    F: Fn(Trial, Wires) -> Fut,
+    Fut: Future<Output = Ended> + Send + 'static,
+{
+    let (mut log, mut started) = begin(plan, beginning, sink)?;
     let (report, mut reports) = mpsc::channel::<(Scope, Body)>(256);
-    let (functions, _) = watch::channel(Vec::new());
+    let known = Functions::new(plan, &log.events);
     let (stop, _) = watch::channel(None);
     let mut running: JoinSet<Ended> = JoinSet::new();
-    let mut started = BTreeSet::new();
     let mut failed = None;
-    let mut more = true;
-    // Without a budget, far beyond any run.
-    let budget = plan.pipeline.budget.unwrap_or(Duration::from_secs(10 * 365 * 24 * 3600));
-    let mut over = std::pin::pin!(tokio::time::sleep(budget));
+    let mut more = !is_decided(plan, &judge(plan, &log.events));
+    let mut over = std::pin::pin!(tokio::time::sleep(time_left(plan, &log)));
     loop {
         while more && stop.borrow().is_none() && running.len() < plan.jobs.max(1) as usize {
-            let Some(trial) = next_trial(plan, &log.events, &started).cloned() else {
+            let Some(trial) = next_trial(plan, &log.events, &started) else {
                 more = false;
                 break;
             };
             started.insert(trial.number);
-            let wires =
-                Wires { report: report.clone(), functions: functions.subscribe(), stop: stop.subscribe() };
-            let bench = bench.clone();
-            running.spawn(async move { drive(&bench, trial, origin, wires).await });
+            let functions = known.subscribe(trial.turn);
+            let wires = Wires { report: report.clone(), functions, stop: stop.subscribe() };
+            running.spawn(carry(trial, wires));
         }
-        let event = tokio::select! {
+        let (scope, body) = tokio::select! {
             biased;
             Some(event) = reports.recv() => event,
             () = cancel.cancelled(), if stop.borrow().is_none() => {
@@ -105,23 +119,14 @@ pub async fn run(
         if failed.is_some() {
             continue;
         }
-        let (scope, body) = event;
-        if let Body::Applied { functions: new, .. } = &body {
-            functions.send_if_modified(|all| {
-                let before = all.len();
-                all.extend(new.iter().cloned());
-                all.sort();
-                all.dedup();
-                all.len() > before
-            });
-        }
+        known.learn(plan, scope, &body);
         let ended = matches!(body, Body::TrialEnded { .. });
         if let Err(error) = log.add(Some(scope), body) {
             failed = Some(error);
             stop.send_replace(Some(TrialEnd::Interrupted));
         } else if ended && stop.borrow().is_none() {
             more = true;
-            if is_decided(plan, &judge(plan, &log.events)) {
+            if plan.turns.is_empty() && is_decided(plan, &judge(plan, &log.events)) {
                 stop.send_replace(Some(TrialEnd::Unneeded));
             }
         }
@@ -131,6 +136,73 @@ pub async fn run(
     }
     log.add(None, Body::RunEnded { interrupted: cancel.is_cancelled() })?;
     Ok(log.events)
+}
+
+/// Open the run's journal, or go on with it; and the trials that are not to be started any more.
+fn begin<'a>(
+    plan: &Plan,
+    beginning: Beginning,
+    sink: &'a mut dyn Sink,
+) -> std::io::Result<(Log<'a>, BTreeSet<u32>)> {
+    let Beginning { time, qemu, checkpoints, past } = beginning;
+    let before = Past::read(&past);
+    let new = past.is_empty();
+    let mut log = Log::after(past, sink);
+    if new {
+        log.add(None, Body::RunStarted { time, plan: plan.hash(), accel: plan.accel, qemu })?;
+    } else {
+        for scope in before.found {
+            log.add(Some(scope), Body::TrialEnded { end: TrialEnd::Interrupted })?;
+        }
+        log.add(None, Body::RunResumed { time, qemu, void: before.void })?;
+    }
+    for facts in checkpoints {
+        let known = |e: &Event| matches!(&e.body, Body::Checkpoint(c) if c.id == facts.id);
+        if !log.events.iter().any(known) {
+            log.add(None, Body::Checkpoint(Box::new(facts)))?;
+        }
+    }
+    Ok((log, before.started))
+}
+
+/// How long the run may still go on; far beyond any run if nothing limits it.
+fn time_left(plan: &Plan, log: &Log<'_>) -> Duration {
+    let all = plan
+        .rotation()
+        .map(|r| r.duration)
+        .or(plan.pipeline.budget)
+        .unwrap_or(Duration::from_secs(10 * 365 * 24 * 3600));
+    all.saturating_sub(log.before)
+}
+
+/// Functions that the patches replace, by turn: what one trial learns from sysfs, the others count calls of.
+struct Functions(Vec<watch::Sender<Vec<String>>>);
+
+impl Functions {
+    fn new(plan: &Plan, past: &[Event]) -> Self {
+        let known = Self((0..plan.turns()).map(|_| watch::channel(Vec::new()).0).collect());
+        for event in past {
+            if let Some(scope) = event.scope {
+                known.learn(plan, scope, &event.body);
+            }
+        }
+        known
+    }
+
+    fn subscribe(&self, turn: usize) -> watch::Receiver<Vec<String>> {
+        self.0[turn].subscribe()
+    }
+
+    fn learn(&self, plan: &Plan, scope: Scope, body: &Body) {
+        let Body::Applied { functions: new, .. } = body else { return };
+        self.0[plan.turn_of(scope.trial)].send_if_modified(|all| {
+            let before = all.len();
+            all.extend(new.iter().cloned());
+            all.sort();
+            all.dedup();
+            all.len() > before
+        });
+    }
 }
 
 /// A machine that has grown old.
@@ -176,7 +248,7 @@ pub async fn age(
     sink: &mut dyn Sink,
     cancel: CancellationToken,
 ) -> Result<Aged, AgeError> {
-    let mut log = Log { started: Instant::now(), events: Vec::new(), sink };
+    let mut log = Log::new(sink);
     let (report, mut reports) = mpsc::channel::<(Scope, Body)>(256);
     let (_functions, functions) = watch::channel(Vec::new());
     let (stop, stopped) = watch::channel(None);
@@ -241,20 +313,37 @@ fn aged(ended: Ended, events: &[Event]) -> Result<Aged, AgeError> {
 
 struct Log<'a> {
     started: Instant,
+    /// How long the run had gone on before it was cut off.
+    before: Duration,
+    seq: u64,
+    /// What is judged.
     events: Vec<Event>,
     sink: &'a mut dyn Sink,
 }
 
-impl Log<'_> {
+impl<'a> Log<'a> {
+    fn new(sink: &'a mut dyn Sink) -> Self {
+        Self::after(Vec::new(), sink)
+    }
+
+    fn after(past: Vec<Event>, sink: &'a mut dyn Sink) -> Self {
+        let (seq, at_ms) = past.last().map_or((0, 0), |e| (e.seq, e.at_ms));
+        Self { started: Instant::now(), before: Duration::from_millis(at_ms), seq, events: past, sink }
+    }
+
     fn add(&mut self, scope: Option<Scope>, body: Body) -> std::io::Result<()> {
-        let event = Event {
-            seq: self.events.len() as u64 + 1,
-            at_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
-            scope,
-            body,
-        };
+        self.seq += 1;
+        let at = self.before + self.started.elapsed();
+        let at_ms = u64::try_from(at.as_millis()).unwrap_or(u64::MAX);
+        let event = Event { seq: self.seq, at_ms, scope, body };
         self.sink.event(&event)?;
-        self.events.push(event);
+        // Half of a journal, and nobody judges by it: a soak of days would fill the memory.
+        if !matches!(event.body, Body::Progress { .. }) {
+            self.events.push(event);
+        }
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

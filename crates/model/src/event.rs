@@ -48,6 +48,15 @@ pub enum Body {
         /// `qemu-system-x86_64 --version`, first line.
         qemu: String,
     },
+    /// The run goes on after it had been cut off: by a signal, a crash, a power failure.
+    RunResumed {
+        /// RFC 3339 time of the host.
+        time: String,
+        /// `qemu-system-x86_64 --version`, first line.
+        qemu: String,
+        /// Trials that had not ended. They are done again, and what the journal says of them up to here no longer counts.
+        void: Vec<u32>,
+    },
     /// A trial's machine is being started.
     TrialStarted,
     /// The trial entered the phase in its scope.
@@ -146,6 +155,20 @@ pub enum Body {
         /// It was ended by the user.
         interrupted: bool,
     },
+}
+
+/// The events that count: those of trials that a resumed run does again are left out.
+pub fn live(events: &[Event]) -> impl Iterator<Item = &Event> {
+    let mut void: BTreeMap<u32, u64> = BTreeMap::new();
+    for event in events {
+        if let Body::RunResumed { void: trials, .. } = &event.body {
+            void.extend(trials.iter().map(|t| (*t, event.seq)));
+        }
+    }
+    events.iter().filter(move |e| {
+        let since = e.scope.and_then(|s| void.get(&s.trial));
+        since.is_none_or(|resumed| e.seq > *resumed)
+    })
 }
 
 /// The function in `object/function`, as [`Body::Applied`] has it.
@@ -366,6 +389,7 @@ mod tests {
             Body::RunStarted { time: text(), plan: text(), accel: Accel::Kvm, qemu: text() },
             Body::Checkpoint(Box::new(facts)),
             Body::Vitals(vitals),
+            Body::RunResumed { time: text(), qemu: text(), void: vec![1, 2] },
             Body::TrialStarted,
             Body::PhaseStarted,
             Body::MachineReady { release: text(), ssh_ms: Some(1), fork_ms: None, taint: 0 },

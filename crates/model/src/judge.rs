@@ -13,13 +13,13 @@ use std::path::PathBuf;
 use attribute::Item;
 pub(crate) use attribute::comparable;
 
-use crate::event::{Body, CheckpointFacts, Event, Measured, Scope, TrialEnd, Vitals, function_name};
+use crate::event::{Body, CheckpointFacts, Event, Measured, Scope, TrialEnd, Vitals, function_name, live};
 use crate::plan::Trial;
 use crate::verdict::{
     ArmCount, Attribution, Bound, Evidence, Hits, Observation, Outcome, Reach, Verdict, WaitGroup, Wear,
 };
 use crate::wait::Waits;
-use crate::{Arm, Finding, Phase, Plan, cause, plan, stats};
+use crate::{Arm, Finding, Phase, Plan, cause, plan, rotation, stats};
 
 /// What one trial left in the journal.
 #[derive(Debug, Default)]
@@ -83,6 +83,11 @@ enum Mark {
 
 /// Judge a run. The same plan and events give the same verdict, whoever asks and whenever.
 pub fn judge(plan: &Plan, events: &[Event]) -> Verdict {
+    if plan.turns.is_empty() { judge_one(plan, events) } else { rotation::judge_turns(plan, events) }
+}
+
+/// Judge a run whose machines are all of one kind.
+pub(crate) fn judge_one(plan: &Plan, events: &[Event]) -> Verdict {
     let record = read(plan, events);
     let items = attribute::items(plan, &record);
     let marks: BTreeMap<u32, Mark> =
@@ -106,6 +111,7 @@ pub fn judge(plan: &Plan, events: &[Event]) -> Verdict {
     };
     Verdict {
         schema: plan::SCHEMA,
+        turns: BTreeMap::new(),
         verdict,
         tier: plan.tier,
         causes,
@@ -128,8 +134,8 @@ pub fn judge(plan: &Plan, events: &[Event]) -> Verdict {
 
 /// Whether this verdict ends the run that it is of: it is reached, and enough is known to say under which condition the patch fails.
 pub fn is_decided(plan: &Plan, verdict: &Verdict) -> bool {
-    if plan.apart {
-        // The run ends when no patch needs a trial any more.
+    if plan.apart || !plan.turns.is_empty() {
+        // The run ends when no patch needs a trial any more, or when its time is over.
         return false;
     }
     let ended =
@@ -144,9 +150,12 @@ pub fn is_decided(plan: &Plan, verdict: &Verdict) -> bool {
 
 /// The next trial worth starting, if the run is not decided: in the plan's order, and no loaded one more than the tier still
 /// needs. `started` are the numbers of those that have been.
-pub fn next_trial<'a>(plan: &'a Plan, events: &[Event], started: &BTreeSet<u32>) -> Option<&'a Trial> {
+pub fn next_trial(plan: &Plan, events: &[Event], started: &BTreeSet<u32>) -> Option<Trial> {
     if plan.apart {
-        return crate::apart::next(plan, events, started);
+        return crate::apart::next(plan, events, started).cloned();
+    }
+    if !plan.turns.is_empty() {
+        return rotation::next(plan, started);
     }
     let record = read(plan, events);
     let items = attribute::items(plan, &record);
@@ -165,13 +174,15 @@ pub fn next_trial<'a>(plan: &'a Plan, events: &[Event], started: &BTreeSet<u32>)
     };
     let wanting = |(failed, clean): (u32, u32)| !plan.rule.allows(failed, clean);
     let patched = counted(&|t| t.arm != Arm::Control);
-    plan.trials.iter().filter(|t| !started.contains(&t.number)).find(|trial| match trial.arm {
+    let mut left = plan.trials.iter().filter(|t| !started.contains(&t.number));
+    let next = left.find(|trial| match trial.arm {
         Arm::Loaded | Arm::Stack => {
             wanting(counted(&|t| t.arm == trial.arm && t.patches == trial.patches))
                 || (patched.0 > 0 && wanting(patched))
         }
         Arm::Quiescent | Arm::Control | Arm::Reapply => true,
-    })
+    });
+    next.cloned()
 }
 
 fn read(plan: &Plan, events: &[Event]) -> Record {
@@ -185,10 +196,11 @@ fn read(plan: &Plan, events: &[Event]) -> Record {
         interrupted: false,
         took_ms: 0,
     };
-    for event in events {
+    for event in live(events) {
         record.took_ms = record.took_ms.max(event.at_ms);
         match &event.body {
             Body::RunEnded { interrupted } => record.interrupted = *interrupted,
+            Body::RunResumed { .. } => record.interrupted = false,
             Body::Checkpoint(facts) => {
                 record.blind.extend(facts.blind.clone());
                 record.checkpoint = Some((**facts).clone());
@@ -238,6 +250,7 @@ fn read_trial(record: &mut Record, event: &Event, scope: Scope) {
             place.get_or_insert_with(|| vitals.clone());
         }
         Body::RunStarted { .. }
+        | Body::RunResumed { .. }
         | Body::Checkpoint(_)
         | Body::TrialStarted
         | Body::PhaseStarted
@@ -253,6 +266,7 @@ fn read_trial(record: &mut Record, event: &Event, scope: Scope) {
 fn reach<'a>(all: &'a mut BTreeMap<String, Reach>, function: &str) -> &'a mut Reach {
     all.entry(function.to_owned()).or_insert_with(|| Reach {
         function: function.to_owned(),
+        turn: None,
         before_per_s: None,
         after_per_s: None,
         inside: 0,
@@ -304,6 +318,7 @@ fn bounds(plan: &Plan, marks: &BTreeMap<u32, Mark>) -> Vec<Bound> {
         let at = at.unwrap_or_else(|| {
             let confidence = plan.rule.confidence;
             bounds.push(Bound {
+                turn: None,
                 arm: trial.arm,
                 patches,
                 failed: 0,
@@ -345,6 +360,7 @@ fn evidence(plan: &Plan, record: &Record, item: Item) -> Evidence {
         })
         .collect();
     Evidence {
+        turn: None,
         first_after_apply_ms: seen.iter().filter_map(|s| s.finding.after_apply_ms).min(),
         title: lead.title,
         kind: lead.kind,

@@ -98,6 +98,11 @@ pub struct PatchError {
 const SIGNATURE_MARK: &[u8] = b"~Module signature appended~\n";
 
 impl Patch {
+    /// SHA-256 of a module, in hex.
+    pub fn sha256_of(data: &[u8]) -> String {
+        hex(&Sha256::digest(data))
+    }
+
     /// Read a candidate from `data`, the content of `file`.
     ///
     /// # Errors
@@ -144,7 +149,7 @@ impl Patch {
         Ok(Self {
             file: file.to_owned(),
             name: name.replace('-', "_"),
-            sha256: hex(&Sha256::digest(data)),
+            sha256: Self::sha256_of(data),
             size: data.len() as u64,
             vermagic: vermagic.to_owned(),
             depends: info

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::workload::{Run, Scalar, Workload, is_name};
 use crate::yaml::{self, YamlError};
-use crate::{Arm, Tier};
+use crate::{Arm, Rotation, Tier};
 
 /// What to run and how to judge it, as written in `pipelines/*.yaml`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -26,7 +26,8 @@ pub struct Pipeline {
     /// The virtual hardware.
     #[serde(default)]
     pub machine: MachineShape,
-    /// Workload descriptors: names or paths relative to this file. All run together.
+    /// Workload descriptors: names or paths relative to this file. All run together, where no `rotation.loads` say otherwise.
+    #[serde(default)]
     pub workloads: Vec<String>,
     /// What makes a machine old before it is checkpointed.
     #[serde(default)]
@@ -46,6 +47,9 @@ pub struct Pipeline {
     /// The run ends after this, decided or not; absent: when all trials are done.
     #[serde(default, with = "crate::duration::option", skip_serializing_if = "Option::is_none")]
     pub budget: Option<Duration>,
+    /// What goes round, in a run that lasts for a time instead of a number of trials; `arms` are then those of one round.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotation: Option<Rotation>,
     /// File of tier rules, relative to this file; absent: the shipped ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tiers: Option<String>,
@@ -338,7 +342,7 @@ impl Pipeline {
             "is empty; name an image recipe, for example debian-12".into(),
         );
         check(
-            !self.workloads.is_empty(),
+            !self.workloads.is_empty() || self.rotation.as_ref().is_some_and(|r| !r.loads.is_empty()),
             "workloads",
             "is empty; a patch is never qualified without load".into(),
         );
@@ -409,6 +413,14 @@ impl Pipeline {
             format!("fills {wear} MiB of a machine that has {memory_mib} MiB"),
         );
         check(self.budget != Some(zero), "budget", "is zero".into());
+        check(
+            self.budget.is_none() || self.rotation.is_none(),
+            "budget",
+            "says the same as `rotation.duration`; leave it out".into(),
+        );
+        for (field, message) in self.rotation.iter().flat_map(Rotation::problems) {
+            check(false, &field, message);
+        }
         let l = &self.limits;
         for (field, value) in [
             ("boot", l.boot),

@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 
 use crate::TierRule;
 use crate::patch::{Patch, PatchError, hex};
-use crate::{Accel, Arm, Pipeline, Tier, Workload, stats};
+use crate::{Accel, Arm, Pipeline, Tier, Turn, Workload, stats};
 
 /// Version of `plan.json`, `journal.jsonl` and `verdict.json`.
 pub const SCHEMA: u32 = 2;
@@ -51,6 +51,8 @@ pub struct Resolved {
     pub seed: u64,
     /// The patches have nothing to do with each other.
     pub apart: bool,
+    /// The kinds of machines that go round; none without a rotation. Their patches are found here.
+    pub turns: Vec<Turn>,
 }
 
 /// How a trial's machine comes to be.
@@ -100,7 +102,10 @@ pub struct Plan {
     pub pipeline: Pipeline,
     /// The workloads, that which ages the machine last.
     pub workloads: Vec<Workload>,
-    /// The trials, in the order in which they start.
+    /// The kinds of machines that go round, where the pipeline has a rotation; `image`, `workloads` and `checkpoint` are the first one's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub turns: Vec<Turn>,
+    /// The trials, in the order in which they start; of a rotation, those of one round ([`Plan::trial`]).
     pub trials: Vec<Trial>,
 }
 
@@ -118,6 +123,14 @@ pub struct Trial {
     pub jitter: Duration,
     /// Seed of this trial's workloads.
     pub seed: u64,
+    /// The kind of its machine, as a position in [`Plan::turns`].
+    #[serde(default, skip_serializing_if = "is_first")]
+    pub turn: usize,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands in a reference")]
+fn is_first(turn: &usize) -> bool {
+    *turn == 0
 }
 
 /// Why there is no plan.
@@ -137,37 +150,13 @@ impl Plan {
     /// # Errors
     /// If a patch does not fit the image, or the pipeline allows too few trials or too little time for the tier.
     pub fn new(pipeline: &Pipeline, with: Resolved) -> Result<Self, PlanError> {
-        if let Some(release) = &with.image.release {
-            for patch in &with.patches {
-                patch.check_release(&with.image.name, release)?;
-            }
-        }
         let needed = with.rule.trials();
         let tier = with.tier;
-        let stacked = if with.apart { 1 } else { with.patches.len() };
-        for (arm, most) in [(Arm::Loaded, pipeline.arms.loaded), (Arm::Stack, pipeline.arms.stack)] {
-            let relevant = arm == Arm::Loaded || stacked > 1;
-            if let Some(most) = most.filter(|most| *most < needed && with.trials.is_none() && relevant) {
-                return Err(PlanError::OutOfReach(format!(
-                    "arms.{arm}: tier {tier} needs {needed} clean {arm} trials (at most {:.0} % failures at {:.0} % confidence), but the pipeline allows {most}: raise it to {needed} or more, or leave it out; to look for findings only, say --trials {most}",
-                    with.rule.max_failure_rate * 100.0,
-                    with.rule.confidence * 100.0,
-                )));
-            }
-        }
-        for arm in &with.rule.arms {
-            if pipeline.arms.of(*arm) == Some(0) {
-                return Err(PlanError::OutOfReach(format!(
-                    "arms.{arm}: tier {tier} asks for this arm, but the pipeline has 0 trials of it"
-                )));
-            }
-        }
-        let counts = counts(pipeline, &with.rule, stacked, with.trials);
-        let trials = order(&counts, needed, with.patches.len())
-            .into_iter()
-            .zip(1..)
-            .map(|((arm, patches), number)| Trial::new(number, arm, patches, with.seed))
-            .collect();
+        let (turns, trials) = if with.turns.is_empty() {
+            (Vec::new(), sequence(pipeline, &with, needed)?)
+        } else {
+            round(pipeline, &with)?
+        };
         let mut workloads = with.workloads;
         workloads.push(pipeline.aging.workload());
         let plan = Self {
@@ -187,9 +176,22 @@ impl Plan {
             seed: with.seed,
             pipeline: pipeline.clone(),
             workloads,
+            turns,
             trials,
         };
-        let least = plan.estimate();
+        let least = plan.once();
+        match pipeline.rotation.as_ref().map(|r| r.duration) {
+            Some(duration) if duration < least => {
+                return Err(PlanError::OutOfReach(format!(
+                    "rotation.duration: is {} s, but one round of its {} trials takes about {} s, {} at once: raise it, or take fewer images, loads or trials of each arm",
+                    duration.as_secs(),
+                    plan.trials.len(),
+                    least.as_secs(),
+                    plan.jobs
+                )));
+            }
+            _ => {}
+        }
         match pipeline.budget {
             Some(budget) if budget < least && with.trials.is_none() => Err(PlanError::OutOfReach(format!(
                 "budget: is {} s, but the {needed} loaded trials that tier {tier} needs and their company take about {} s, {} at once: raise it",
@@ -225,6 +227,11 @@ impl Plan {
 
     /// How long a run without a finding takes at least, as far as it can be told: the checkpoint's making is not in it.
     pub fn estimate(&self) -> Duration {
+        self.rotation().map_or_else(|| self.once(), |r| r.duration)
+    }
+
+    /// How long the plan's trials take, those to spare left out; of a rotation, one round.
+    fn once(&self) -> Duration {
         let p = &self.pipeline.phases;
         let start = match self.start {
             Start::Fork => Duration::from_secs(2),
@@ -249,6 +256,14 @@ impl Plan {
         all / self.jobs.max(1)
     }
 
+    /// Copy of a candidate below the run folder, by its position in [`Self::patches`]; two images may have a candidate of one name.
+    pub fn patch_file(&self, patch: usize) -> PathBuf {
+        let name = &self.patches[patch].name;
+        let same = self.patches[..patch].iter().filter(|p| p.name == *name).count();
+        let file = if same == 0 { format!("{name}.ko") } else { format!("{name}.{}.ko", same + 1) };
+        PathBuf::from("patches").join(file)
+    }
+
     /// Folder of a trial below the run folder.
     pub fn trial_dir(number: u32) -> PathBuf {
         PathBuf::from("trials").join(number.to_string())
@@ -259,8 +274,83 @@ impl Trial {
     /// A trial with its own moment of applying, from the seed of the run.
     pub fn new(number: u32, arm: Arm, patches: Vec<usize>, seed: u64) -> Self {
         let seed = mix(seed ^ mix(u64::from(number)));
-        Self { number, arm, patches, jitter: Duration::from_millis(mix(seed) % 2000), seed }
+        Self { number, arm, patches, jitter: Duration::from_millis(mix(seed) % 2000), seed, turn: 0 }
     }
+}
+
+/// The trials of an ordinary run.
+fn sequence(pipeline: &Pipeline, with: &Resolved, needed: u32) -> Result<Vec<Trial>, PlanError> {
+    if let Some(release) = &with.image.release {
+        for patch in &with.patches {
+            patch.check_release(&with.image.name, release)?;
+        }
+    }
+    let tier = with.tier;
+    let stacked = if with.apart { 1 } else { with.patches.len() };
+    for (arm, most) in [(Arm::Loaded, pipeline.arms.loaded), (Arm::Stack, pipeline.arms.stack)] {
+        let relevant = arm == Arm::Loaded || stacked > 1;
+        if let Some(most) = most.filter(|most| *most < needed && with.trials.is_none() && relevant) {
+            return Err(PlanError::OutOfReach(format!(
+                "arms.{arm}: tier {tier} needs {needed} clean {arm} trials (at most {:.0} % failures at {:.0} % confidence), but the pipeline allows {most}: raise it to {needed} or more, or leave it out; to look for findings only, say --trials {most}",
+                with.rule.max_failure_rate * 100.0,
+                with.rule.confidence * 100.0,
+            )));
+        }
+    }
+    has_arms(pipeline, with)?;
+    let counts = counts(pipeline, &with.rule, stacked, with.trials);
+    let trials = order(&counts, needed, with.patches.len()).into_iter().zip(1..);
+    Ok(trials.map(|((arm, patches), number)| Trial::new(number, arm, patches, with.seed)).collect())
+}
+
+/// The arms that the tier asks for.
+fn has_arms(pipeline: &Pipeline, with: &Resolved) -> Result<(), PlanError> {
+    let lacks = |arm: &&Arm| pipeline.arms.of(**arm) == Some(0);
+    with.rule.arms.iter().find(lacks).map_or(Ok(()), |arm| {
+        Err(PlanError::OutOfReach(format!(
+            "arms.{arm}: tier {} asks for this arm, but the pipeline has 0 trials of it",
+            with.tier
+        )))
+    })
+}
+
+/// Loaded trials of each patch in one round, unless the pipeline says how many.
+const LOADED_A_ROUND: u32 = 4;
+
+/// The turns of a rotation, and the trials of one round: those of each turn stay together, so that neighbours in time can be compared.
+fn round(pipeline: &Pipeline, with: &Resolved) -> Result<(Vec<Turn>, Vec<Trial>), PlanError> {
+    let turns: Result<Vec<Turn>, PlanError> =
+        with.turns.iter().cloned().map(|turn| turn.takes(&with.patches)).collect();
+    let mut turns = turns?;
+    for (i, patch) in with.patches.iter().enumerate() {
+        if !turns.iter().any(|t| t.patches.contains(&i)) {
+            let kernel = |t: &Turn| t.image.release.clone().unwrap_or_default();
+            let kernels: Vec<String> = turns.iter().map(kernel).collect();
+            return Err(PlanError::OutOfReach(format!(
+                "patch {}: is for {}, and the images have {}",
+                patch.file.display(),
+                patch.release(),
+                kernels.join(", ")
+            )));
+        }
+    }
+    has_arms(pipeline, with)?;
+    let mut trials = Vec::new();
+    for (k, turn) in turns.iter_mut().enumerate() {
+        turn.workloads.push(pipeline.aging.workload());
+        let of = |arm: Arm| match arm {
+            Arm::Stack if turn.patches.len() < 2 => 0,
+            Arm::Loaded | Arm::Stack => pipeline.arms.of(arm).unwrap_or(LOADED_A_ROUND),
+            Arm::Quiescent | Arm::Control | Arm::Reapply => pipeline.arms.of(arm).unwrap_or(0),
+        };
+        let counts: Vec<(Arm, u32)> = Arm::ALL.iter().map(|&arm| (arm, of(arm))).collect();
+        for (arm, set) in order(&counts, u32::MAX, turn.patches.len()) {
+            let patches = set.into_iter().map(|p| turn.patches[p]).collect();
+            let number = u32::try_from(trials.len()).unwrap_or(u32::MAX).saturating_add(1);
+            trials.push(Trial { turn: k, ..Trial::new(number, arm, patches, with.seed) });
+        }
+    }
+    Ok((turns, trials))
 }
 
 /// Trials planned of each arm, for each patch that it takes alone; `stacked` patches go on top of each other.

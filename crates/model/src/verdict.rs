@@ -48,6 +48,9 @@ pub struct Verdict {
     pub verdict: Outcome,
     /// The tier in question.
     pub tier: Tier,
+    /// Outcome by image and load, where several go round.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
+    pub turns: BTreeMap<String, Outcome>,
     /// Why, in plain words, most important first.
     pub causes: Vec<String>,
     /// The candidates, in the order in which they go on top of each other.
@@ -100,6 +103,9 @@ pub struct ArmCount {
 /// What loaded trials leave possible.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Bound {
+    /// Image and load, where several go round.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub turn: Option<String>,
     /// `loaded`, or `stack` for all patches together.
     pub arm: Arm,
     /// Names of the patches applied.
@@ -126,6 +132,9 @@ pub struct Wear {
 /// One cause, with all its symptoms.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Evidence {
+    /// Image and load, where several go round.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub turn: Option<String>,
     /// The leading finding's title.
     pub title: String,
     /// Its kind.
@@ -320,6 +329,9 @@ pub struct Observation {
 /// How the load reached one patched function.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Reach {
+    /// Image and load, where several go round.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub turn: Option<String>,
     /// Function.
     pub function: String,
     /// Calls a second in the control arm, the highest of all trials; absent if they could not be counted.

@@ -40,6 +40,7 @@ pub(super) fn plan() -> Arc<Plan> {
         start: Start::Fork,
         seed: 1,
         apart: false,
+        turns: Vec::new(),
     };
     Arc::new(Plan::new(&pipeline, with).unwrap())
 }

@@ -46,6 +46,7 @@ fn plan() -> Plan {
         start: Start::Fork,
         seed: 1,
         apart: true,
+        turns: Vec::new(),
     };
     Plan::new(&pipeline, with).unwrap()
 }
@@ -83,7 +84,7 @@ fn run(plan: &Plan) -> (Vec<Event>, BTreeMap<String, u32>) {
     let (mut events, mut started, mut trials) = (Vec::new(), BTreeSet::new(), BTreeMap::new());
     while let Some(trial) = next_trial(plan, &events, &started) {
         started.insert(trial.number);
-        let name = plan.names(trial).next().unwrap_or("control").to_owned();
+        let name = plan.names(&trial).next().unwrap_or("control").to_owned();
         let mut bodies = Vec::new();
         if trial.arm == Arm::Control {
             let call = |p: &Patch| Body::Reach {

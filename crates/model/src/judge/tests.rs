@@ -35,6 +35,7 @@ fn resolved(patches: &[&str]) -> Resolved {
         start: Start::Fork,
         seed: 1,
         apart: false,
+        turns: Vec::new(),
     }
 }
 

@@ -148,6 +148,7 @@ fn image(hash: &str) -> ImageFacts {
 fn verdict() -> Verdict {
     Verdict {
         schema: crate::plan::SCHEMA,
+        turns: BTreeMap::new(),
         verdict: Outcome::Qualified,
         tier: Tier::Proposed,
         causes: Vec::new(),
