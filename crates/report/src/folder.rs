@@ -1,4 +1,5 @@
-//! A run's folder: `plan.json`, `journal.jsonl`, `verdict.json`, `junit.xml`, `trials/N/`.
+//! A run's folder: `plan.json`, `patches/NAME.ko`, `journal.jsonl`, `verdict.json`, `junit.xml`, `trials/N/`; and `run.lock` while a farm
+//! works in it.
 
 use std::fs;
 use std::io::Write;
@@ -7,6 +8,7 @@ use std::path::{Path, PathBuf};
 use klpfarm_model::plan::SCHEMA;
 use klpfarm_model::{Event, Plan, Verdict};
 
+use crate::journal::Lock;
 use crate::{Journal, journal, junit};
 
 /// A run on disk.
@@ -32,8 +34,16 @@ pub enum FolderError {
         source: std::io::Error,
     },
     /// The folder has something in it.
-    #[error("{} is not empty: a run needs a folder of its own; name another one with --out", .0.display())]
+    #[error("{} is not empty: a run needs a folder of its own; name another one with --out, or, if a run was cut off in it: klpfarm resume {}", .0.display(), .0.display())]
     NotEmpty(PathBuf),
+    /// Another farm works in it.
+    #[error("{}: another klpfarm works in it ({owner}); wait for it to end", .dir.display())]
+    Busy {
+        /// The run folder.
+        dir: PathBuf,
+        /// What the other wrote about itself.
+        owner: String,
+    },
     /// A file's content is not what it should be.
     #[error("{}{}: {reason}", .path.display(), .line.map(|l| format!(":{l}")).unwrap_or_default())]
     Content {
@@ -67,17 +77,55 @@ impl Run {
         }
     }
 
-    /// Begin a run in `dir`, which must not exist or be empty: writes the plan and opens the journal.
+    /// Begin a run in `dir`, which must not exist or be empty: keeps the candidates and the plan, and opens the journal.
     ///
     /// # Errors
     /// If the folder has something in it, or can't be written.
-    pub fn create(dir: &Path, plan: &Plan) -> Result<Journal, FolderError> {
+    pub fn create(dir: &Path, plan: &Plan, patches: &[Vec<u8>]) -> Result<Journal, FolderError> {
         Self::is_free(dir)?;
-        fs::create_dir_all(dir).map_err(io(dir))?;
+        let kept = dir.join("patches");
+        fs::create_dir_all(&kept).map_err(io(&kept))?;
+        let lock = Lock::take(dir)?;
+        for (i, data) in patches.iter().enumerate() {
+            write_atomically(&dir.join(plan.patch_file(i)), data)?;
+        }
         let text = serde_json::to_string_pretty(plan).unwrap_or_default() + "\n";
-        write_atomically(&dir.join("plan.json"), text.as_bytes())?;
         let path = dir.join("journal.jsonl");
-        Journal::create(&path).map_err(io(&path))
+        let journal = Journal::create(&path, lock).map_err(io(&path))?;
+        // The plan comes last: a folder that has one can be resumed.
+        write_atomically(&dir.join("plan.json"), text.as_bytes())?;
+        let all = [dir, kept.as_path()];
+        all.iter().try_for_each(|d| fs::File::open(d).and_then(|d| d.sync_all()).map_err(io(d)))?;
+        Ok(journal)
+    }
+
+    /// Go on with the run in `dir`: the journal's torn end, if any, is cut off, and the next event goes behind what is left.
+    ///
+    /// # Errors
+    /// As for [`Self::open`], and if another farm works in the folder.
+    pub fn resume(dir: &Path) -> Result<(Self, Journal), FolderError> {
+        // Not to leave a lock in a folder that is none of ours.
+        let plan = dir.join("plan.json");
+        fs::metadata(&plan).map_err(io(&plan))?;
+        let lock = Lock::take(dir)?;
+        let run = Self::open(dir)?;
+        let path = dir.join("journal.jsonl");
+        let journal = Journal::resume(&path, lock).map_err(io(&path))?;
+        Ok((run, journal))
+    }
+
+    /// A candidate as the run folder keeps it, by its position in the plan.
+    ///
+    /// # Errors
+    /// If it is not there, or not what the plan was made for.
+    pub fn patch(dir: &Path, plan: &Plan, patch: usize) -> Result<Vec<u8>, FolderError> {
+        let path = dir.join(plan.patch_file(patch));
+        let data = fs::read(&path).map_err(io(&path))?;
+        if klpfarm_model::Patch::sha256_of(&data) == plan.patches[patch].sha256 {
+            return Ok(data);
+        }
+        let reason = "is not the file that the plan was made for: its SHA-256 differs".to_owned();
+        Err(FolderError::Content { path, line: None, reason })
     }
 
     /// Read the run in `dir`.
@@ -97,7 +145,7 @@ impl Run {
         }
         let plan = serde_json::from_value(value).map_err(|e| content(None, e.to_string()))?;
         let path = dir.join("journal.jsonl");
-        let text = fs::read_to_string(&path).map_err(io(&path))?;
+        let text = fs::read(&path).map_err(io(&path))?;
         let (events, torn) = journal::read(&text).map_err(|(line, reason)| FolderError::Content {
             path,
             line: Some(line),

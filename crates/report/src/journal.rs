@@ -1,24 +1,76 @@
 //! The journal: one event a line, synced before anybody acts on it.
 
-use std::fs::File;
+use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 use klpfarm_model::Event;
+
+use crate::{FolderError, one_line};
 
 /// `journal.jsonl` of a run.
 #[derive(Debug)]
 pub struct Journal {
     file: File,
+    _lock: Lock,
+}
+
+/// A run folder is worked in by one farm at a time. The kernel gives the lock back however the farm ends; the file says whose it is.
+#[derive(Debug)]
+pub(crate) struct Lock {
+    path: PathBuf,
+    _file: File,
+}
+
+/// The lock's name below the run folder.
+const LOCK: &str = "run.lock";
+
+impl Lock {
+    pub(crate) fn take(dir: &Path) -> Result<Self, FolderError> {
+        let path = dir.join(LOCK);
+        let io = |source| FolderError::Io { path: path.clone(), source };
+        let mut file = loop {
+            let file = File::options().read(true).write(true).create(true).truncate(false).open(&path);
+            let file = file.map_err(io)?;
+            match file.try_lock() {
+                // Its owner may have removed it after we opened it: then nobody else would see our lock.
+                Ok(()) if file.metadata().map_err(io)?.nlink() == 0 => {}
+                Ok(()) => break file,
+                Err(TryLockError::WouldBlock) => {
+                    let owner = fs::read_to_string(&path).unwrap_or_default();
+                    return Err(FolderError::Busy { dir: dir.to_owned(), owner: one_line(&owner, 100) });
+                }
+                Err(TryLockError::Error(error)) => return Err(io(error)),
+            }
+        };
+        file.set_len(0).map_err(io)?;
+        writeln!(file, "process {}", std::process::id()).map_err(io)?;
+        Ok(Self { path, _file: file })
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Nobody can have taken it meanwhile: it is still locked.
+        let _ = fs::remove_file(&self.path);
+    }
 }
 
 impl Journal {
     /// Begin a new journal; one that exists is refused.
-    ///
-    /// # Errors
-    /// As the file system says.
-    pub fn create(path: &Path) -> io::Result<Self> {
-        Ok(Self { file: File::options().append(true).create_new(true).open(path)? })
+    pub(crate) fn create(path: &Path, lock: Lock) -> io::Result<Self> {
+        Ok(Self { file: File::options().append(true).create_new(true).open(path)?, _lock: lock })
+    }
+
+    /// Go on behind the last whole line; what a crash left of another is cut off.
+    pub(crate) fn resume(path: &Path, lock: Lock) -> io::Result<Self> {
+        let text = fs::read(path)?;
+        let whole = text.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
+        let file = File::options().append(true).open(path)?;
+        file.set_len(whole as u64)?;
+        file.sync_all()?;
+        Ok(Self { file, _lock: lock })
     }
 
     /// Write an event and wait until it is on disk.
@@ -34,22 +86,20 @@ impl Journal {
 }
 
 /// Read a journal. A last line without its end is what a crash leaves: it is left out and `torn` is set.
-pub(crate) fn read(text: &str) -> Result<(Vec<Event>, bool), (usize, String)> {
+pub(crate) fn read(text: &[u8]) -> Result<(Vec<Event>, bool), (usize, String)> {
     let mut events = Vec::new();
-    let mut torn = false;
-    for (number, line) in text.split_inclusive('\n').enumerate() {
-        if !line.ends_with('\n') {
-            torn = true;
-            break;
+    for (number, line) in text.split_inclusive(|b| *b == b'\n').enumerate() {
+        if line.last() != Some(&b'\n') {
+            return Ok((events, true));
         }
-        let event: Event = serde_json::from_str(line).map_err(|e| (number + 1, e.to_string()))?;
+        let event: Event = serde_json::from_slice(line).map_err(|e| (number + 1, e.to_string()))?;
         let expected = events.len() as u64 + 1;
         if event.seq != expected {
             return Err((number + 1, format!("event {} where {expected} was expected", event.seq)));
         }
         events.push(event);
     }
-    Ok((events, torn))
+    Ok((events, false))
 }
 
 #[cfg(test)]
@@ -57,19 +107,59 @@ mod tests {
     use klpfarm_model::Body;
 
     use super::*;
+    use crate::Run;
+
+    fn event(seq: u64) -> Event {
+        Event { seq, at_ms: 0, scope: None, body: Body::Note { text: "ein Wörtchen – mehr".into() } }
+    }
+
+    fn lines(events: &[Event]) -> Vec<u8> {
+        events
+            .iter()
+            .flat_map(|e| serde_json::to_string(e).unwrap().into_bytes().into_iter().chain([b'\n']))
+            .collect()
+    }
+
+    /// Power can go at any byte: what is left is a journal, and goes on as one.
+    #[test]
+    fn a_journal_goes_on_wherever_it_was_torn() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("journal.jsonl");
+        let whole = lines(&[event(1), event(2), event(3)]);
+        for cut in 0..=whole.len() {
+            fs::write(&path, &whole[..cut]).unwrap();
+            let kept = whole[..cut].iter().filter(|b| **b == b'\n').count();
+            let (events, torn) = read(&whole[..cut]).unwrap();
+            assert_eq!(events.len(), kept);
+            assert_eq!(torn, cut > 0 && whole[cut - 1] != b'\n');
+            let mut journal = Journal::resume(&path, Lock::take(dir.path()).unwrap()).unwrap();
+            journal.append(&event(kept as u64 + 1)).unwrap();
+            drop(journal);
+            let (events, torn) = read(&fs::read(&path).unwrap()).unwrap();
+            assert_eq!((events.len(), torn), (kept + 1, false), "cut at {cut}");
+        }
+        assert!(!dir.path().join(LOCK).exists());
+    }
 
     #[test]
-    fn a_torn_end_is_cut_off_and_a_damaged_middle_is_named() {
-        let event = |seq| {
-            serde_json::to_string(&Event { seq, at_ms: 0, scope: None, body: Body::TrialStarted }).unwrap()
-        };
-        let whole = format!("{}\n{}\n", event(1), event(2));
-        for cut in 0..=whole.len() {
-            let (events, torn) = read(&whole[..cut]).unwrap();
-            assert_eq!(events.len(), whole[..cut].matches('\n').count());
-            assert_eq!(torn, cut > 0 && !whole[..cut].ends_with('\n'));
-        }
-        assert_eq!(read(&format!("{}\nx\n{}\n", event(1), event(2))).unwrap_err().0, 2);
-        assert_eq!(read(&format!("{}\n{}\n", event(1), event(3))).unwrap_err().0, 2);
+    fn a_damaged_middle_is_named() {
+        let [one, two, three] = [event(1), event(2), event(3)].map(|e| lines(&[e]));
+        let damaged = [&one[..], b"x\n", &two].concat();
+        assert_eq!(read(&damaged).unwrap_err().0, 2);
+        assert_eq!(read(&[&one[..], b"\xff\n", &two].concat()).unwrap_err().0, 2);
+        assert_eq!(read(&[&one[..], &three].concat()).unwrap_err().0, 2);
+    }
+
+    #[test]
+    fn two_farms_do_not_write_one_journal() {
+        let dir = tempfile::tempdir().unwrap();
+        let lock = Lock::take(dir.path()).unwrap();
+        let said = Lock::take(dir.path()).unwrap_err().to_string();
+        assert!(said.contains(&format!("process {}", std::process::id())), "{said}");
+        drop(lock);
+        Lock::take(dir.path()).unwrap();
+        // No run: nothing is left in a folder that is somebody else's.
+        assert!(Run::resume(dir.path()).is_err());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 }

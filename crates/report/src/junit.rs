@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use junit_report::{Duration, ReportBuilder, TestCase, TestCaseBuilder, TestSuiteBuilder};
+use klpfarm_model::event::live;
 use klpfarm_model::verdict::Attribution;
 use klpfarm_model::{Body, Event, Outcome, Plan, TrialEnd, Verdict};
 
@@ -19,8 +20,9 @@ struct Case {
 
 /// The report as XML. A rejected patch is a failure, an inconclusive run an error.
 pub fn junit(plan: &Plan, events: &[Event], verdict: &Verdict) -> Vec<u8> {
+    let plan = &*plan.unrolled(events);
     let mut cases: BTreeMap<u32, Case> = plan.trials.iter().map(|t| (t.number, Case::default())).collect();
-    for event in events {
+    for event in live(events) {
         let Some(case) = event.scope.and_then(|s| cases.get_mut(&s.trial)) else { continue };
         case.ended_ms = event.at_ms;
         // Every variant is named, so that a new one has to be thought of here.
@@ -28,6 +30,7 @@ pub fn junit(plan: &Plan, events: &[Event], verdict: &Verdict) -> Vec<u8> {
             Body::TrialStarted => case.started_ms = Some(event.at_ms),
             Body::TrialEnded { end } => case.end = Some(end.clone()),
             Body::RunStarted { .. }
+            | Body::RunResumed { .. }
             | Body::Checkpoint(_)
             | Body::Vitals(_)
             | Body::PhaseStarted
@@ -161,6 +164,7 @@ mod tests {
             start: Start::Fork,
             seed: 1,
             apart: false,
+            turns: Vec::new(),
         };
         Plan::new(&pipeline, with).unwrap()
     }

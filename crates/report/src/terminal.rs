@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
-use klpfarm_model::{Body, Event, Plan, Scope, Start, TrialEnd};
+use klpfarm_model::{Body, Event, Plan, Scope, SoFar, Start, TrialEnd};
 
 use crate::one_line;
 
@@ -25,8 +25,11 @@ pub struct Terminal {
     trials: BTreeMap<u32, Shown>,
     /// Trials are many and short: a log tells less of each.
     brief: bool,
-    /// Which patches a trial applies, where there are several.
-    patches: BTreeMap<u32, String>,
+    plan: Plan,
+    /// Of a run that lasts for a time.
+    so_far: SoFar,
+    /// When it was last said how far such a run is.
+    said_ms: u64,
 }
 
 #[derive(Debug, Default)]
@@ -41,27 +44,78 @@ struct Shown {
 impl Terminal {
     /// Show the trials of `plan` as they happen.
     pub fn new(view: View, plan: &Plan) -> Self {
-        // Trial 0 is the machine that is aged.
-        let numbers = std::iter::once(0).chain(plan.trials.iter().map(|t| t.number));
-        let trials = numbers.map(|number| (number, Shown::default())).collect();
-        let several = plan.patches.len() > 1;
-        let names = |t: &klpfarm_model::Trial| plan.names(t).collect::<Vec<_>>().join(" + ");
-        let patches = plan.trials.iter().filter(|t| several && !t.patches.is_empty());
-        let patches = patches.map(|t| (t.number, names(t))).collect();
-        Self { view, bars: MultiProgress::new(), trials, brief: plan.start == Start::Fork, patches }
+        Self {
+            view,
+            bars: MultiProgress::new(),
+            trials: BTreeMap::new(),
+            brief: plan.start == Start::Fork,
+            plan: plan.clone(),
+            so_far: SoFar::default(),
+            said_ms: 0,
+        }
     }
 
-    /// The trial in words; trial 0 is of no arm.
+    /// The trial in words; trial 0 is the machine that is aged, and of no arm.
     fn place(&self, scope: Scope) -> String {
-        match (scope.trial, self.patches.get(&scope.trial)) {
-            (0, _) => "aging".to_owned(),
-            (n, None) => format!("trial {n} {}", scope.arm),
-            (n, Some(patches)) => format!("trial {n} {} {patches}", scope.arm),
+        if scope.trial == 0 {
+            return "aging".to_owned();
         }
+        let trial = self.plan.trial(scope.trial);
+        let turn = trial.as_ref().and_then(|t| self.plan.turns.get(t.turn));
+        let turn = turn.map(|t| format!(" {}", t.name())).unwrap_or_default();
+        // Which patches it applies, where there are several.
+        let names = trial.filter(|t| self.plan.patches.len() > 1 && !t.patches.is_empty());
+        let names = names.map(|t| format!(" {}", self.plan.names(&t).collect::<Vec<_>>().join(" + ")));
+        format!("trial {}{turn} {}{}", scope.trial, scope.arm, names.unwrap_or_default())
+    }
+
+    /// An event from before the run was resumed: it counts, and is not shown.
+    pub fn past(&mut self, event: &Event) {
+        self.so_far.add(event);
+        self.said_ms = event.at_ms;
     }
 
     /// Show an event.
     pub fn event(&mut self, event: &Event) {
+        self.so_far.add(event);
+        self.show(event);
+        self.say_how_far(event);
+    }
+
+    /// What was done, what it shows, what is next and when it ends, every minute in which a trial ends.
+    fn say_how_far(&mut self, event: &Event) {
+        const EVERY_MS: u64 = 60_000;
+        let Some(rotation) = self.plan.rotation() else { return };
+        let ended = matches!(event.body, Body::TrialEnded { .. });
+        if !ended || event.at_ms < self.said_ms + EVERY_MS {
+            return;
+        }
+        self.said_ms = event.at_ms;
+        let (done, confidence) = (&self.so_far, self.plan.rule.confidence);
+        let next = self.plan.trial(done.highest() + 1);
+        let next = next.and_then(|t| Some((self.plan.turns.get(t.turn)?.name(), t.arm)));
+        let left = rotation.duration.saturating_sub(Duration::from_millis(event.at_ms));
+        let text = format!(
+            "{} run: {} trials ended, loaded {} clean, {} with a finding: a failure rate up to {:.1} % is possible, at {:.0} % confidence{}; {}; ends in {}",
+            stamp(event),
+            done.ended,
+            done.clean,
+            done.failed,
+            done.bound(confidence) * 100.0,
+            confidence * 100.0,
+            if done.void > 0 { format!("; {} say nothing", done.void) } else { String::new() },
+            next.map(|(turn, arm)| format!("next: {turn} {arm}")).unwrap_or_default(),
+            hours(left)
+        );
+        match self.view {
+            View::Plain => eprint_line(&text),
+            View::Live => {
+                let _ = self.bars.println(text);
+            }
+        }
+    }
+
+    fn show(&mut self, event: &Event) {
         match self.view {
             View::Plain => {
                 if self.is_due(event)
@@ -80,14 +134,20 @@ impl Terminal {
         const EVERY_MS: u64 = 20_000;
         let Some(scope) = event.scope else { return true };
         let brief = self.brief && scope.trial > 0;
-        match (&event.body, self.trials.get_mut(&scope.trial)) {
-            (Body::PhaseStarted | Body::Reverted { .. } | Body::MachineReady { .. }, _) => !brief,
-            (Body::Blind { .. }, _) => !brief,
-            (Body::TrialStarted, Some(shown)) => {
+        let shown = self.trials.entry(scope.trial).or_default();
+        match &event.body {
+            Body::PhaseStarted | Body::Reverted { .. } | Body::MachineReady { .. } | Body::Blind { .. } => {
+                !brief
+            }
+            Body::TrialStarted => {
                 shown.rates_ms = event.at_ms;
                 !brief
             }
-            (Body::Progress { .. }, Some(shown)) => {
+            Body::TrialEnded { .. } => {
+                self.trials.remove(&scope.trial);
+                true
+            }
+            Body::Progress { .. } => {
                 let every = if brief { 3 * EVERY_MS } else { EVERY_MS };
                 let due = event.at_ms >= shown.rates_ms + every;
                 if due {
@@ -107,7 +167,7 @@ impl Terminal {
             return;
         };
         let place = self.place(scope);
-        let Some(shown) = self.trials.get_mut(&scope.trial) else { return };
+        let shown = self.trials.entry(scope.trial).or_default();
         match &event.body {
             Body::TrialStarted => {
                 let bar = self.bars.add(ProgressBar::new_spinner());
@@ -127,6 +187,7 @@ impl Terminal {
                     bar.finish_and_clear();
                 }
                 let _ = self.bars.println(format!("{}: {}", place, end_in_words(end, shown.findings)));
+                self.trials.remove(&scope.trial);
                 return;
             }
             _ => {}
@@ -161,6 +222,10 @@ fn end_in_words(end: &TrialEnd, findings: u32) -> String {
 fn plain(event: &Event) -> Option<String> {
     let text = match &event.body {
         Body::RunStarted { accel, qemu, .. } => format!("started under {accel}, {}", one_line(qemu, 100)),
+        Body::RunResumed { void, .. } => match void.len() {
+            0 => "goes on".to_owned(),
+            n => format!("goes on; {n} trial(s) that had not ended are done again"),
+        },
         Body::TrialStarted => "machine starts".to_owned(),
         Body::PhaseStarted => format!("phase {}", event.scope?.phase),
         Body::Checkpoint(c) => format!(
@@ -223,6 +288,15 @@ fn plain(event: &Event) -> Option<String> {
         Body::Measured(_) | Body::Waits(_) => return None,
     };
     Some(text)
+}
+
+fn hours(time: Duration) -> String {
+    let minutes = time.as_secs() / 60;
+    if minutes < 60 {
+        format!("{minutes} min")
+    } else {
+        format!("{} h {:02} min", minutes / 60, minutes % 60)
+    }
 }
 
 fn stamp(event: &Event) -> String {
