@@ -8,14 +8,13 @@ use std::time::{Duration, Instant};
 use klpfarm_farm::{AgeError, Aged, Bench};
 use klpfarm_image::{Begun, Checkpoint, CheckpointStore, Draft, Image, Key, Made};
 use klpfarm_model::event::CheckpointFacts;
-use klpfarm_model::{
-    Accel, Arm, Event, ImageFacts, Pipeline, Plan, Resolved, Start, Tier, TierRule, Workload,
-};
+use klpfarm_model::{Accel, Arm, Event, Pipeline, Plan, Resolved, Rotation, Start, Tier, TierRule, Workload};
 use klpfarm_report::{Terminal, View};
 use klpfarm_vm::{Files, Login, Origin, Spec};
 
 use crate::failure::{Failure, print, print_json};
 use crate::interrupt::Interrupts;
+use crate::plan::image_facts;
 use crate::{catalog, home, host, image};
 
 /// Make an aged machine and keep it as a checkpoint; from an older checkpoint, uptime adds up.
@@ -71,11 +70,7 @@ pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
     };
     let key = match &parent {
         None => key(&plan, &image, &qemu),
-        Some(parent) => Key {
-            aging: serde_json::json!({ "parent": parent.manifest.key.aging, "more_s": args.more.as_secs() }),
-            parent: Some(parent.id().to_owned()),
-            ..parent.manifest.key.clone()
-        },
+        Some(parent) => older(parent, args.more),
     };
     let maker = Maker { plan: Arc::new(plan), image, home, parent: parent.map(|p| (p, args.more)) };
     let (checkpoint, made) = maker.ensure(&store, &key, &Interrupts::listen()).await?;
@@ -104,11 +99,7 @@ fn plan(pipeline: &Pipeline, workloads: Vec<Workload>, image: &Image, accel: Acc
         after: None,
     };
     let with = Resolved {
-        image: ImageFacts {
-            name: image.manifest.name.clone(),
-            hash: image.manifest.recipe_hash.clone(),
-            release: image.release().map(str::to_owned),
-        },
+        image: image_facts(image),
         workloads,
         patches: Vec::new(),
         accel,
@@ -119,6 +110,7 @@ fn plan(pipeline: &Pipeline, workloads: Vec<Workload>, image: &Image, accel: Acc
         start: Start::Fork,
         seed: 0,
         apart: false,
+        turns: Vec::new(),
     };
     Plan::new(pipeline, with).map_err(Failure::input)
 }
@@ -165,6 +157,85 @@ pub(crate) fn key(plan: &Plan, image: &Image, qemu: &str) -> Key {
         aging: json(serde_json::to_value(plan.pipeline.aging)),
         farm: klpfarm_farm::digest(plan),
         parent: None,
+    }
+}
+
+/// The checkpoint that machines of a plan are to be forks of.
+pub(crate) enum Wanted {
+    /// It is kept, and named by the user.
+    There(Box<Checkpoint>),
+    /// As the pipeline describes it: found by this key, or made.
+    New(Key),
+    /// The machine of an earlier run, so much older.
+    Older { key: Key, parent: Box<Checkpoint>, more: Duration },
+}
+
+impl Wanted {
+    pub(crate) fn id(&self) -> String {
+        match self {
+            Self::There(checkpoint) => checkpoint.id().to_owned(),
+            Self::New(key) | Self::Older { key, .. } => key.id(),
+        }
+    }
+}
+
+/// The checkpoint for a plan of one turn: a rotation that lets its machines grow older goes on with the oldest one there is.
+pub(crate) fn wanted(
+    plan: &Plan,
+    rotation: Option<&Rotation>,
+    image: &Image,
+    qemu: &str,
+) -> Result<Wanted, Failure> {
+    let key = key(plan, image, qemu);
+    let Some(more) = rotation.map(|r| r.older).filter(|older| !older.is_zero()) else {
+        return Ok(Wanted::New(key));
+    };
+    let store = CheckpointStore::open(&home::home()?).map_err(Failure::farm)?;
+    Ok(match lineage(&store, &key)?.pop() {
+        None => Wanted::New(key),
+        Some(parent) => Wanted::Older { key: older(&parent, more), parent: Box::new(parent), more },
+    })
+}
+
+/// The key of what a checkpoint becomes after so much more time.
+fn older(parent: &Checkpoint, more: Duration) -> Key {
+    Key {
+        aging: serde_json::json!({ "parent": parent.manifest.key.aging, "more_s": more.as_secs() }),
+        parent: Some(parent.id().to_owned()),
+        ..parent.manifest.key.clone()
+    }
+}
+
+/// The checkpoint with this key and all that were made of it, the oldest machine last.
+fn lineage(store: &CheckpointStore, first: &Key) -> Result<Vec<Checkpoint>, Failure> {
+    let root = |aging: &serde_json::Value| {
+        let mut aging = aging;
+        while let Some(parent) = aging.get("parent") {
+            aging = parent;
+        }
+        aging.clone()
+    };
+    let is_of = |key: &Key| {
+        let as_first = Key { aging: root(&key.aging), parent: None, ..key.clone() };
+        as_first == *first
+    };
+    let mut all = store.list().map_err(Failure::farm)?;
+    all.retain(|c| is_of(&c.manifest.key));
+    all.sort_by(|a, b| a.manifest.made.uptime_s.total_cmp(&b.manifest.made.uptime_s));
+    Ok(all)
+}
+
+/// Remove the machines of earlier nights but for the latest two: each is a whole machine on disk.
+pub(crate) fn thin_out(store: &CheckpointStore, plan: &Plan, more: Duration, image: &Image, qemu: &str) {
+    const KEPT: usize = 2;
+    let Ok(mut all) = lineage(store, &key(plan, image, qemu)) else { return };
+    all.truncate(all.len().saturating_sub(KEPT));
+    // The first stays, and so does what was aged by hand.
+    for checkpoint in all.iter().filter(|c| c.manifest.key.aging["more_s"] == more.as_secs()) {
+        // One in use stays.
+        if let Ok(id) = store.remove(checkpoint.id()) {
+            eprintln!("klpfarm: checkpoint {id} of an earlier night removed");
+        }
     }
 }
 

@@ -11,6 +11,7 @@ use crate::home::home;
 const PIPELINES: &[(&str, &str)] = &[
     ("gate", include_str!("../../../pipelines/gate.yaml")),
     ("qualify", include_str!("../../../pipelines/qualify.yaml")),
+    ("soak", include_str!("../../../pipelines/soak.yaml")),
 ];
 
 const WORKLOADS: &[(&str, &str)] = &[
@@ -35,6 +36,15 @@ pub(crate) struct Loaded {
     pub(crate) tiers: Tiers,
     pub(crate) workloads: Vec<Workload>,
     pub(crate) recipe: Recipe,
+    /// What goes round, in order; none without a rotation.
+    pub(crate) turns: Vec<LoadedTurn>,
+}
+
+/// One turn of a rotation.
+pub(crate) struct LoadedTurn {
+    pub(crate) recipe: Recipe,
+    pub(crate) load: String,
+    pub(crate) workloads: Vec<Workload>,
 }
 
 /// Whether a name is a path to a file rather than the name of something known.
@@ -53,24 +63,23 @@ pub(crate) fn load(name: &str) -> Result<Loaded, Failure> {
     let pipeline = Pipeline::parse(&file, &text).map_err(|e| Failure::inputs(&e))?;
     let base = file.parent().unwrap_or(Path::new("."));
     let mut problems = Vec::new();
-    let mut workloads = Vec::new();
-    for name in &pipeline.workloads {
-        match workload(base, name) {
-            Ok(workload) => workloads.push(workload),
-            Err(problem) => problems.push(place(&file, &text, name, "workloads", &problem)),
+    let mut all = |names: &[String], field: &str| {
+        let (found, wrong) = workloads(base, names);
+        problems.extend(wrong.into_iter().map(|(name, problem)| place(&file, &text, &name, field, &problem)));
+        found
+    };
+    let workloads = all(&pipeline.workloads, "workloads");
+    let parts = pipeline.rotation.as_ref().map(|r| r.turns(&pipeline)).unwrap_or_default();
+    let loads: Vec<Vec<Workload>> =
+        parts.iter().map(|(_, load, names)| all(names, &format!("rotation.loads.{load}"))).collect();
+    let mut turns = Vec::new();
+    for ((image, load, _), workloads) in parts.into_iter().zip(loads) {
+        match recipe(base, &image) {
+            Ok(recipe) => turns.push(LoadedTurn { recipe, load, workloads }),
+            Err(problem) => problems.push(place(&file, &text, &image, "rotation.images", &problem)),
         }
     }
-    for (i, w) in workloads.iter().enumerate() {
-        if workloads[..i].iter().any(|other| other.name == w.name) {
-            problems.push(place(
-                &file,
-                &text,
-                &w.name,
-                "workloads",
-                &format!("two of them are named `{}`", w.name),
-            ));
-        }
-    }
+    problems.dedup();
     let tiers = tiers(base, pipeline.tiers.as_deref());
     if let Err(problem) = &tiers {
         let name = pipeline.tiers.as_deref().unwrap_or_default();
@@ -81,9 +90,27 @@ pub(crate) fn load(name: &str) -> Result<Loaded, Failure> {
         problems.push(place(&file, &text, &pipeline.image, "image", problem));
     }
     match (tiers, recipe) {
-        (Ok(tiers), Ok(recipe)) if problems.is_empty() => Ok(Loaded { pipeline, tiers, workloads, recipe }),
+        (Ok(tiers), Ok(recipe)) if problems.is_empty() => {
+            Ok(Loaded { pipeline, tiers, workloads, recipe, turns })
+        }
         _ => Err(Failure::inputs(&problems)),
     }
+}
+
+/// The workloads of these names; and what is wrong, by name.
+fn workloads(base: &Path, names: &[String]) -> (Vec<Workload>, Vec<(String, String)>) {
+    let (mut found, mut wrong) = (Vec::<Workload>::new(), Vec::new());
+    for name in names {
+        match workload(base, name) {
+            Ok(w) if found.iter().any(|other| other.name == w.name) => {
+                let problem = format!("two of them are named `{}`", w.name);
+                wrong.push((w.name, problem));
+            }
+            Ok(w) => found.push(w),
+            Err(problem) => wrong.push((name.clone(), problem)),
+        }
+    }
+    (found, wrong)
 }
 
 /// The rules of the tiers: the shipped ones, or a file of the user's.

@@ -14,6 +14,7 @@ mod interrupt;
 mod judge;
 mod plan;
 mod qualify;
+mod resume;
 mod run;
 mod triage;
 
@@ -45,6 +46,7 @@ enum Command {
     Check(check::Args),
     Plan(plan::Args),
     Run(Box<run::Args>),
+    Resume(resume::Args),
     Judge(judge::Args),
     QualifyDetectors(Box<qualify::Args>),
     Triage(triage::Args),
@@ -64,6 +66,7 @@ async fn main() -> ExitCode {
         Command::Check(args) => check::run(&args),
         Command::Plan(args) => plan::run(args).await,
         Command::Run(args) => run::run(*args).await,
+        Command::Resume(args) => resume::run(args).await,
         Command::Judge(args) => judge::run(&args),
         Command::QualifyDetectors(args) => qualify::run(*args).await,
         Command::Triage(args) => triage::run(&args),

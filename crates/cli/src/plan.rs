@@ -5,9 +5,11 @@ use std::path::{Path, PathBuf};
 use klpfarm_image::{Checkpoint, CheckpointStore, Image};
 use klpfarm_model::plan::SCHEMA;
 use klpfarm_model::{
-    Accel, ImageFacts, Patch, Plan, Resolved, Start, Tier, Verdict, check_prior, check_severity,
+    Accel, ImageFacts, Patch, Plan, Resolved, Start, Tier, Turn, Verdict, Workload, check_prior,
+    check_severity,
 };
 
+use crate::aging::Wanted;
 use crate::failure::{Failure, print, print_json};
 use crate::home::home;
 use crate::{aging, catalog, host, image};
@@ -62,15 +64,21 @@ pub(crate) struct Choice {
 /// A plan and what it needs beside itself.
 pub(crate) struct Planned {
     pub(crate) plan: Plan,
-    pub(crate) image: Image,
+    /// One for each turn; without a rotation, one.
+    pub(crate) places: Vec<Place>,
     pub(crate) patches: Vec<Vec<u8>>,
     pub(crate) accel_because: String,
     /// First line of QEMU's version.
     pub(crate) qemu: String,
-    /// The checkpoint asked for, if one.
-    pub(crate) checkpoint: Option<Checkpoint>,
     /// Why trials boot although nobody asked for it.
     pub(crate) cold_because: Option<String>,
+}
+
+/// Where the machines of a turn come from.
+pub(crate) struct Place {
+    pub(crate) image: Image,
+    /// The checkpoint that is forked; without it, each trial boots.
+    pub(crate) checkpoint: Option<Wanted>,
 }
 
 /// Resolve everything; nothing is booted but the tiny guest that tries KVM.
@@ -90,13 +98,8 @@ pub(crate) async fn resolve(
         (Err(failure), _) | (_, Err(failure)) => return Err(failure),
     };
     let (patches, data): (Vec<Patch>, Vec<Vec<u8>>) = candidates.into_iter().unzip();
-    let image = image::built(&image::store()?, &loaded.recipe)?;
-    has_packages(&loaded, &image)?;
-    let facts = ImageFacts {
-        name: image.manifest.name.clone(),
-        hash: image.manifest.recipe_hash.clone(),
-        release: image.release().map(str::to_owned),
-    };
+    let (images, turns) = images(&loaded)?;
+    let facts = turns.first().map_or_else(|| image_facts(&images[0]), |t| t.image.clone());
     let pipeline = &loaded.pipeline;
     let tier = choice.tier.unwrap_or(pipeline.tier);
     let rule = loaded.tiers.rule(tier).map_err(Failure::input)?.clone();
@@ -117,6 +120,7 @@ pub(crate) async fn resolve(
         start: if choice.cold || can_fork.is_err() { Start::Boot } else { Start::Fork },
         seed: choice.seed,
         apart: choice.apart,
+        turns,
     };
     let shape = pipeline.machine;
     let jobs = host::jobs(choice.jobs, shape.cpus, shape.memory_mib)?;
@@ -124,24 +128,62 @@ pub(crate) async fn resolve(
     Plan::new(pipeline, Resolved { jobs, ..with.clone() }).map_err(Failure::input)?;
     let (accel, accel_because) = host::accel(choice.accel).await?;
     let mut plan = Plan::new(pipeline, Resolved { accel, jobs, ..with }).map_err(Failure::input)?;
-    let checkpoint = match &choice.checkpoint {
-        Some(id) if plan.start == Start::Fork => Some(named(id, &plan, &image, &qemu)?),
-        _ => None,
-    };
-    plan.checkpoint = match (&checkpoint, plan.start) {
-        (Some(checkpoint), _) => Some(checkpoint.id().to_owned()),
-        (None, Start::Fork) => Some(aging::key(&plan, &image, &qemu).id()),
-        (None, Start::Boot) => None,
-    };
+    let mut places = Vec::new();
+    for (turn, image) in images.into_iter().enumerate() {
+        let own = plan.of_turn(turn);
+        let checkpoint = match &choice.checkpoint {
+            _ if plan.start == Start::Boot => None,
+            Some(id) => Some(Wanted::There(Box::new(named(id, &own, &image, &qemu)?))),
+            None => Some(aging::wanted(&own, plan.rotation(), &image, &qemu)?),
+        };
+        places.push(Place { image, checkpoint });
+    }
+    let id = |place: &Place| place.checkpoint.as_ref().map(Wanted::id);
+    for (turn, place) in plan.turns.iter_mut().zip(&places) {
+        turn.checkpoint = id(place);
+    }
+    plan.checkpoint = places.first().and_then(id);
     Ok(Planned {
         plan,
-        image,
+        places,
         patches: data,
         accel_because,
         qemu,
-        checkpoint,
         cold_because: can_fork.err().filter(|_| !choice.cold),
     })
+}
+
+/// What a plan says of an image.
+pub(crate) fn image_facts(image: &Image) -> ImageFacts {
+    ImageFacts {
+        name: image.manifest.name.clone(),
+        hash: image.manifest.recipe_hash.clone(),
+        release: image.release().map(str::to_owned),
+    }
+}
+
+/// The built images, one for each turn or, without a rotation, one and no turn.
+fn images(loaded: &catalog::Loaded) -> Result<(Vec<Image>, Vec<Turn>), Failure> {
+    let store = image::store()?;
+    if loaded.turns.is_empty() {
+        let image = image::built(&store, &loaded.recipe)?;
+        has_packages(&loaded.workloads, &image)?;
+        return Ok((vec![image], Vec::new()));
+    }
+    let (mut images, mut turns) = (Vec::new(), Vec::new());
+    for turn in &loaded.turns {
+        let image = image::built(&store, &turn.recipe)?;
+        has_packages(&turn.workloads, &image)?;
+        turns.push(Turn {
+            image: image_facts(&image),
+            load: turn.load.clone(),
+            workloads: turn.workloads.clone(),
+            patches: Vec::new(),
+            checkpoint: None,
+        });
+        images.push(image);
+    }
+    Ok((images, turns))
 }
 
 /// The checkpoint that the user names, if trials of this plan may be forks of it.
@@ -157,7 +199,7 @@ fn candidates(files: &[PathBuf]) -> Result<Vec<(Patch, Vec<u8>)>, Failure> {
     let (mut good, mut bad): (Vec<(Patch, Vec<u8>)>, Vec<String>) = (Vec::new(), Vec::new());
     for file in files {
         match catalog::patch(file) {
-            Ok((patch, _)) if good.iter().any(|(other, _)| other.name == patch.name) => {
+            Ok((patch, _)) if good.iter().any(|(other, _)| is_twin(other, &patch)) => {
                 bad.push(format!("patch {}: another one is named {} as well", file.display(), patch.name));
             }
             Ok(candidate) => good.push(candidate),
@@ -166,6 +208,11 @@ fn candidates(files: &[PathBuf]) -> Result<Vec<(Patch, Vec<u8>)>, Failure> {
         }
     }
     if bad.is_empty() { Ok(good) } else { Err(Failure::inputs(&bad)) }
+}
+
+/// Whether one machine could not take both; one for another kernel goes to another image.
+fn is_twin(a: &Patch, b: &Patch) -> bool {
+    a.name == b.name && a.release() == b.release()
 }
 
 /// Read an earlier verdict.
@@ -180,10 +227,10 @@ fn verdict(file: &Path) -> Result<Verdict, Failure> {
 }
 
 /// Images made here know their packages; a user's own is asked when the workload starts.
-fn has_packages(loaded: &catalog::Loaded, image: &Image) -> Result<(), Failure> {
+fn has_packages(workloads: &[Workload], image: &Image) -> Result<(), Failure> {
     let there = &image.manifest.packages;
     let mut problems = Vec::new();
-    for workload in &loaded.workloads {
+    for workload in workloads {
         for package in
             workload.packages.iter().filter(|p| !there.is_empty() && !there.iter().any(|t| t.name == **p))
         {
@@ -230,18 +277,17 @@ fn text(planned: &Planned) -> String {
     line("machine", format!("{} CPUs, {} MiB, {} at once", p.machine.cpus, p.machine.memory_mib, plan.jobs));
     let workloads: Vec<&str> = plan.workloads.iter().map(|w| w.name.as_str()).collect();
     line("workloads", workloads.join(", "));
-    let start = match (plan.start, &planned.checkpoint) {
-        (Start::Fork, Some(c)) => {
-            format!("forks of checkpoint {}, up for {:.0} s", c.id(), c.manifest.made.uptime_s)
+    for (i, place) in planned.places.iter().enumerate() {
+        if let Some(turn) = plan.turns.get(i) {
+            let kernel = turn.image.release.as_deref().unwrap_or("kernel unknown");
+            line("turn", format!("{} ({kernel})", turn.name()));
         }
-        (Start::Fork, None) => format!(
-            "forks of a machine aged to an uptime of {} s, checkpoint {}",
-            p.aging.uptime.as_secs(),
-            plan.checkpoint.as_deref().unwrap_or_default()
-        ),
-        (Start::Boot, _) => format!("boots, each aged to an uptime of {} s", p.aging.uptime.as_secs()),
-    };
-    line("trials", start);
+        line("trials", start(plan, place));
+    }
+    if let Some(rotation) = plan.rotation() {
+        let hours = rotation.duration.as_secs_f64() / 3600.0;
+        line("duration", format!("{hours:.1} h of rounds like this one"));
+    }
     line(
         "phases",
         format!(
@@ -263,7 +309,30 @@ fn text(planned: &Planned) -> String {
         line("trial", format!("{:<4}{:<10} {what}, seed {}", trial.number, trial.arm, trial.seed));
     }
     let estimate = plan.estimate().as_secs();
-    line("estimate", format!("{} min {:02} s without a finding", estimate / 60, estimate % 60));
+    if plan.rotation().is_none() {
+        line("estimate", format!("{} min {:02} s without a finding", estimate / 60, estimate % 60));
+    }
     line("plan", plan.hash());
     text
+}
+
+/// How the machines of a turn come to be.
+fn start(plan: &Plan, place: &Place) -> String {
+    let uptime = plan.pipeline.aging.uptime.as_secs();
+    match &place.checkpoint {
+        None => format!("boots, each aged to an uptime of {uptime} s"),
+        Some(Wanted::There(c)) => {
+            format!("forks of checkpoint {}, up for {:.0} s", c.id(), c.manifest.made.uptime_s)
+        }
+        Some(Wanted::New(key)) => {
+            format!("forks of a machine aged to an uptime of {uptime} s, checkpoint {}", key.id())
+        }
+        Some(Wanted::Older { key, parent, more }) => format!(
+            "forks of checkpoint {}, up for {:.0} s, aged for {} s more: {}",
+            parent.id(),
+            parent.manifest.made.uptime_s,
+            more.as_secs(),
+            key.id()
+        ),
+    }
 }

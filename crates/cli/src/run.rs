@@ -3,18 +3,19 @@
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use klpfarm_farm::Beginning;
-use klpfarm_image::{CheckpointStore, Hold};
+use klpfarm_image::{Checkpoint, CheckpointStore, Hold};
 use klpfarm_model::event::CheckpointFacts;
-use klpfarm_model::{Arm, Event, Start, Trial, judge};
-use klpfarm_report::{Run, Terminal, View, summary};
+use klpfarm_model::{Arm, Event, Plan, Trial, judge};
+use klpfarm_report::{Journal, Run, Terminal, View, summary};
 use klpfarm_vm::{Files, Origin};
 
-use crate::aging::{self, Maker};
+use crate::aging::{self, Maker, Wanted};
 use crate::failure::{Failure, code, print, print_json};
 use crate::interrupt::Interrupts;
-use crate::plan::{Choice, Planned, plan};
+use crate::plan::{Choice, Place, Planned, plan};
 use crate::{home, host};
 
 /// Gate a livepatch.
@@ -36,29 +37,55 @@ const LEAST_DISK_MIB: u64 = 512;
 pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
     let planned = plan(&args.choice).await?;
     let home = home::home()?;
-    let dir = run_dir(args.out.as_deref(), &home, &planned.plan.patches[0].name)?;
+    let name = match planned.plan.rotation() {
+        Some(_) => &planned.plan.pipeline.name,
+        None => &planned.plan.patches[0].name,
+    };
+    let dir = run_dir(args.out.as_deref(), &home, name)?;
     say_limits(&planned);
     let interrupts = Interrupts::listen();
-    let Some(events) = execute(&planned, &home, &dir, &interrupts).await? else {
-        return Ok(code::INTERRUPTED);
-    };
-    let verdict = judge(&planned.plan, &events);
-    Run::conclude(&dir, &planned.plan, &events, &verdict).map_err(Failure::farm)?;
-    if args.json {
-        print_json(&verdict);
-    } else {
-        print(&format!("\n{}", summary(&verdict, &dir, std::io::stdout().is_terminal())));
-    }
-    Ok(if interrupts.first.is_cancelled() { code::INTERRUPTED } else { verdict.exit_code() })
+    let events = execute(&planned, &home, &dir, &interrupts).await?;
+    conclude(&planned.plan, events, &dir, args.json, &interrupts)
 }
 
-/// Run the trials of a plan, their journal kept in `dir`; nothing if the user did not want to wait for the machines to end.
+/// Judge and report; the exit code.
+pub(crate) fn conclude(
+    plan: &Plan,
+    events: Option<Vec<Event>>,
+    dir: &Path,
+    as_json: bool,
+    interrupts: &Interrupts,
+) -> Result<u8, Failure> {
+    let Some(events) = events else { return Ok(code::INTERRUPTED) };
+    let verdict = judge(plan, &events);
+    Run::conclude(dir, plan, &events, &verdict).map_err(Failure::farm)?;
+    if as_json {
+        print_json(&verdict);
+    } else {
+        print(&format!("\n{}", summary(&verdict, dir, std::io::stdout().is_terminal())));
+    }
+    if interrupts.first.is_cancelled() {
+        eprintln!("klpfarm: to go on: klpfarm resume {}", dir.display());
+        return Ok(code::INTERRUPTED);
+    }
+    Ok(verdict.exit_code())
+}
+
+/// Run the trials of a plan from the beginning, their journal kept in `dir`; nothing if the user did not want to wait for the machines to
+/// end.
 pub(crate) async fn execute(
     planned: &Planned,
     home: &Path,
     dir: &Path,
     interrupts: &Interrupts,
 ) -> Result<Option<Vec<Event>>, Failure> {
+    has_room(home, dir)?;
+    let journal = Run::create(dir, &planned.plan, &planned.patches).map_err(Failure::input)?;
+    go_on(planned, home, dir, (journal, Vec::new()), interrupts).await
+}
+
+/// A run in a disk that is almost full would die of it.
+fn has_room(home: &Path, dir: &Path) -> Result<(), Failure> {
     for place in [home, dir] {
         if let Some(free) = host::free_disk_mib(place).filter(|free| *free < LEAST_DISK_MIB) {
             return Err(Failure::farm(format!(
@@ -67,34 +94,67 @@ pub(crate) async fn execute(
             )));
         }
     }
+    Ok(())
+}
+
+/// Run the trials that are left, behind what the journal holds already.
+pub(crate) async fn go_on(
+    planned: &Planned,
+    home: &Path,
+    dir: &Path,
+    (mut journal, past): (Journal, Vec<Event>),
+    interrupts: &Interrupts,
+) -> Result<Option<Vec<Event>>, Failure> {
+    has_room(home, dir)?;
     host::sweep(&std::env::temp_dir(), "klpfarm-");
     host::sweep(home, ".scratch-");
-    // Nobody may remove the image under running machines.
-    let _held = planned.image.hold().map_err(Failure::farm)?;
-    let plan = Arc::new(planned.plan.clone());
-    Run::is_free(dir).map_err(Failure::input)?;
+    let plan = &planned.plan;
     eprintln!("klpfarm: accelerator: {}", planned.accel_because);
-    let (origin, checkpoint, _kept) = origin(planned, home, interrupts).await?;
-    let scratch = aging::scratch(home)?;
-    let bench = aging::bench(&plan, &planned.image, &planned.patches, origin, dir, scratch.path())?;
-    let view = if std::io::stderr().is_terminal() { View::Live } else { View::Plain };
-    let mut journal = Run::create(dir, &plan).map_err(Failure::input)?;
     eprintln!("klpfarm: run folder: {}", dir.display());
-    let mut terminal = Terminal::new(view, &plan);
+    let scratch = aging::scratch(home)?;
+    let (mut held, mut benches, mut checkpoints) = (Vec::new(), Vec::new(), Vec::new());
+    for (turn, place) in planned.places.iter().enumerate() {
+        // Nobody may remove the image under running machines.
+        held.push(place.image.hold().map_err(Failure::farm)?);
+        let own = Arc::new(plan.of_turn(turn));
+        let (origin, forked) = origin(&own, planned, place, home, interrupts).await?;
+        if let Some((facts, hold)) = forked {
+            checkpoints.push(facts);
+            held.push(hold);
+        }
+        benches.push(aging::bench(&own, &place.image, &planned.patches, origin, dir, scratch.path())?);
+    }
+    let view = if std::io::stderr().is_terminal() { View::Live } else { View::Plain };
+    let mut terminal = Terminal::new(view, plan);
+    past.iter().for_each(|e| terminal.past(e));
     let mut sink = |event: &Event| {
         // The journal first: nothing is shown or done that is not kept.
         journal.append(event)?;
         terminal.event(event);
         Ok(())
     };
-    let beginning =
-        Beginning { time: jiff::Timestamp::now().to_string(), qemu: planned.qemu.clone(), checkpoint };
-    let events = klpfarm_farm::run(&bench, beginning, &mut sink, interrupts.first.clone());
+    set_aside(dir, &past).map_err(|e| Failure::farm(format!("{}: {e}", dir.display())))?;
+    let time = jiff::Timestamp::now().to_string();
+    let beginning = Beginning { time, qemu: planned.qemu.clone(), checkpoints, past };
+    let events = klpfarm_farm::run(plan, &benches, beginning, &mut sink, interrupts.first.clone());
     match interrupts.until_second(events).await {
         None => Ok(None),
         Some(Ok(events)) => Ok(Some(events)),
         Some(Err(e)) => Err(Failure::farm(format!("{}: the journal can't be written: {e}", dir.display()))),
     }
+}
+
+/// What trials that are done again left behind is kept beside their new folders.
+fn set_aside(dir: &Path, past: &[Event]) -> std::io::Result<()> {
+    for number in klpfarm_farm::unfinished(past) {
+        let old = dir.join(Plan::trial_dir(number));
+        let free = (1..).map(|n| old.with_file_name(format!("{number}-cut-off-{n}"))).find(|p| !p.exists());
+        match free.map(|free| std::fs::rename(&old, free)) {
+            Some(Err(error)) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// What this run can't show, or costs, is said before it begins.
@@ -104,7 +164,7 @@ fn say_limits(planned: &Planned) {
     let groups = plan.trials.iter().filter(|t| matches!(t.arm, Arm::Loaded | Arm::Stack));
     let alike = |a: &Trial| plan.trials.iter().filter(|b| (a.arm, &a.patches) == (b.arm, &b.patches)).count();
     let allowed = groups.map(alike).min().unwrap_or(0);
-    if allowed < plan.needed as usize {
+    if allowed < plan.needed as usize && plan.turns.is_empty() {
         eprintln!(
             "klpfarm: note: tier {} needs {} clean trials, and {allowed} are allowed: the patch can be rejected, but not qualified",
             plan.tier, plan.needed
@@ -119,34 +179,36 @@ fn say_limits(planned: &Planned) {
     }
 }
 
-/// How the trials' machines come to be: the checkpoint is found, made if there is none, and compared with its manifest.
+/// How a turn's machines come to be: the checkpoint is found, made if there is none, and compared with its manifest.
 async fn origin(
+    own: &Arc<Plan>,
     planned: &Planned,
+    place: &Place,
     home: &Path,
     interrupts: &Interrupts,
-) -> Result<(Origin, Option<CheckpointFacts>, Option<Hold>), Failure> {
-    if planned.plan.start == Start::Boot {
-        return Ok((Origin::Boot, None, None));
-    }
+) -> Result<(Origin, Option<(CheckpointFacts, Hold)>), Failure> {
+    let Some(wanted) = &place.checkpoint else { return Ok((Origin::Boot, None)) };
     let store = CheckpointStore::open(home).map_err(Failure::farm)?;
-    let (checkpoint, made_ms) = match &planned.checkpoint {
-        Some(checkpoint) => (checkpoint.clone(), None),
-        None => {
-            let maker = Maker {
-                plan: Arc::new(planned.plan.clone()),
-                image: planned.image.clone(),
-                home: home.to_owned(),
-                parent: None,
-            };
-            let key = aging::key(&planned.plan, &planned.image, &planned.qemu);
-            maker.ensure(&store, &key, interrupts).await?
+    let maker = |parent: Option<(Checkpoint, Duration)>| Maker {
+        plan: Arc::clone(own),
+        image: place.image.clone(),
+        home: home.to_owned(),
+        parent,
+    };
+    let (checkpoint, made_ms) = match wanted {
+        Wanted::There(checkpoint) => ((**checkpoint).clone(), None),
+        Wanted::New(key) => maker(None).ensure(&store, key, interrupts).await?,
+        Wanted::Older { key, parent, more } => {
+            let made = maker(Some(((**parent).clone(), *more))).ensure(&store, key, interrupts).await?;
+            aging::thin_out(&store, own, *more, &place.image, &planned.qemu);
+            made
         }
     };
     // Nobody may remove it under running machines, and none may run from a damaged one.
     let held = checkpoint.hold().map_err(Failure::farm)?;
     aging::verified(&checkpoint).await?;
     let facts = aging::facts(&checkpoint, made_ms);
-    Ok((Origin::Fork(Files::in_dir(&checkpoint.dir)), Some(facts), Some(held)))
+    Ok((Origin::Fork(Files::in_dir(&checkpoint.dir)), Some((facts, held))))
 }
 
 /// The run folder: `out`, or one below the home, named by time and what is run.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use klpfarm_farm::{Aged, Beginning};
 use klpfarm_image::{Hold, Image};
-use klpfarm_model::{Event, ImageFacts, Patch, Plan, Resolved, Start};
+use klpfarm_model::{Event, Patch, Plan, Resolved, Start};
 use klpfarm_report::Run;
 use klpfarm_vm::{Files, Origin};
 use tokio_util::sync::CancellationToken;
@@ -14,6 +14,7 @@ use super::{Args, QUICK_AGING, proc};
 use crate::aging;
 use crate::failure::Failure;
 use crate::interrupt::Interrupts;
+use crate::plan::image_facts;
 use crate::{catalog, home, host, image};
 
 /// The sources of the candidate: path below its folder, and text.
@@ -66,11 +67,7 @@ impl Lab {
         };
         let rule = loaded.tiers.rule(pipeline.tier).map_err(Failure::input)?.clone();
         let with = Resolved {
-            image: ImageFacts {
-                name: image.manifest.name.clone(),
-                hash: image.manifest.recipe_hash.clone(),
-                release: image.release().map(str::to_owned),
-            },
+            image: image_facts(&image),
             workloads: loaded.workloads,
             patches: vec![patch],
             accel,
@@ -81,6 +78,7 @@ impl Lab {
             start: Start::Fork,
             seed: 1,
             apart: false,
+            turns: Vec::new(),
         };
         let plan = Plan::new(&pipeline, with).map_err(Failure::input)?;
         Ok(Self { plan, interrupts, image, patches: vec![data], qemu, accel_because, scratch, _held: held })
@@ -186,15 +184,20 @@ impl Lab {
         mut seen: impl FnMut(&Event),
     ) -> Result<Vec<Event>, Failure> {
         let bench = self.bench(plan, origin, name)?;
-        let mut journal = Run::create(&bench.run_dir, &bench.plan).map_err(Failure::farm)?;
+        let mut journal = Run::create(&bench.run_dir, &bench.plan, &bench.patches).map_err(Failure::farm)?;
         let mut sink = |event: &Event| {
             journal.append(event)?;
             seen(event);
             Ok(())
         };
-        let beginning =
-            Beginning { time: jiff::Timestamp::now().to_string(), qemu: self.qemu.clone(), checkpoint: None };
-        let running = klpfarm_farm::run(&bench, beginning, &mut sink, cancel.clone());
+        let beginning = Beginning {
+            time: jiff::Timestamp::now().to_string(),
+            qemu: self.qemu.clone(),
+            checkpoints: Vec::new(),
+            past: Vec::new(),
+        };
+        let benches = [bench.clone()];
+        let running = klpfarm_farm::run(&bench.plan, &benches, beginning, &mut sink, cancel.clone());
         let events = self.interrupts.until_second(running).await;
         self.not_interrupted()?;
         events

@@ -1,0 +1,118 @@
+//! `klpfarm resume`: a run that was cut off goes on.
+
+use std::path::{Path, PathBuf};
+
+use klpfarm_image::{CheckpointStore, Image};
+use klpfarm_model::{Accel, Body, Event, ImageFacts, Plan, Rotation};
+use klpfarm_report::Run;
+use klpfarm_vm::KvmProbe;
+
+use crate::aging::{self, Wanted};
+use crate::failure::Failure;
+use crate::interrupt::Interrupts;
+use crate::plan::{Place, Planned};
+use crate::run::{conclude, go_on};
+use crate::{home, image};
+
+/// Go on with a run that was cut off: trials that ended count, those that had not are done again.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The run folder.
+    run: PathBuf,
+    /// Print the verdict as JSON on standard output, and nothing else.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
+    let dir = std::path::absolute(&args.run).map_err(Failure::input)?;
+    let (run, journal) = Run::resume(&dir).map_err(Failure::input)?;
+    let Run { plan, events, torn } = run;
+    if torn {
+        eprintln!("klpfarm: the journal's last line was incomplete: it is cut off");
+    }
+    let interrupts = Interrupts::listen();
+    if events.last().is_some_and(|e| matches!(e.body, Body::RunEnded { interrupted: false })) {
+        eprintln!("klpfarm: this run has ended already; its verdict:");
+        return conclude(&plan, Some(events), &dir, args.json, &interrupts);
+    }
+    let home = home::home()?;
+    let planned = planned(plan, &events, &dir, &home).await?;
+    let events = go_on(&planned, &home, &dir, (journal, events), &interrupts).await?;
+    conclude(&planned.plan, events, &dir, args.json, &interrupts)
+}
+
+/// The plan as it was made, with what it takes beside itself, which must be what it was.
+async fn planned(plan: Plan, past: &[Event], dir: &Path, home: &Path) -> Result<Planned, Failure> {
+    if plan.farm != env!("CARGO_PKG_VERSION") {
+        return Err(Failure::input(format!(
+            "{}: the run was begun by klpfarm {}, and this is {}: half of it each would be compared with the other; begin a new run",
+            dir.display(),
+            plan.farm,
+            env!("CARGO_PKG_VERSION")
+        )));
+    }
+    let (qemu, _) = klpfarm_vm::qemu_version().await.map_err(Failure::farm)?;
+    if plan.accel == Accel::Kvm
+        && let KvmProbe::Fails(why) = klpfarm_vm::probe_kvm().await.map_err(Failure::farm)?
+    {
+        return Err(Failure::farm(format!(
+            "the run was begun under KVM, which does not run guests now: {why}"
+        )));
+    }
+    let images = image::store()?.list().map_err(Failure::farm)?;
+    let patches: Result<Vec<Vec<u8>>, _> =
+        (0..plan.patches.len()).map(|i| Run::patch(dir, &plan, i)).collect();
+    let mut places = Vec::new();
+    for turn in 0..plan.turns() {
+        let own = plan.of_turn(turn);
+        let image = image_of(&own.image, &images)?;
+        let checkpoint = match &own.checkpoint {
+            Some(id) => Some(checkpoint(id, &own, plan.rotation(), past, (&image, &qemu), home)?),
+            None => None,
+        };
+        places.push(Place { image, checkpoint });
+    }
+    Ok(Planned {
+        accel_because: format!("{}, as the run began", plan.accel),
+        patches: patches.map_err(Failure::input)?,
+        plan,
+        places,
+        qemu,
+        cold_because: None,
+    })
+}
+
+fn image_of(facts: &ImageFacts, images: &[Image]) -> Result<Image, Failure> {
+    let same = |i: &&Image| i.manifest.name == facts.name && i.manifest.recipe_hash == facts.hash;
+    images.iter().find(same).cloned().ok_or_else(|| {
+        Failure::input(format!(
+            "image {} (recipe {}) of this run is not here any more: build it with `klpfarm image build {}`",
+            facts.name, facts.hash, facts.name
+        ))
+    })
+}
+
+/// The checkpoint that the run's trials are forks of. It is made only if no trial has begun: another would be another machine.
+fn checkpoint(
+    id: &str,
+    plan: &Plan,
+    rotation: Option<&Rotation>,
+    past: &[Event],
+    (image, qemu): (&Image, &str),
+    home: &Path,
+) -> Result<Wanted, Failure> {
+    let store = CheckpointStore::open(home).map_err(Failure::farm)?;
+    if let Some(checkpoint) = store.list().map_err(Failure::farm)?.into_iter().find(|c| c.id() == id) {
+        aging::suits(&checkpoint, plan, image, qemu)?;
+        return Ok(Wanted::There(Box::new(checkpoint)));
+    }
+    let begun = past.iter().any(|e| e.scope.is_some_and(|s| s.trial > 0));
+    let wanted = aging::wanted(plan, rotation, image, qemu)?;
+    if begun || wanted.id() != id {
+        return Err(Failure::input(format!(
+            "checkpoint {id}, of which this run's trials are forks, is not here any more: import it again, or begin a new run"
+        )));
+    }
+    Ok(wanted)
+}
