@@ -3,103 +3,14 @@
 //! The state (images above all) is kept below the target folder between runs. One test at a time: machines are large, hosts
 //! are small.
 
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::sync::{Mutex, MutexGuard};
+mod farm;
+
+use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
+use farm::*;
 use serde_json::Value;
-
-static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-
-fn alone() -> MutexGuard<'static, ()> {
-    ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-}
-
-fn repository() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
-}
-
-fn home() -> PathBuf {
-    std::env::var_os("KLPFARM_TEST_HOME")
-        .map_or_else(|| Path::new(env!("CARGO_TARGET_TMPDIR")).join("home"), PathBuf::from)
-}
-
-fn klpfarm() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_klpfarm"));
-    command.env("KLPFARM_HOME", home()).current_dir(repository()).stdin(Stdio::null());
-    command
-}
-
-fn text(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
-}
-
-fn succeed(command: &mut Command) -> String {
-    let output = command.output().unwrap();
-    assert!(output.status.success(), "{command:?}: {}", text(&output));
-    String::from_utf8(output.stdout).unwrap().trim().to_owned()
-}
-
-/// Build the image once, and the module for it.
-fn module(image: &str, example: &str) -> PathBuf {
-    let out = home().join("modules").join(image);
-    std::fs::create_dir_all(&out).unwrap();
-    succeed(klpfarm().args(["image", "build", image]));
-    let source = repository().join("examples").join(example);
-    PathBuf::from(succeed(
-        klpfarm().args(["module", "build", "--image", image, "--out"]).arg(out).arg(source),
-    ))
-}
-
-/// A pipeline with short phases, and tiers that a single clean trial satisfies. All tests share one aged machine.
-fn pipeline(dir: &Path, image: &str, arms: &str) -> PathBuf {
-    let tiers = "proposed: {max_failure_rate: 0.7, confidence: 0.6, soak: 20s, arms: [loaded, control]}\n";
-    std::fs::write(dir.join("tiers.yaml"), tiers).unwrap();
-    let file = dir.join("short.yaml");
-    let text = format!(
-        "name: short\nimage: {image}\nworkloads: [madvise-allocator, fork-exec-churn]\narms: {arms}\n\
-         aging: {{uptime: 30s, cache_mib: 32, files: 500, fragment_mib: 16, residents: 3, churn: 3}}\n\
-         phases: {{settle: 1s, baseline: 5s, soak: 20s, revert: 3s, cycles: 2}}\ntiers: tiers.yaml\n"
-    );
-    std::fs::write(&file, text).unwrap();
-    file
-}
-
-const THREE_ARMS: &str = "{quiescent: 1, control: 1, reapply: 0}";
-const TWO_ARMS: &str = "{quiescent: 0, control: 1, reapply: 0}";
-
-fn temporary() -> tempfile::TempDir {
-    tempfile::Builder::new().prefix("klpfarm-test-").tempdir().unwrap()
-}
-
-fn run(pipeline: &Path, patch: &Path, out: &Path) -> Command {
-    let mut command = klpfarm();
-    command.arg("run").arg(pipeline).arg("--patch").arg(patch).arg("--out").arg(out);
-    command
-}
-
-fn json(file: &Path) -> Value {
-    serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap()
-}
-
-/// Nothing of the run may be left: no QEMU with our home in its arguments or environment, no scratch folder.
-fn assert_nothing_left() {
-    let home = home().to_string_lossy().into_owned();
-    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
-        let name = std::fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
-        let arguments = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        let ours = String::from_utf8_lossy(&arguments).contains(&home);
-        assert!(!(name.starts_with("qemu-system") && ours), "a QEMU was left behind: {:?}", entry.path());
-    }
-    for entry in std::fs::read_dir(&home).unwrap().flatten() {
-        assert!(
-            !entry.file_name().to_string_lossy().starts_with(".scratch"),
-            "{:?} was left behind",
-            entry.path()
-        );
-    }
-}
 
 #[test]
 fn a_faulty_patch_is_rejected_by_the_loaded_arm_alone() {
@@ -216,16 +127,6 @@ fn debian_11_boots_and_takes_a_patch() {
     assert_nothing_left();
 }
 
-/// The checkpoint of the tests' debian-12, made if it is not there yet.
-fn aged() -> Value {
-    succeed(klpfarm().args(["image", "build", "debian-12"]));
-    let dir = temporary();
-    let pipeline = pipeline(dir.path(), "debian-12", TWO_ARMS);
-    let made =
-        succeed(klpfarm().args(["age", "debian-12", "--for", "30s", "--json", "--pipeline"]).arg(pipeline));
-    serde_json::from_str(&made).unwrap()
-}
-
 #[test]
 fn an_older_machine_is_made_of_an_old_one() {
     let _alone = alone();
@@ -284,67 +185,6 @@ fn a_patch_for_another_kernel_is_refused_before_anything_boots() {
     assert!(!out.exists());
 }
 
-/// A run in the background.
-struct Running {
-    child: Child,
-    journal: PathBuf,
-}
-
-impl Running {
-    fn start(mut command: Command, out: &Path) -> Self {
-        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        Self { child, journal: out.join("journal.jsonl") }
-    }
-
-    /// Wait until the journal has `text`.
-    fn wait_for(&mut self, text: &str) {
-        let until = Instant::now() + Duration::from_secs(300);
-        while !std::fs::read_to_string(&self.journal).unwrap_or_default().contains(text) {
-            assert!(self.child.try_wait().unwrap().is_none(), "the run ended before {text}");
-            assert!(Instant::now() < until, "no {text} in the journal");
-            std::thread::sleep(Duration::from_millis(100));
-        }
-    }
-
-    /// Process ids of the run's machines.
-    fn machines(&self) -> Vec<String> {
-        let children = format!("/proc/{0}/task", self.child.id());
-        let mut pids = Vec::new();
-        for task in std::fs::read_dir(children).unwrap().flatten() {
-            let list = std::fs::read_to_string(task.path().join("children")).unwrap_or_default();
-            pids.extend(list.split_whitespace().map(str::to_owned));
-        }
-        pids
-    }
-
-    fn code(&mut self) -> Option<i32> {
-        self.child.wait().unwrap().code()
-    }
-}
-
-fn kill(signal: &str, pid: &str) {
-    assert!(Command::new("kill").args([signal, pid]).status().unwrap().success());
-}
-
-#[test]
-fn a_killed_qemu_is_the_farms_error() {
-    let _alone = alone();
-    let patch = module("debian-12", "madvise-fixed");
-    let dir = temporary();
-    let out = dir.path().join("run");
-    let pipeline = pipeline(dir.path(), "debian-12", TWO_ARMS);
-    let mut running = Running::start(run(&pipeline, &patch, &out), &out);
-    running.wait_for("\"phase\":\"baseline\"");
-    for pid in running.machines() {
-        kill("-KILL", &pid);
-    }
-    assert_eq!(running.code(), Some(4));
-    let verdict = json(&out.join("verdict.json"));
-    assert_eq!(verdict["verdict"], "inconclusive");
-    assert!(verdict["farm_errors"][0].as_str().unwrap().contains("QEMU ended by itself"), "{verdict:#}");
-    assert_nothing_left();
-}
-
 #[test]
 fn an_interrupted_run_ends_its_machines_and_says_what_is_known() {
     let _alone = alone();
@@ -366,42 +206,6 @@ fn an_interrupted_run_ends_its_machines_and_says_what_is_known() {
         }
         assert_nothing_left();
     }
-}
-
-/// Even when nobody is left to end them, machines die with the farm.
-#[test]
-fn machines_die_with_a_killed_farm() {
-    let _alone = alone();
-    let patch = module("debian-12", "madvise-fixed");
-    let dir = temporary();
-    let out = dir.path().join("run");
-    let pipeline = pipeline(dir.path(), "debian-12", TWO_ARMS);
-    let mut running = Running::start(run(&pipeline, &patch, &out), &out);
-    running.wait_for("\"phase-started\"");
-    let machines = running.machines();
-    assert!(!machines.is_empty());
-    kill("-KILL", &running.child.id().to_string());
-    assert_eq!(running.code(), None);
-    let gone = |pid: &String| !Path::new("/proc").join(pid).join("exe").exists();
-    let until = Instant::now() + Duration::from_secs(60);
-    while !machines.iter().all(gone) {
-        assert!(Instant::now() < until, "QEMU survived its farm");
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    // What a killed farm can't remove itself, the next run does.
-    let left = |dir: &Path, prefix: &str| {
-        let prefix = format!("{prefix}{}-", running.child.id());
-        let entries = std::fs::read_dir(dir).unwrap().flatten();
-        entries.filter(|e| e.file_name().to_string_lossy().starts_with(&prefix)).count()
-    };
-    assert!(left(&home(), ".scratch-") > 0, "the test kills too late to show anything");
-    let again = dir.path().join("again");
-    let mut next = Running::start(run(&pipeline, &patch, &again), &again);
-    next.wait_for("\"run-started\"");
-    assert_eq!((left(&home(), ".scratch-"), left(&std::env::temp_dir(), "klpfarm-")), (0, 0));
-    kill("-TERM", &next.child.id().to_string());
-    assert_eq!(next.code(), Some(130));
-    assert_nothing_left();
 }
 
 #[test]

@@ -1,0 +1,153 @@
+//! What tests on real machines have in common: images and modules made once, short pipelines, runs in the background.
+
+#![allow(dead_code, reason = "each test file takes what it needs")]
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+pub fn alone() -> MutexGuard<'static, ()> {
+    ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+pub fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
+}
+
+pub fn home() -> PathBuf {
+    std::env::var_os("KLPFARM_TEST_HOME")
+        .map_or_else(|| Path::new(env!("CARGO_TARGET_TMPDIR")).join("home"), PathBuf::from)
+}
+
+pub fn klpfarm() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_klpfarm"));
+    command.env("KLPFARM_HOME", home()).current_dir(repository()).stdin(Stdio::null());
+    command
+}
+
+pub fn text(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+pub fn succeed(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}: {}", text(&output));
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+/// Build the image once, and the module for it.
+pub fn module(image: &str, example: &str) -> PathBuf {
+    let out = home().join("modules").join(image);
+    std::fs::create_dir_all(&out).unwrap();
+    succeed(klpfarm().args(["image", "build", image]));
+    let source = repository().join("examples").join(example);
+    PathBuf::from(succeed(
+        klpfarm().args(["module", "build", "--image", image, "--out"]).arg(out).arg(source),
+    ))
+}
+
+/// A pipeline with short phases, and tiers that a single clean trial satisfies. All tests share one aged machine.
+pub fn pipeline(dir: &Path, image: &str, arms: &str) -> PathBuf {
+    let tiers = "proposed: {max_failure_rate: 0.7, confidence: 0.6, soak: 20s, arms: [loaded, control]}\n";
+    std::fs::write(dir.join("tiers.yaml"), tiers).unwrap();
+    let file = dir.join("short.yaml");
+    let text = format!(
+        "name: short\nimage: {image}\nworkloads: [madvise-allocator, fork-exec-churn]\narms: {arms}\n\
+         aging: {{uptime: 30s, cache_mib: 32, files: 500, fragment_mib: 16, residents: 3, churn: 3}}\n\
+         phases: {{settle: 1s, baseline: 5s, soak: 20s, revert: 3s, cycles: 2}}\ntiers: tiers.yaml\n"
+    );
+    std::fs::write(&file, text).unwrap();
+    file
+}
+
+pub const THREE_ARMS: &str = "{quiescent: 1, control: 1, reapply: 0}";
+pub const TWO_ARMS: &str = "{quiescent: 0, control: 1, reapply: 0}";
+
+pub fn temporary() -> tempfile::TempDir {
+    tempfile::Builder::new().prefix("klpfarm-test-").tempdir().unwrap()
+}
+
+pub fn run(pipeline: &Path, patch: &Path, out: &Path) -> Command {
+    let mut command = klpfarm();
+    command.arg("run").arg(pipeline).arg("--patch").arg(patch).arg("--out").arg(out);
+    command
+}
+
+pub fn json(file: &Path) -> Value {
+    serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap()
+}
+
+/// Nothing of the run may be left: no QEMU with our home in its arguments or environment, no scratch folder.
+pub fn assert_nothing_left() {
+    let home = home().to_string_lossy().into_owned();
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let name = std::fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
+        let arguments = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let ours = String::from_utf8_lossy(&arguments).contains(&home);
+        assert!(!(name.starts_with("qemu-system") && ours), "a QEMU was left behind: {:?}", entry.path());
+    }
+    for entry in std::fs::read_dir(&home).unwrap().flatten() {
+        assert!(
+            !entry.file_name().to_string_lossy().starts_with(".scratch"),
+            "{:?} was left behind",
+            entry.path()
+        );
+    }
+}
+
+/// A run in the background.
+pub struct Running {
+    pub child: Child,
+    journal: PathBuf,
+}
+
+impl Running {
+    pub fn start(mut command: Command, out: &Path) -> Self {
+        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        Self { child, journal: out.join("journal.jsonl") }
+    }
+
+    /// Wait until the journal has `text`.
+    pub fn wait_for(&mut self, text: &str) {
+        let until = Instant::now() + Duration::from_secs(300);
+        while !std::fs::read_to_string(&self.journal).unwrap_or_default().contains(text) {
+            assert!(self.child.try_wait().unwrap().is_none(), "the run ended before {text}");
+            assert!(Instant::now() < until, "no {text} in the journal");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// Process ids of the run's machines.
+    pub fn machines(&self) -> Vec<String> {
+        let children = format!("/proc/{0}/task", self.child.id());
+        let mut pids = Vec::new();
+        for task in std::fs::read_dir(children).unwrap().flatten() {
+            let list = std::fs::read_to_string(task.path().join("children")).unwrap_or_default();
+            pids.extend(list.split_whitespace().map(str::to_owned));
+        }
+        pids
+    }
+
+    pub fn code(&mut self) -> Option<i32> {
+        self.child.wait().unwrap().code()
+    }
+}
+
+pub fn kill(signal: &str, pid: &str) {
+    assert!(Command::new("kill").args([signal, pid]).status().unwrap().success());
+}
+
+/// The checkpoint of the tests' debian-12, made if it is not there yet.
+pub fn aged() -> Value {
+    succeed(klpfarm().args(["image", "build", "debian-12"]));
+    let dir = temporary();
+    let pipeline = pipeline(dir.path(), "debian-12", TWO_ARMS);
+    let made =
+        succeed(klpfarm().args(["age", "debian-12", "--for", "30s", "--json", "--pipeline"]).arg(pipeline));
+    serde_json::from_str(&made).unwrap()
+}
