@@ -97,6 +97,7 @@ fn plan(pipeline: &Pipeline, workloads: Vec<Workload>, image: &Image, accel: Acc
         arms: vec![Arm::Control],
         severities: None,
         after: None,
+        signed_by: None,
     };
     let with = Resolved {
         image: image_facts(image),

@@ -7,6 +7,7 @@ use klpfarm_model::{Patch, Pipeline, Sidecar, Tiers, Workload};
 
 use crate::failure::Failure;
 use crate::home::home;
+use crate::signing;
 
 const PIPELINES: &[(&str, &str)] = &[
     ("gate", include_str!("../../../pipelines/gate.yaml")),
@@ -121,8 +122,15 @@ fn tiers(base: &Path, name: Option<&str>) -> Result<Tiers, String> {
         Some((_, text)) if name.is_none() || !file.is_file() => (*text).to_owned(),
         _ => std::fs::read_to_string(&file).map_err(|e| format!("{}: {e}", file.display()))?,
     };
-    Tiers::parse(&file, &text)
-        .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
+    let tiers = Tiers::parse(&file, &text)
+        .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))?;
+    let keys = tiers.signers().flat_map(|(tier, keys)| keys.into_iter().map(move |key| (tier, key)));
+    let bad = keys.filter_map(|(tier, key)| {
+        let problem = signing::public_key(&key).err()?;
+        Some(format!("{}: {tier}.signed_by: {problem}", file.display()))
+    });
+    let bad: Vec<String> = bad.collect();
+    if bad.is_empty() { Ok(tiers) } else { Err(bad.join("\n")) }
 }
 
 fn read_pipeline(name: &str) -> Result<String, Failure> {

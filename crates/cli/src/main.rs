@@ -12,11 +12,15 @@ mod host;
 mod image;
 mod interrupt;
 mod judge;
+mod key;
 mod plan;
 mod qualify;
 mod resume;
 mod run;
+mod sign;
+mod signing;
 mod triage;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -48,6 +52,10 @@ enum Command {
     Run(Box<run::Args>),
     Resume(resume::Args),
     Judge(judge::Args),
+    #[command(subcommand)]
+    Key(key::Command),
+    Sign(sign::Args),
+    Verify(verify::Args),
     QualifyDetectors(Box<qualify::Args>),
     Triage(triage::Args),
     Bench(bench::Args),
@@ -68,6 +76,9 @@ async fn main() -> ExitCode {
         Command::Run(args) => run::run(*args).await,
         Command::Resume(args) => resume::run(args).await,
         Command::Judge(args) => judge::run(&args),
+        Command::Key(command) => key::run(&command),
+        Command::Sign(args) => sign::run(&args),
+        Command::Verify(args) => verify::run(&args),
         Command::QualifyDetectors(args) => qualify::run(*args).await,
         Command::Triage(args) => triage::run(&args),
         Command::Bench(args) => bench::run(args).await,

@@ -1,17 +1,17 @@
 //! `klpfarm plan`: what a run would do. Also makes the plan for `klpfarm run`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use klpfarm_image::{Checkpoint, CheckpointStore, Image};
-use klpfarm_model::plan::SCHEMA;
 use klpfarm_model::{
-    Accel, ImageFacts, Patch, Plan, Resolved, Start, Tier, Turn, Verdict, Workload, check_prior,
+    Accel, ImageFacts, Patch, Plan, Resolved, Start, Tier, Turn, Workload, check_prior,
     check_severity,
 };
 
 use crate::aging::Wanted;
 use crate::failure::{Failure, print, print_json};
 use crate::home::home;
+use crate::signing::Prior;
 use crate::{aging, catalog, host, image};
 
 /// Show what a run would do.
@@ -38,6 +38,9 @@ pub(crate) struct Choice {
     /// The verdict of the tier below, where the tier asks for it.
     #[arg(long, value_name = "verdict.json")]
     pub(crate) prior: Option<PathBuf>,
+    /// Public key that must have signed the verdict of --prior; several times for several, each of which must have.
+    #[arg(long = "prior-key", value_name = "PUB", requires = "prior")]
+    pub(crate) prior_keys: Vec<PathBuf>,
     /// Loaded trials at most, whatever the tier needs: to look for findings.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub(crate) trials: Option<u32>,
@@ -104,8 +107,9 @@ pub(crate) async fn resolve(
     let tier = choice.tier.unwrap_or(pipeline.tier);
     let rule = loaded.tiers.rule(tier).map_err(Failure::input)?.clone();
     check_severity(&rule, tier, &patches).map_err(Failure::input)?;
-    let prior = choice.prior.as_deref().map(verdict).transpose()?;
-    check_prior(&rule, tier, prior.as_ref(), &patches, &facts).map_err(Failure::input)?;
+    let prior = choice.prior.as_deref().map(Prior::read).transpose()?;
+    check_prior(&rule, tier, prior.as_ref().map(|p| &p.verdict), &patches, &facts).map_err(Failure::input)?;
+    prior.map_or(Ok(()), |prior| prior.check_signed(&choice.prior_keys, &loaded.tiers, tier))?;
     let (qemu, version) = klpfarm_vm::qemu_version().await.map_err(Failure::farm)?;
     let can_fork = klpfarm_vm::can_fork(version);
     let with = Resolved {
@@ -213,17 +217,6 @@ fn candidates(files: &[PathBuf]) -> Result<Vec<(Patch, Vec<u8>)>, Failure> {
 /// Whether one machine could not take both; one for another kernel goes to another image.
 fn is_twin(a: &Patch, b: &Patch) -> bool {
     a.name == b.name && a.release() == b.release()
-}
-
-/// Read an earlier verdict.
-fn verdict(file: &Path) -> Result<Verdict, Failure> {
-    let wrong = |e: String| Failure::input(format!("--prior {}: {e}", file.display()));
-    let text = std::fs::read_to_string(file).map_err(|e| wrong(e.to_string()))?;
-    let value: serde_json::Value = serde_json::from_str(&text).map_err(|e| wrong(e.to_string()))?;
-    if value["schema"] != SCHEMA {
-        return Err(wrong(format!("has schema {}; this klpfarm reads {SCHEMA}", value["schema"])));
-    }
-    serde_json::from_value(value).map_err(|e| wrong(format!("is no verdict: {e}")))
 }
 
 /// Images made here know their packages; a user's own is asked when the workload starts.

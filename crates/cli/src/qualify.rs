@@ -95,6 +95,7 @@ pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
         patches,
         tier: None,
         prior: None,
+        prior_keys: Vec::new(),
         trials: args.trials,
         checkpoint: None,
         cold: false,

@@ -11,20 +11,25 @@ use crate::aging::{self, Wanted};
 use crate::failure::Failure;
 use crate::interrupt::Interrupts;
 use crate::plan::{Place, Planned};
-use crate::run::{conclude, go_on};
-use crate::{home, image};
+use crate::run::{Telling, conclude, go_on};
+use crate::{home, image, signing};
 
 /// Go on with a run that was cut off: trials that ended count, those that had not are done again.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The run folder.
     run: PathBuf,
+    /// Sign the verdict with this private key, as `klpfarm run --sign` does.
+    #[arg(long, value_name = "KEY")]
+    sign: Option<PathBuf>,
     /// Print the verdict as JSON on standard output, and nothing else.
     #[arg(long)]
     json: bool,
 }
 
 pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
+    let key = args.sign.as_deref().map(signing::private_key).transpose()?;
+    let telling = Telling { json: args.json, key };
     let dir = std::path::absolute(&args.run).map_err(Failure::input)?;
     let (run, journal) = Run::resume(&dir).map_err(Failure::input)?;
     let Run { plan, events, torn } = run;
@@ -34,12 +39,16 @@ pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
     let interrupts = Interrupts::listen();
     if events.last().is_some_and(|e| matches!(e.body, Body::RunEnded { interrupted: false })) {
         eprintln!("klpfarm: this run has ended already; its verdict:");
-        return conclude(&plan, Some(events), &dir, args.json, &interrupts);
+        return conclude(&plan, Some(events), &dir, &telling, &interrupts);
     }
     let home = home::home()?;
     let planned = planned(plan, &events, &dir, &home).await?;
+    // What was signed is no longer what the journal will say.
+    if std::fs::remove_file(signing::envelope_of(&dir.join("verdict.json"))).is_ok() && telling.key.is_none() {
+        eprintln!("klpfarm: the signature of the verdict so far is removed; `klpfarm sign` signs the new one");
+    }
     let events = go_on(&planned, &home, &dir, (journal, events), &interrupts).await?;
-    conclude(&planned.plan, events, &dir, args.json, &interrupts)
+    conclude(&planned.plan, events, &dir, &telling, &interrupts)
 }
 
 /// The plan as it was made, with what it takes beside itself, which must be what it was.

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use klpfarm_attest::PrivateKey;
 use klpfarm_farm::Beginning;
 use klpfarm_image::{Checkpoint, CheckpointStore, Hold};
 use klpfarm_model::event::CheckpointFacts;
@@ -16,7 +17,7 @@ use crate::aging::{self, Maker, Wanted};
 use crate::failure::{Failure, code, print, print_json};
 use crate::interrupt::Interrupts;
 use crate::plan::{Choice, Place, Planned, plan};
-use crate::{home, host};
+use crate::{home, host, sign, signing};
 
 /// Gate a livepatch.
 #[derive(Debug, clap::Args)]
@@ -26,6 +27,9 @@ pub(crate) struct Args {
     /// The run folder, which must be empty or not exist; by default one below KLPFARM_HOME/runs.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
+    /// Sign the verdict with this private key: writes verdict.dsse.json beside it.
+    #[arg(long, value_name = "KEY")]
+    sign: Option<PathBuf>,
     /// Print the verdict as JSON on standard output, and nothing else.
     #[arg(long)]
     json: bool,
@@ -35,6 +39,8 @@ pub(crate) struct Args {
 const LEAST_DISK_MIB: u64 = 512;
 
 pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
+    // Before anything else: a key that can't be read must not cost a night.
+    let key = args.sign.as_deref().map(signing::private_key).transpose()?;
     let planned = plan(&args.choice).await?;
     let home = home::home()?;
     let name = match planned.plan.rotation() {
@@ -45,7 +51,16 @@ pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
     say_limits(&planned);
     let interrupts = Interrupts::listen();
     let events = execute(&planned, &home, &dir, &interrupts).await?;
-    conclude(&planned.plan, events, &dir, args.json, &interrupts)
+    let telling = Telling { json: args.json, key };
+    conclude(&planned.plan, events, &dir, &telling, &interrupts)
+}
+
+/// How a verdict is told.
+pub(crate) struct Telling {
+    /// As JSON on standard output, and nothing else.
+    pub(crate) json: bool,
+    /// Signed with this key.
+    pub(crate) key: Option<PrivateKey>,
 }
 
 /// Judge and report; the exit code.
@@ -53,17 +68,19 @@ pub(crate) fn conclude(
     plan: &Plan,
     events: Option<Vec<Event>>,
     dir: &Path,
-    as_json: bool,
+    telling: &Telling,
     interrupts: &Interrupts,
 ) -> Result<u8, Failure> {
     let Some(events) = events else { return Ok(code::INTERRUPTED) };
     let verdict = judge(plan, &events);
     Run::conclude(dir, plan, &events, &verdict).map_err(Failure::farm)?;
-    if as_json {
+    if telling.json {
         print_json(&verdict);
     } else {
         print(&format!("\n{}", summary(&verdict, dir, std::io::stdout().is_terminal())));
     }
+    // After printing: whatever becomes of the signature, the verdict has been said.
+    telling.key.as_ref().map_or(Ok(()), |key| sign::sign_anew(dir, key))?;
     if interrupts.first.is_cancelled() {
         eprintln!("klpfarm: to go on: klpfarm resume {}", dir.display());
         return Ok(code::INTERRUPTED);

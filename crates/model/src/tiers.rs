@@ -36,6 +36,9 @@ pub struct TierRule {
     /// Tier that must have qualified the same patch on the same image first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after: Option<Tier>,
+    /// Public keys, as paths relative to the tiers' file: one of them must have signed the verdict of `after`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signed_by: Option<Vec<PathBuf>>,
 }
 
 /// Trials of an arm that a pipeline can have at most.
@@ -77,6 +80,19 @@ impl Tiers {
                 list(self.rules.keys())
             )
         })
+    }
+
+    /// Whose signature each tier asks for: files of public keys, of which one is enough.
+    pub fn signers(&self) -> impl Iterator<Item = (Tier, Vec<PathBuf>)> + '_ {
+        let dir = self.file.parent().unwrap_or(Path::new(""));
+        let of_rule =
+            move |rule: &TierRule| Some(rule.signed_by.as_ref()?.iter().map(|key| dir.join(key)).collect());
+        self.rules.iter().filter_map(move |(&tier, rule)| Some((tier, of_rule(rule)?)))
+    }
+
+    /// The file that defines them.
+    pub fn file(&self) -> &Path {
+        &self.file
     }
 
     fn problems(&self) -> Vec<(String, String)> {
@@ -163,6 +179,18 @@ impl TierRule {
         }
         if let Some(arm) = twice(&self.arms) {
             check(false, "arms", format!("names {arm} twice"));
+        }
+        if let Some(keys) = &self.signed_by {
+            check(
+                self.after.is_some(),
+                "signed_by",
+                "asks for signatures of no verdict: say with `after` which tier comes before".into(),
+            );
+            check(
+                !keys.is_empty(),
+                "signed_by",
+                "is empty, so that no verdict could count; leave it out to ask for no signature".into(),
+            );
         }
         if let Some(severities) = &self.severities {
             check(

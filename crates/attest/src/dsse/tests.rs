@@ -97,7 +97,7 @@ proptest! {
     #[test]
     fn any_payload_comes_back_and_no_other_passes(payload: Vec<u8>, other: Vec<u8>, kind in ".{0,20}") {
         let envelope = Envelope::sign(&kind, &payload, &key(1));
-        prop_assert_eq!(envelope.verify(&key(1).public()).unwrap(), payload.clone());
+        prop_assert_eq!(&envelope.verify(&key(1).public()).unwrap(), &payload);
         let exchanged = Envelope { payload: STANDARD.encode(&other), ..envelope.clone() };
         prop_assert_eq!(exchanged.verify(&key(1).public()).is_ok(), other == payload);
         let retyped = Envelope { payload_type: format!("{kind}x"), ..envelope };

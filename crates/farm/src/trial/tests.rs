@@ -27,6 +27,7 @@ pub(super) fn plan() -> Arc<Plan> {
         arms: vec![Arm::Loaded, Arm::Control],
         severities: None,
         after: None,
+        signed_by: None,
     };
     let with = Resolved {
         image: ImageFacts { name: "debian-12".into(), hash: String::new(), release: None },

@@ -33,6 +33,7 @@ fn plan() -> Plan {
         arms: vec![Arm::Loaded, Arm::Control, Arm::Reapply],
         severities: None,
         after: None,
+        signed_by: None,
     };
     let with = Resolved {
         image: ImageFacts { name: "i".into(), hash: String::new(), release: Some("6.1".into()) },

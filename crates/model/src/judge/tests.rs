@@ -18,6 +18,7 @@ fn rule() -> TierRule {
         arms: vec![Arm::Loaded, Arm::Quiescent, Arm::Control, Arm::Reapply],
         severities: None,
         after: None,
+        signed_by: None,
     }
 }
 

@@ -108,6 +108,22 @@ fn a_tier_follows_a_lower_one_that_is_there() {
 }
 
 #[test]
+fn keys_are_found_beside_the_tiers() {
+    let text =
+        format!("proposed:\n  {BASE}updates:\n  {BASE}  after: proposed\n  signed_by: [a.pub, /k/b.pub]\n");
+    let tiers = Tiers::parse(Path::new("conf/tiers.yaml"), &text).unwrap();
+    let keys = ["conf/a.pub", "/k/b.pub"].map(PathBuf::from).to_vec();
+    assert_eq!(tiers.signers().collect::<Vec<_>>(), [(Tier::Updates, keys)]);
+    let without = problem("30s", "30s\n  signed_by: [a.pub]");
+    assert!(
+        without.starts_with("tiers.yaml:5:1: proposed.signed_by: asks for signatures of no verdict"),
+        "{without}"
+    );
+    let empty = parse(&text.replace("a.pub, /k/b.pub", "")).unwrap_err();
+    assert!(empty.starts_with("tiers.yaml:12:1: updates.signed_by: is empty"), "{empty}");
+}
+
+#[test]
 fn every_problem_of_every_tier_at_once() {
     let text = format!("proposed:\n  {BASE}updates:\n  {BASE}").replace("0.2", "2").replace("30s", "0s");
     let error = parse(&text).unwrap_err();

@@ -1,0 +1,103 @@
+//! `klpfarm sign`: state a verdict and sign the statement. Also signs at the end of `klpfarm run --sign`.
+
+use std::path::{Path, PathBuf};
+
+use klpfarm_attest::{Digests, Envelope, PAYLOAD_TYPE, PrivateKey, Statement, sha256};
+use klpfarm_model::Verdict;
+use klpfarm_report::{Run, write_atomically};
+
+use crate::failure::{Failure, print};
+use crate::signing::{envelope_of, private_key, read, sha256_of};
+
+/// Sign the verdict of a run that has ended.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The run folder.
+    run: PathBuf,
+    /// Private key: ed25519, PKCS#8 in PEM (`klpfarm key new`).
+    #[arg(long, value_name = "KEY")]
+    key: PathBuf,
+}
+
+pub(crate) fn run(args: &Args) -> Result<u8, Failure> {
+    let key = private_key(&args.key)?;
+    let place = envelope_of(&args.run.join("verdict.json"));
+    let stated = stated(&args.run)?;
+    let envelope = match read(&place)? {
+        None => stated.envelope(&key),
+        Some(json) => stated
+            .countersigned(&json, &key)
+            .map_err(|e| Failure::input(format!("{}: {e}", place.display())))?,
+    };
+    write_atomically(&place, envelope.to_json().as_bytes()).map_err(Failure::farm)?;
+    print(&format!("{}\nsigned by {}\n", place.display(), key.public().id()));
+    Ok(0)
+}
+
+/// Sign what a run that has just ended says, in place of signatures of an earlier end.
+pub(crate) fn sign_anew(dir: &Path, key: &PrivateKey) -> Result<(), Failure> {
+    let envelope = stated(dir)?.envelope(key);
+    write_atomically(&envelope_of(&dir.join("verdict.json")), envelope.to_json().as_bytes())
+        .map_err(Failure::farm)
+}
+
+/// What is signed, before it is.
+struct Stated {
+    /// `verdict.json` as it is on disk.
+    bytes: Vec<u8>,
+    verdict: Verdict,
+    digests: Digests,
+}
+
+/// The verdict of a run folder, if it is what its plan and journal say: nobody shall sign anything else.
+fn stated(dir: &Path) -> Result<Stated, Failure> {
+    let file = dir.join("verdict.json");
+    let wrong = |e: &str| Failure::input(format!("{}: {e}", file.display()));
+    let bytes =
+        read(&file)?.ok_or_else(|| wrong("is not there: this is no run folder, or the run has not ended"))?;
+    let verdict: Verdict =
+        serde_json::from_slice(&bytes).map_err(|e| wrong(&format!("is no verdict: {e}")))?;
+    let run = Run::open(dir).map_err(Failure::input)?;
+    if klpfarm_model::judge(&run.plan, &run.events) != verdict {
+        return Err(wrong(&format!(
+            "is not what this klpfarm ({}) says of the plan and journal beside it, and was made by {}: not signed; compare with `klpfarm judge {}`",
+            env!("CARGO_PKG_VERSION"),
+            verdict.farm,
+            dir.display()
+        )));
+    }
+    let digest = |name: &str| {
+        let path = dir.join(name);
+        sha256_of(&path)?.ok_or_else(|| Failure::input(format!("{}: is not there", path.display())))
+    };
+    let digests =
+        Digests { verdict: sha256(&bytes), journal: digest("journal.jsonl")?, plan: digest("plan.json")? };
+    Ok(Stated { bytes, verdict, digests })
+}
+
+impl Stated {
+    fn envelope(&self, key: &PrivateKey) -> Envelope {
+        let time = jiff::Timestamp::now().to_string();
+        let statement = Statement::new(&self.verdict, self.digests.clone(), time);
+        Envelope::sign(PAYLOAD_TYPE, &statement.to_json(), key)
+    }
+
+    /// One more signature of the statement that is there, if it is about these files and says what they say.
+    fn countersigned(&self, json: &[u8], key: &PrivateKey) -> Result<Envelope, String> {
+        let mut envelope = Envelope::parse(json).map_err(|e| e.to_string())?;
+        let payload = envelope.unverified().map_err(|e| e.to_string())?;
+        let statement = Statement::parse(&envelope.payload_type, &payload).map_err(|e| e.to_string())?;
+        let other = |what: &str| format!("{what}; to sign what is here now, remove the envelope first");
+        statement.about(&self.bytes).map_err(|e| other(&e.to_string()))?;
+        for (name, digest) in [("journal.jsonl", &self.digests.journal), ("plan.json", &self.digests.plan)] {
+            if statement.signed(name) != Some(digest.as_str()) {
+                return Err(other(&format!("is about another {name} than the one beside it")));
+            }
+        }
+        if envelope.is_signed_by(&key.public()).map_err(|e| e.to_string())? {
+            return Err("is signed with this key already".to_owned());
+        }
+        envelope.countersign(key).map_err(|e| e.to_string())?;
+        Ok(envelope)
+    }
+}

@@ -1,0 +1,149 @@
+//! Files of signed verdicts: keys, the envelope beside a verdict, and the verdict of the tier below.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use klpfarm_attest::{Envelope, PrivateKey, PublicKey, Statement};
+use klpfarm_model::plan::SCHEMA;
+use klpfarm_model::{Tier, Tiers, Verdict};
+use sha2::{Digest, Sha256};
+
+use crate::failure::Failure;
+
+/// Longest key file, envelope and verdict that are read, in bytes: they may come from anywhere.
+const KEY_LIMIT: u64 = 64 << 10;
+const LIMIT: u64 = 64 << 20;
+
+/// Where the signatures of a verdict are: `verdict.dsse.json` beside `verdict.json`.
+pub(crate) fn envelope_of(verdict: &Path) -> PathBuf {
+    verdict.with_extension("dsse.json")
+}
+
+/// Read a private key, which nobody else may be able to read.
+pub(crate) fn private_key(file: &Path) -> Result<PrivateKey, Failure> {
+    let wrong = |e: String| Failure::input(format!("key {}: {e}", file.display()));
+    let mut open = File::open(file).map_err(|e| wrong(format!("{e}; `klpfarm key new FILE` makes a key")))?;
+    // Of the open file: what is looked at is what is read.
+    let meta = open.metadata().map_err(|e| wrong(e.to_string()))?;
+    let mode = meta.permissions().mode() & 0o777;
+    if mode & 0o077 != 0 {
+        return Err(wrong(format!(
+            "others can read or write it (mode {mode:03o}): `chmod 600 {}`; if anybody may have, make another",
+            file.display()
+        )));
+    }
+    let text = bounded(&mut open, KEY_LIMIT).map_err(wrong)?;
+    PrivateKey::from_pem(&String::from_utf8_lossy(&text)).map_err(|e| wrong(e.to_string()))
+}
+
+/// Read a public key; the error says what is wrong with which file.
+pub(crate) fn public_key(file: &Path) -> Result<PublicKey, String> {
+    let wrong = |e: String| format!("key {}: {e}", file.display());
+    let text = File::open(file).map_err(|e| e.to_string()).and_then(|mut f| bounded(&mut f, KEY_LIMIT));
+    PublicKey::from_pem(&String::from_utf8_lossy(&text.map_err(wrong)?)).map_err(|e| wrong(e.to_string()))
+}
+
+/// Read all of a file that is not too long; nothing if it is not there.
+pub(crate) fn read(file: &Path) -> Result<Option<Vec<u8>>, Failure> {
+    let wrong = |e: String| Failure::input(format!("{}: {e}", file.display()));
+    match File::open(file) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(wrong(e.to_string())),
+        Ok(mut open) => bounded(&mut open, LIMIT).map(Some).map_err(wrong),
+    }
+}
+
+fn bounded(file: &mut File, most: u64) -> Result<Vec<u8>, String> {
+    if !file.metadata().map_err(|e| e.to_string())?.is_file() {
+        return Err("is no file".to_owned());
+    }
+    let mut bytes = Vec::new();
+    file.take(most + 1).read_to_end(&mut bytes).map_err(|e| e.to_string())?;
+    if bytes.len() as u64 > most { Err(format!("is longer than {most} bytes")) } else { Ok(bytes) }
+}
+
+/// SHA-256, in hex, of a file of any length; nothing if it is not there.
+pub(crate) fn sha256_of(file: &Path) -> Result<Option<String>, Failure> {
+    let failed = |e: std::io::Error| Failure::input(format!("{}: {e}", file.display()));
+    let mut open = match File::open(file) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        open => open.map_err(failed)?,
+    };
+    let (mut hash, mut buffer) = (Sha256::new(), vec![0; 1 << 16]);
+    loop {
+        match open.read(&mut buffer).map_err(failed)? {
+            0 => return Ok(Some(klpfarm_model::hex(&hash.finalize()))),
+            n => hash.update(&buffer[..n]),
+        }
+    }
+}
+
+/// The verdict of the tier below, as `--prior` names it.
+pub(crate) struct Prior {
+    file: PathBuf,
+    bytes: Vec<u8>,
+    pub(crate) verdict: Verdict,
+}
+
+impl Prior {
+    pub(crate) fn read(file: &Path) -> Result<Self, Failure> {
+        let wrong = |e: String| Failure::input(format!("--prior {}: {e}", file.display()));
+        let bytes = read(file)?.ok_or_else(|| wrong("no such file".to_owned()))?;
+        let value: serde_json::Value = serde_json::from_slice(&bytes).map_err(|e| wrong(e.to_string()))?;
+        if value["schema"] != SCHEMA {
+            return Err(wrong(format!("has schema {}; this klpfarm reads {SCHEMA}", value["schema"])));
+        }
+        let verdict = serde_json::from_value(value).map_err(|e| wrong(format!("is no verdict: {e}")))?;
+        Ok(Self { file: file.to_owned(), bytes, verdict })
+    }
+
+    /// Whether it is signed as asked: by each key of the command line, and by one of those that the tiers' file names.
+    pub(crate) fn check_signed(&self, each: &[PathBuf], tiers: &Tiers, tier: Tier) -> Result<(), Failure> {
+        let one_of = tiers.signers().find(|(of, _)| *of == tier).map(|(_, keys)| keys);
+        if each.is_empty() && one_of.is_none() {
+            return Ok(());
+        }
+        let wrong =
+            |e: String| Failure::input(format!("the verdict of --prior {}", self.file.display()) + &e);
+        let place = envelope_of(&self.file);
+        let json = read(&place)?.ok_or_else(|| {
+            wrong(format!(
+                " counts only with a signature, and {} is not there: sign it where it was made (`klpfarm sign RUN --key KEY`) and keep both files together",
+                place.display()
+            ))
+        })?;
+        let envelope =
+            Envelope::parse(&json).map_err(|e| Failure::input(format!("{}: {e}", place.display())))?;
+        let signed = |file: &PathBuf| -> Result<bool, Failure> {
+            let key = public_key(file).map_err(Failure::input)?;
+            Ok(envelope.is_signed_by(&key).unwrap_or(false))
+        };
+        for file in each {
+            if !signed(file)? {
+                return Err(wrong(format!(
+                    " has no good signature of {} (--prior-key): have its owner sign it with `klpfarm sign RUN --key KEY`",
+                    file.display()
+                )));
+            }
+        }
+        if let Some(keys) = one_of {
+            let good: Vec<bool> = keys.iter().map(signed).collect::<Result<_, _>>()?;
+            if !good.contains(&true) {
+                let names: Vec<String> = keys.iter().map(|k| k.display().to_string()).collect();
+                return Err(wrong(format!(
+                    " has no good signature of any key that {} names for {tier} (signed_by: {}): have one of their owners sign it with `klpfarm sign RUN --key KEY`",
+                    tiers.file().display(),
+                    names.join(", ")
+                )));
+            }
+        }
+        let statement = envelope.unverified().map_err(|e| e.to_string()).and_then(|payload| {
+            Statement::parse(&envelope.payload_type, &payload).map_err(|e| e.to_string())
+        });
+        statement
+            .and_then(|s| s.about(&self.bytes).map(drop).map_err(|e| e.to_string()))
+            .map_err(|e| wrong(format!(" is not what was signed in {}: {e}", place.display())))
+    }
+}
