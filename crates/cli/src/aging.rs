@@ -456,6 +456,8 @@ pub(crate) fn scratch(home: &Path) -> Result<tempfile::TempDir, Failure> {
     std::fs::create_dir_all(home).map_err(|e| Failure::farm(format!("{}: {e}", home.display())))?;
     tempfile::Builder::new()
         .prefix(&format!(".scratch-{}-", std::process::id()))
+        // What a guest writes to its disk is there, its keys among it.
+        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o700))
         .tempdir_in(home)
         .map_err(|e| Failure::farm(format!("{}: {e}", home.display())))
 }

@@ -47,8 +47,13 @@ impl Failure {
     }
 }
 
-/// Print to standard output; a reader that went away (`| head`) is no failure.
+/// Print to standard output. Names may come from an archive or another host's run folder: a terminal gets text and nothing else.
 pub(crate) fn print(text: &str) {
+    print_as_it_is(&klpfarm_report::printable(text));
+}
+
+/// Print what is JSON, or has colours of ours and is clean otherwise; a reader that went away (`| head`) is no failure.
+pub(crate) fn print_as_it_is(text: &str) {
     use std::io::Write;
     let mut out = std::io::stdout().lock();
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
@@ -56,5 +61,5 @@ pub(crate) fn print(text: &str) {
 
 /// Print as JSON.
 pub(crate) fn print_json(value: &impl serde::Serialize) {
-    print(&(serde_json::to_string_pretty(value).unwrap_or_default() + "\n"));
+    print_as_it_is(&(serde_json::to_string_pretty(value).unwrap_or_default() + "\n"));
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use klpfarm_report::{Run, summary};
 
-use crate::failure::{Failure, print, print_json};
+use crate::failure::{Failure, print_as_it_is, print_json};
 
 /// Judge a run again from its folder.
 #[derive(Debug, clap::Args)]
@@ -31,7 +31,7 @@ pub(crate) fn run(args: &Args) -> Result<u8, Failure> {
     if args.json {
         print_json(&verdict);
     } else {
-        print(&summary(&verdict, &args.run, std::io::stdout().is_terminal()));
+        print_as_it_is(&summary(&verdict, &args.run, std::io::stdout().is_terminal()));
     }
     Ok(verdict.exit_code())
 }

@@ -14,7 +14,7 @@ use klpfarm_report::{Journal, Run, Terminal, View, summary};
 use klpfarm_vm::{Files, Origin};
 
 use crate::aging::{self, Maker, Wanted};
-use crate::failure::{Failure, code, print, print_json};
+use crate::failure::{Failure, code, print_as_it_is, print_json};
 use crate::interrupt::Interrupts;
 use crate::plan::{Choice, Place, Planned, plan};
 use crate::{home, host, sign, signing};
@@ -77,7 +77,7 @@ pub(crate) fn conclude(
     if telling.json {
         print_json(&verdict);
     } else {
-        print(&format!("\n{}", summary(&verdict, dir, std::io::stdout().is_terminal())));
+        print_as_it_is(&format!("\n{}", summary(&verdict, dir, std::io::stdout().is_terminal())));
     }
     // After printing: whatever becomes of the signature, the verdict has been said.
     telling.key.as_ref().map_or(Ok(()), |key| sign::sign_anew(dir, key))?;

@@ -4,7 +4,7 @@
 //! start, so a `.tmp-ID` whose lock is free was left by a build that died, and the next build removes it.
 
 use std::fs::{self, File, TryLockError};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -37,7 +37,14 @@ impl Store {
     pub fn open(home: &Path) -> Result<Self> {
         let home = std::path::absolute(home).map_err(Error::io("find", home))?;
         let dir = home.join("images");
-        fs::create_dir_all(&dir).map_err(Error::io("create", &dir))?;
+        // A guest's disk holds its host key, and lies beside the key that opens it: for the owner alone.
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(Error::io("create", &dir))?;
+        let open = fs::metadata(&dir).is_ok_and(|meta| meta.permissions().mode() & 0o077 != 0);
+        if open {
+            // One that an earlier version made.
+            let private = fs::Permissions::from_mode(0o700);
+            fs::set_permissions(&dir, private).map_err(Error::io("protect", &dir))?;
+        }
         Ok(Self { dir })
     }
 

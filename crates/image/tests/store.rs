@@ -105,6 +105,7 @@ async fn an_image_is_built_once_and_described() {
     assert_eq!(image.manifest.packages.len(), 1);
     assert_eq!(image.manifest.sources, ["deb http://127.0.0.1:1/debian nowhere main"]);
     assert_eq!(mode(&image.ssh().key), 0o600);
+    assert_eq!(mode(world.store.dir()), 0o700);
     assert!(image.ssh().host_key.unwrap().starts_with("ssh-ed25519 AAAA"));
     assert!(news.iter().any(|n| matches!(n, Progress::Step { number: 5, total: 5, .. })), "{news:?}");
     assert!(news.contains(&Progress::Line("I: success".into())), "{news:?}");

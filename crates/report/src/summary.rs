@@ -7,9 +7,8 @@ use klpfarm_model::{Noted, Outcome, Verdict};
 
 use crate::{one_line, printable};
 
-/// The verdict as text; `colour` for a terminal.
+/// The verdict as text that a terminal takes for nothing but text, whoever wrote the run folder; `colour` for a terminal.
 pub fn summary(verdict: &Verdict, dir: &std::path::Path, colour: bool) -> String {
-    let mut out = String::new();
     let (on, off) = match (colour, verdict.verdict) {
         (false, _) => ("", ""),
         (true, Outcome::Qualified) => ("\x1b[1;32m", "\x1b[0m"),
@@ -17,9 +16,15 @@ pub fn summary(verdict: &Verdict, dir: &std::path::Path, colour: bool) -> String
         (true, Outcome::Inconclusive) => ("\x1b[1;33m", "\x1b[0m"),
     };
     let word = verdict.verdict.as_str().to_uppercase();
+    format!("{on}{word}{off}{}", printable(&beside_the_word(verdict, dir)))
+}
+
+/// All but the first word.
+fn beside_the_word(verdict: &Verdict, dir: &std::path::Path) -> String {
+    let mut out = String::new();
     let _ = writeln!(
         out,
-        "{on}{word}{off}  {} for tier {} on {} ({}), {}",
+        "  {} for tier {} on {} ({}), {}",
         verdict.patches.iter().map(|p| p.name.as_str()).collect::<Vec<_>>().join(" + "),
         verdict.tier,
         verdict.image.name,

@@ -63,11 +63,7 @@ impl Machine {
         console_log: PathBuf,
     ) -> Result<(Self, mpsc::Receiver<Output>), VmError> {
         origin::prepare(spec)?;
-        // Short and private: a socket's path holds 107 bytes at most.
-        let dir = tempfile::Builder::new()
-            .prefix(&format!("klpfarm-{}-", std::process::id()))
-            .tempdir()
-            .map_err(|source| VmError::Io { path: std::env::temp_dir(), source })?;
+        let dir = sockets_dir().map_err(|source| VmError::Io { path: std::env::temp_dir(), source })?;
         let sockets = Sockets::new(dir.path());
         let ways = Ways::listen(&sockets)?;
         let mut child = spawn(spec, &sockets, scratch)?;
@@ -181,6 +177,16 @@ fn spawn(spec: &Spec, sockets: &Sockets, scratch: &Path) -> Result<Child, VmErro
 }
 
 /// Our ends of the sockets: they listen before QEMU starts, so that nothing has to be tried again and again.
+/// A folder for a machine's sockets. Its path is short, because a socket's holds 107 bytes at most; and it is private: whoever
+/// could connect before QEMU does would be taken for the machine.
+fn sockets_dir() -> std::io::Result<tempfile::TempDir> {
+    let private = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+    tempfile::Builder::new()
+        .prefix(&format!("klpfarm-{}-", std::process::id()))
+        .permissions(private)
+        .tempdir()
+}
+
 struct Ways([UnixListener; 4]);
 
 impl Ways {
@@ -320,6 +326,13 @@ fn forwarded_port(text: &str) -> Option<u16> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sockets_are_in_a_private_folder() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = sockets_dir().unwrap();
+        assert_eq!(std::fs::metadata(dir.path()).unwrap().permissions().mode() & 0o777, 0o700);
+    }
 
     #[test]
     fn the_port_is_read_from_the_monitor() {

@@ -248,6 +248,46 @@ async fn four_forks(bench: &Bench, checkpoint: &Checkpoint) {
     timed("verify", || checkpoint.verify().unwrap());
 }
 
+/// Nothing of the guest gets out: not to the host's loopback, not to the host's own address, by neither TCP nor UDP. Both could be
+/// reached through QEMU's user network if it were not restricted, as 10.0.2.2 and as what they are.
+async fn closed_in(bench: &Bench, checkpoint: &Checkpoint) {
+    let tcp = std::net::TcpListener::bind("0.0.0.0:0").unwrap();
+    let udp = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+    tcp.set_nonblocking(true).unwrap();
+    udp.set_nonblocking(true).unwrap();
+    let (tcp_port, udp_port) = (tcp.local_addr().unwrap().port(), udp.local_addr().unwrap().port());
+    // No packet is sent: this asks for the address that one to the outside would bear.
+    let route = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+    let mut hosts = vec!["10.0.2.2".to_owned()];
+    match route.connect("192.0.2.1:9").and_then(|()| route.local_addr()) {
+        Ok(own) => hosts.push(own.ip().to_string()),
+        Err(error) => println!("SKIPPED: the host has no address of its own: {error}"),
+    }
+    // The guest's own sshd first: the way of trying works, so that a failure of the others says something.
+    let mut script = String::from(
+        "try() { timeout 5 bash -c \"exec 3<>/dev/tcp/$1/$2\" 2>/dev/null && echo \"reached $1\" || echo \"closed $1\"; }\ntry 10.0.2.15 22\n",
+    );
+    for host in &hosts {
+        script += &format!("try {host} {tcp_port}\n");
+        script += &format!("timeout 5 bash -c 'echo out > /dev/udp/{host}/{udp_port}' 2>/dev/null\n");
+    }
+    // A question to the name server that QEMU offers: it would be asked of the host's.
+    script += "timeout 5 bash -c 'exec 3<>/dev/udp/10.0.2.3/53; printf \"\\x12\\x34\\x01\\x00\\x00\\x01\\x00\\x00\\x00\\x00\\x00\\x00\\x00\\x00\\x02\\x00\\x01\" >&3; \
+               head -c1 <&3 | wc -c | sed s/^/answer/' 2>/dev/null\ntrue\n";
+    let mut fork = bench.fork("closed", checkpoint).await.unwrap();
+    let said = fork.run(bench, &script, b"").await;
+    let wanted: String = hosts.iter().map(|host| format!("closed {host}\n")).collect();
+    assert_eq!(said, format!("reached 10.0.2.15\n{wanted}"));
+    assert_eq!(
+        tcp.accept().unwrap_err().kind(),
+        std::io::ErrorKind::WouldBlock,
+        "a guest connected to the host"
+    );
+    let heard = udp.recv_from(&mut [0; 16]).map_err(|e| e.kind());
+    assert_eq!(heard, Err(std::io::ErrorKind::WouldBlock), "a guest sent a packet to the host");
+    fork.close().await;
+}
+
 /// A fork's memory, most of which lies in the checkpoint's file, can be dumped from within QEMU's sandbox; the guest goes on, and a dump
 /// that would become too large leaves nothing behind.
 async fn dumped(bench: &Bench, checkpoint: &Checkpoint) {
@@ -260,6 +300,9 @@ async fn dumped(bench: &Bench, checkpoint: &Checkpoint) {
     println!("dump: {} MiB after {} ms", size >> 20, begun.elapsed().as_millis());
     let head = std::fs::read(&file).unwrap();
     assert!(head.starts_with(b"KDUMP   ") || head.starts_with(b"makedumpfile"), "{:?}", &head[..16]);
+    // A guest's memory holds keys.
+    let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&file).unwrap().permissions());
+    assert_eq!(mode & 0o077, 0, "{mode:o}");
     assert_eq!(fork.machine.status().await.unwrap(), ("running".to_owned(), true));
     fork.ask(Ask::Hello).await;
 
@@ -348,6 +391,7 @@ async fn a_template_its_forks_and_an_older_checkpoint() {
     let bench = Bench::new().await;
     let checkpoint = template(&bench).await;
     four_forks(&bench, &checkpoint).await;
+    closed_in(&bench, &checkpoint).await;
     dumped(&bench, &checkpoint).await;
     older(&bench, &checkpoint).await;
     carried(&bench, &checkpoint).await;
