@@ -461,3 +461,16 @@ pub(crate) fn scratch(home: &Path) -> Result<tempfile::TempDir, Failure> {
         .tempdir_in(home)
         .map_err(|e| Failure::farm(format!("{}: {e}", home.display())))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_guests_write_is_for_the_owner_alone() {
+        use std::os::unix::fs::PermissionsExt;
+        let home = tempfile::tempdir().unwrap();
+        let scratch = scratch(home.path()).unwrap();
+        assert_eq!(std::fs::metadata(scratch.path()).unwrap().permissions().mode() & 0o777, 0o700);
+    }
+}

@@ -35,7 +35,7 @@ const TIERS: &str = "proposed: {max_failure_rate: 0.7, confidence: 0.6, soak: 30
 impl World {
     fn new() -> Self {
         let world = Self(tempfile::Builder::new().prefix("klpfarm-test-").tempdir().unwrap());
-        world.write("x.ko", &livepatch());
+        world.write("x.ko", &livepatch("x"));
         world.write("p.yaml", PIPELINE.as_bytes());
         world.write("tiers.yaml", TIERS.as_bytes());
         for key in ["a", "b"] {
@@ -116,8 +116,8 @@ impl World {
 }
 
 /// The least file that counts as a livepatch: an ELF header, `.modinfo` and the names of sections.
-fn livepatch() -> Vec<u8> {
-    let info = b"vermagic=6.1.0 SMP\0livepatch=Y\0name=x\0";
+fn livepatch(name: &str) -> Vec<u8> {
+    let info = format!("vermagic=6.1.0 SMP\0livepatch=Y\0name={name}\0");
     let names = b"\0.modinfo\0.shstrtab\0";
     let at = |n: usize| 64 + n as u64;
     let mut file = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x01\0\x3e\0\x01\0\0\0".to_vec();
@@ -127,7 +127,7 @@ fn livepatch() -> Vec<u8> {
     for half in [64u16, 0, 0, 64, 3, 2] {
         file.extend(half.to_le_bytes());
     }
-    file.extend(info);
+    file.extend(info.as_bytes());
     file.extend(names);
     for (name, kind, offset, size) in
         [(0u32, 0u32, 0, 0), (1, 1, at(0), info.len()), (10, 3, at(info.len()), names.len())]
@@ -302,6 +302,40 @@ fn only_what_plan_and_journal_say_is_signed() {
     std::fs::remove_file(world.path("run/verdict.json")).unwrap();
     let refused = world.klpfarm(&["sign", "run", "--key", "b"]);
     assert!(refused.code == Some(2) && refused.err.contains("has not ended"), "{}", refused.err);
+}
+
+/// The name stands in shell lines that are run in the guest.
+#[test]
+fn a_module_whose_name_is_no_plain_word_is_refused() {
+    let world = World::new();
+    for name in ["x;reboot", "$(reboot)", "x y", "../x", "x\n"] {
+        world.write("bad.ko", &livepatch(name));
+        let refused = world.klpfarm(&["plan", "gate", "--patch", "bad.ko"]);
+        assert!(
+            refused.code == Some(2) && refused.err.contains("which no module can have"),
+            "{}",
+            refused.err
+        );
+    }
+}
+
+#[test]
+fn a_strangers_run_folder_is_text_to_the_terminal() {
+    let world = World::new();
+    world.run();
+    let plan = String::from_utf8(world.read("run/plan.json")).unwrap();
+    let strange = plan.replace("\"name\": \"i\"", "\"name\": \"i\\u001b]0;title\\u0007\\u009b31m\"");
+    assert_ne!(strange, plan);
+    world.write("run/plan.json", strange.as_bytes());
+    let run = Run::open(&world.path("run")).unwrap();
+    Run::conclude(&world.path("run"), &run.plan, &run.events, &klpfarm_model::judge(&run.plan, &run.events))
+        .unwrap();
+    world.klpfarm(&["sign", "run", "--key", "a"]);
+    for args in [&["judge", "run"][..], &["verify", "run", "--key", "a.pub"]] {
+        let said = world.klpfarm(args);
+        assert!(said.out.contains("i\u{fffd}]0;title\u{fffd}"), "{args:?}: {}", said.out);
+        assert!(said.out.chars().all(|c| c == '\n' || !c.is_control()), "{args:?}: {:?}", said.out);
+    }
 }
 
 /// A ready-made guest that is never booted, and a verdict of the tier below that says yes.

@@ -90,6 +90,16 @@ fn mode(path: &Path) -> u32 {
     fs::metadata(path).unwrap().permissions().mode() & 0o777
 }
 
+#[test]
+fn a_store_that_others_could_read_is_closed() {
+    let home = tempfile::tempdir().unwrap();
+    let dir = home.path().join("images");
+    fs::create_dir(&dir).unwrap();
+    fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).unwrap();
+    Store::open(home.path()).unwrap();
+    assert_eq!(mode(&dir), 0o700);
+}
+
 #[tokio::test]
 async fn an_image_is_built_once_and_described() {
     let world = World::new();

@@ -39,6 +39,9 @@ impl Login {
     }
 }
 
+/// Output of a command that is kept at most, in bytes: a guest that writes without end must not fill the farm's memory.
+const MOST_OUTPUT: usize = 32 << 20;
+
 /// A logged-in connection.
 pub struct Ssh {
     handle: Handle<Pinned>,
@@ -97,7 +100,7 @@ impl Ssh {
     /// Run a command line with `input` on its standard input, at most `limit`.
     ///
     /// # Errors
-    /// A lost connection, or no end within `limit`. An exit status other than 0 is no error.
+    /// A lost connection, no end within `limit`, or more than 32 MiB of output. An exit status other than 0 is no error.
     pub async fn run(&self, command: &str, input: &[u8], limit: Duration) -> Result<SshOutput, VmError> {
         tokio::time::timeout(limit, self.exec(command, input))
             .await
@@ -120,6 +123,10 @@ impl Ssh {
             match message {
                 ChannelMsg::Data { data } | ChannelMsg::ExtendedData { data, .. } => {
                     text.extend_from_slice(&data);
+                    if text.len() > MOST_OUTPUT {
+                        let reason = format!("it wrote more than {} MiB", MOST_OUTPUT >> 20);
+                        return Err(russh::Error::IO(std::io::Error::other(reason)));
+                    }
                 }
                 ChannelMsg::ExitStatus { exit_status } => code = Some(exit_status),
                 ChannelMsg::ExitSignal { .. } => code = Some(128),

@@ -285,7 +285,22 @@ async fn closed_in(bench: &Bench, checkpoint: &Checkpoint) {
     );
     let heard = udp.recv_from(&mut [0; 16]).map_err(|e| e.kind());
     assert_eq!(heard, Err(std::io::ErrorKind::WouldBlock), "a guest sent a packet to the host");
+    distrusted(bench, &mut fork).await;
     fork.close().await;
+}
+
+/// Neither another process that answers on the guest's port nor a guest that writes without end gets far.
+async fn distrusted(bench: &Bench, fork: &mut Running) {
+    const OTHER: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIBm/RAlphM3+hUG6wWfcO5bIUIaqMLa2ywxcOK1wMWbh";
+    let ssh = bench.image.ssh();
+    let login = Login::new(&ssh.user, &ssh.key, Some(OTHER)).unwrap();
+    let error =
+        drained(&mut fork.outputs, fork.machine.ssh(&login, LIMIT)).await.err().expect("a wrong host key");
+    assert!(error.to_string().to_lowercase().contains("key"), "{error}");
+    let ssh = drained(&mut fork.outputs, fork.machine.ssh(&bench.login, LIMIT)).await.unwrap();
+    let error =
+        drained(&mut fork.outputs, ssh.run("cat /dev/zero", b"", LIMIT)).await.unwrap_err().to_string();
+    assert!(error.contains("it wrote more than 32 MiB"), "{error}");
 }
 
 /// A fork's memory, most of which lies in the checkpoint's file, can be dumped from within QEMU's sandbox; the guest goes on, and a dump
