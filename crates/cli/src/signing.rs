@@ -24,7 +24,7 @@ pub(crate) fn envelope_of(verdict: &Path) -> PathBuf {
 /// Read a private key, which nobody else may be able to read.
 pub(crate) fn private_key(file: &Path) -> Result<PrivateKey, Failure> {
     let wrong = |e: String| Failure::input(format!("key {}: {e}", file.display()));
-    let mut open = File::open(file).map_err(|e| wrong(format!("{e}; `klpfarm key new FILE` makes a key")))?;
+    let mut open = key_file(file).map_err(wrong)?;
     // Of the open file: what is looked at is what is read.
     let meta = open.metadata().map_err(|e| wrong(e.to_string()))?;
     let mode = meta.permissions().mode() & 0o777;
@@ -41,24 +41,32 @@ pub(crate) fn private_key(file: &Path) -> Result<PrivateKey, Failure> {
 /// Read a public key; the error says what is wrong with which file.
 pub(crate) fn public_key(file: &Path) -> Result<PublicKey, String> {
     let wrong = |e: String| format!("key {}: {e}", file.display());
-    let text = File::open(file).map_err(|e| e.to_string()).and_then(|mut f| bounded(&mut f, KEY_LIMIT));
+    let text = key_file(file).and_then(|mut f| bounded(&mut f, KEY_LIMIT));
     PublicKey::from_pem(&String::from_utf8_lossy(&text.map_err(wrong)?)).map_err(|e| wrong(e.to_string()))
+}
+
+fn key_file(file: &Path) -> Result<File, String> {
+    open(file)?.ok_or_else(|| "is not there; `klpfarm key new FILE` makes a key pair".to_owned())
 }
 
 /// Read all of a file that is not too long; nothing if it is not there.
 pub(crate) fn read(file: &Path) -> Result<Option<Vec<u8>>, Failure> {
     let wrong = |e: String| Failure::input(format!("{}: {e}", file.display()));
-    match File::open(file) {
+    let Some(mut open) = open(file).map_err(wrong)? else { return Ok(None) };
+    bounded(&mut open, LIMIT).map(Some).map_err(wrong)
+}
+
+/// Open a file; nothing if it is not there. Anything but a plain file is refused first: opening a pipe would wait for ever.
+fn open(file: &Path) -> Result<Option<File>, String> {
+    match std::fs::metadata(file) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(wrong(e.to_string())),
-        Ok(mut open) => bounded(&mut open, LIMIT).map(Some).map_err(wrong),
+        Err(e) => Err(e.to_string()),
+        Ok(meta) if !meta.is_file() => Err("is no file".to_owned()),
+        Ok(_) => File::open(file).map(Some).map_err(|e| e.to_string()),
     }
 }
 
 fn bounded(file: &mut File, most: u64) -> Result<Vec<u8>, String> {
-    if !file.metadata().map_err(|e| e.to_string())?.is_file() {
-        return Err("is no file".to_owned());
-    }
     let mut bytes = Vec::new();
     file.take(most + 1).read_to_end(&mut bytes).map_err(|e| e.to_string())?;
     if bytes.len() as u64 > most { Err(format!("is longer than {most} bytes")) } else { Ok(bytes) }
@@ -66,14 +74,11 @@ fn bounded(file: &mut File, most: u64) -> Result<Vec<u8>, String> {
 
 /// SHA-256, in hex, of a file of any length; nothing if it is not there.
 pub(crate) fn sha256_of(file: &Path) -> Result<Option<String>, Failure> {
-    let failed = |e: std::io::Error| Failure::input(format!("{}: {e}", file.display()));
-    let mut open = match File::open(file) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        open => open.map_err(failed)?,
-    };
+    let wrong = |e: String| Failure::input(format!("{}: {e}", file.display()));
+    let Some(mut open) = open(file).map_err(wrong)? else { return Ok(None) };
     let (mut hash, mut buffer) = (Sha256::new(), vec![0; 1 << 16]);
     loop {
-        match open.read(&mut buffer).map_err(failed)? {
+        match open.read(&mut buffer).map_err(|e| wrong(e.to_string()))? {
             0 => return Ok(Some(klpfarm_model::hex(&hash.finalize()))),
             n => hash.update(&buffer[..n]),
         }

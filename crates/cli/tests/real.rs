@@ -19,9 +19,12 @@ fn a_faulty_patch_is_rejected_by_the_loaded_arm_alone() {
     let dir = temporary();
     let out = dir.path().join("run");
     let pipeline = pipeline(dir.path(), "debian-12", THREE_ARMS);
-    let output = run(&pipeline, &patch, &out).output().unwrap();
+    let key = dir.path().join("key");
+    succeed(klpfarm().args(["key", "new"]).arg(&key));
+    let output = run(&pipeline, &patch, &out).arg("--sign").arg(&key).output().unwrap();
     assert_eq!(output.status.code(), Some(1), "{}", text(&output));
     let verdict = json(&out.join("verdict.json"));
+    succeed(klpfarm().arg("verify").arg(&out).arg("--key").arg(dir.path().join("key.pub")));
     assert_eq!(verdict["verdict"], "rejected", "{verdict:#}");
     assert!(verdict["arms"]["loaded"]["failed"].as_u64() >= Some(1), "{verdict:#}");
     for arm in ["quiescent", "control"] {

@@ -168,7 +168,7 @@ fn a_key_that_others_can_read_is_refused_before_anything_begins() {
         assert_eq!(signed.err.contains("`chmod 600 a`"), refused, "{}", signed.err);
     }
     // Of `run`, it is the first complaint, whatever else is wrong.
-    for (key, part) in [("gone", "key gone: No such file"), ("a.pub", "key a.pub: "), (".", "key .: ")] {
+    for (key, part) in [("gone", "key gone: is not there"), ("a.pub", "key a.pub: "), (".", "key .: ")] {
         let done = world.klpfarm(&["run", "no-such-pipeline", "--patch", "no.ko", "--sign", key]);
         assert!(done.code == Some(2) && done.err.starts_with(&format!("klpfarm: {part}")), "{}", done.err);
     }
@@ -304,6 +304,23 @@ fn only_what_plan_and_journal_say_is_signed() {
     assert!(refused.code == Some(2) && refused.err.contains("has not ended"), "{}", refused.err);
 }
 
+#[test]
+fn what_is_no_plain_file_is_refused_and_not_waited_for() {
+    let world = World::new();
+    world.run();
+    world.klpfarm(&["sign", "run", "--key", "a"]);
+    for name in ["run/patches/x.ko", "run/verdict.dsse.json", "run/verdict.json", "a.pub"] {
+        let kept = world.read(name);
+        std::fs::remove_file(world.path(name)).unwrap();
+        let made = Command::new("mkfifo").arg(world.path(name)).status().unwrap();
+        assert!(made.success());
+        let refused = world.klpfarm(&["verify", "run", "--key", "a.pub"]);
+        assert!(refused.code == Some(2) && refused.err.contains("is no file"), "{name}: {}", refused.err);
+        std::fs::remove_file(world.path(name)).unwrap();
+        world.write(name, &kept);
+    }
+}
+
 /// The name stands in shell lines that are run in the guest.
 #[test]
 fn a_module_whose_name_is_no_plain_word_is_refused() {
@@ -403,7 +420,7 @@ fn a_tier_may_ask_for_a_signed_verdict() {
     world.write("tiers.yaml", signed.replace("b.pub", "gone.pub").as_bytes());
     let check = world.klpfarm(&["check", "p.yaml"]);
     assert!(
-        check.code == Some(2) && check.err.contains("updates.signed_by: key gone.pub: No such file"),
+        check.code == Some(2) && check.err.contains("updates.signed_by: key gone.pub: is not there"),
         "{}",
         check.err
     );
