@@ -37,8 +37,10 @@ pub(crate) fn run(args: &Args) -> Result<u8, Failure> {
 /// Sign what a run that has just ended says, in place of signatures of an earlier end.
 pub(crate) fn sign_anew(dir: &Path, key: &PrivateKey) -> Result<(), Failure> {
     let envelope = stated(dir)?.envelope(key);
-    write_atomically(&envelope_of(&dir.join("verdict.json")), envelope.to_json().as_bytes())
-        .map_err(Failure::farm)
+    let place = envelope_of(&dir.join("verdict.json"));
+    write_atomically(&place, envelope.to_json().as_bytes()).map_err(Failure::farm)?;
+    eprintln!("klpfarm: signed: {}", place.display());
+    Ok(())
 }
 
 /// What is signed, before it is.
