@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use klpfarm_model::verdict::Bound;
-use klpfarm_model::{ImageFacts, Outcome, Patch, Tier, Verdict, hex};
+use klpfarm_model::{ImageFacts, Outcome, Tier, Verdict, hex};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -107,7 +107,10 @@ pub enum StatementError {
 impl Statement {
     /// State `verdict`, whose files have these digests, at `time` (RFC 3339).
     pub fn new(verdict: &Verdict, digests: Digests, time: String) -> Self {
-        let mut subject: Vec<Subject> = verdict.patches.iter().map(of_patch).collect();
+        let names = klpfarm_model::file_names(&verdict.patches).into_iter();
+        let patches = names.zip(&verdict.patches);
+        let mut subject: Vec<Subject> =
+            patches.map(|(name, patch)| Subject::new(name, patch.sha256.clone())).collect();
         subject.push(Subject::new("verdict.json".to_owned(), digests.verdict.clone()));
         let files = [
             ("verdict.json", digests.verdict),
@@ -226,9 +229,5 @@ impl Subject {
 }
 
 /// By the module's name, which no two candidates of a run share, and under which the run folder keeps a copy.
-fn of_patch(patch: &Patch) -> Subject {
-    Subject::new(format!("{}.ko", patch.name), patch.sha256.clone())
-}
-
 #[cfg(test)]
 mod tests;

@@ -4,8 +4,7 @@ use std::path::PathBuf;
 
 use klpfarm_image::{Checkpoint, CheckpointStore, Image};
 use klpfarm_model::{
-    Accel, ImageFacts, Patch, Plan, Resolved, Start, Tier, Turn, Workload, check_prior,
-    check_severity,
+    Accel, ImageFacts, Patch, Plan, Resolved, Start, Tier, Turn, Workload, check_prior, check_severity,
 };
 
 use crate::aging::Wanted;

@@ -44,8 +44,11 @@ pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
     let home = home::home()?;
     let planned = planned(plan, &events, &dir, &home).await?;
     // What was signed is no longer what the journal will say.
-    if std::fs::remove_file(signing::envelope_of(&dir.join("verdict.json"))).is_ok() && telling.key.is_none() {
-        eprintln!("klpfarm: the signature of the verdict so far is removed; `klpfarm sign` signs the new one");
+    if std::fs::remove_file(signing::envelope_of(&dir.join("verdict.json"))).is_ok() && telling.key.is_none()
+    {
+        eprintln!(
+            "klpfarm: the signature of the verdict so far is removed; `klpfarm sign` signs the new one"
+        );
     }
     let events = go_on(&planned, &home, &dir, (journal, events), &interrupts).await?;
     conclude(&planned.plan, events, &dir, &telling, &interrupts)

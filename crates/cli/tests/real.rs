@@ -6,8 +6,6 @@
 mod farm;
 
 use std::path::Path;
-use std::process::Command;
-use std::time::{Duration, Instant};
 
 use farm::*;
 use serde_json::Value;

@@ -77,6 +77,7 @@ impl World {
             start: Start::Boot,
             seed: 1,
             apart: false,
+            turns: Vec::new(),
         };
         Plan::new(&pipeline, resolved).unwrap()
     }
@@ -92,10 +93,9 @@ impl World {
             qemu: String::new(),
         };
         let events = [Event { seq: 1, at_ms: 0, scope: None, body }];
-        Run::create(&dir, &plan).unwrap().append(&events[0]).unwrap();
+        let patches = [self.read("x.ko")];
+        Run::create(&dir, &plan, &patches).unwrap().append(&events[0]).unwrap();
         Run::conclude(&dir, &plan, &events, &klpfarm_model::judge(&plan, &events)).unwrap();
-        std::fs::create_dir_all(dir.join("patches")).unwrap();
-        std::fs::copy(self.path("x.ko"), dir.join("patches/x.ko")).unwrap();
     }
 
     fn verify(&self, keys: &[&str]) -> (Option<i32>, Value) {

@@ -184,6 +184,17 @@ impl Patch {
     }
 }
 
+/// Names of the candidates' files, each its own: modules for two kernels are often named alike, `x.ko` and then `x.2.ko`.
+pub fn file_names(patches: &[Patch]) -> Vec<String> {
+    let mut names: Vec<String> = Vec::new();
+    for patch in patches {
+        let stem = &patch.name;
+        let all = std::iter::once(format!("{stem}.ko")).chain((2..).map(|n| format!("{stem}.{n}.ko")));
+        names.extend(all.into_iter().find(|name| !names.contains(name)));
+    }
+    names
+}
+
 /// Lower-case hex, as `sha256sum` prints it.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()

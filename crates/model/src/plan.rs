@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::TierRule;
-use crate::patch::{Patch, PatchError, hex};
+use crate::patch::{Patch, PatchError, file_names, hex};
 use crate::{Accel, Arm, Pipeline, Tier, Turn, Workload, stats};
 
 /// Version of `plan.json`, `journal.jsonl` and `verdict.json`.
@@ -256,12 +256,9 @@ impl Plan {
         all / self.jobs.max(1)
     }
 
-    /// Copy of a candidate below the run folder, by its position in [`Self::patches`]; two images may have a candidate of one name.
+    /// Copy of a candidate below the run folder, by its position in [`Self::patches`].
     pub fn patch_file(&self, patch: usize) -> PathBuf {
-        let name = &self.patches[patch].name;
-        let same = self.patches[..patch].iter().filter(|p| p.name == *name).count();
-        let file = if same == 0 { format!("{name}.ko") } else { format!("{name}.{}.ko", same + 1) };
-        PathBuf::from("patches").join(file)
+        PathBuf::from("patches").join(&file_names(&self.patches)[patch])
     }
 
     /// Folder of a trial below the run folder.

@@ -11,6 +11,7 @@ fn verdict() -> Verdict {
         ..Patch::default()
     };
     Verdict {
+        turns: std::collections::BTreeMap::new(),
         schema: klpfarm_model::plan::SCHEMA,
         verdict: Outcome::Qualified,
         tier: Tier::Proposed,
@@ -22,6 +23,7 @@ fn verdict() -> Verdict {
         accel: Accel::Tcg,
         arms: BTreeMap::new(),
         bounds: vec![Bound {
+            turn: None,
             arm: Arm::Loaded,
             patches: vec!["one".into()],
             failed: 0,

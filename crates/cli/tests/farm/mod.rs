@@ -11,37 +11,37 @@ use serde_json::Value;
 
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
-pub fn alone() -> MutexGuard<'static, ()> {
+pub(crate) fn alone() -> MutexGuard<'static, ()> {
     ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-pub fn repository() -> PathBuf {
+pub(crate) fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
 }
 
-pub fn home() -> PathBuf {
+pub(crate) fn home() -> PathBuf {
     std::env::var_os("KLPFARM_TEST_HOME")
         .map_or_else(|| Path::new(env!("CARGO_TARGET_TMPDIR")).join("home"), PathBuf::from)
 }
 
-pub fn klpfarm() -> Command {
+pub(crate) fn klpfarm() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_klpfarm"));
     command.env("KLPFARM_HOME", home()).current_dir(repository()).stdin(Stdio::null());
     command
 }
 
-pub fn text(output: &Output) -> String {
+pub(crate) fn text(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
-pub fn succeed(command: &mut Command) -> String {
+pub(crate) fn succeed(command: &mut Command) -> String {
     let output = command.output().unwrap();
     assert!(output.status.success(), "{command:?}: {}", text(&output));
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
 /// Build the image once, and the module for it.
-pub fn module(image: &str, example: &str) -> PathBuf {
+pub(crate) fn module(image: &str, example: &str) -> PathBuf {
     let out = home().join("modules").join(image);
     std::fs::create_dir_all(&out).unwrap();
     succeed(klpfarm().args(["image", "build", image]));
@@ -52,7 +52,7 @@ pub fn module(image: &str, example: &str) -> PathBuf {
 }
 
 /// A pipeline with short phases, and tiers that a single clean trial satisfies. All tests share one aged machine.
-pub fn pipeline(dir: &Path, image: &str, arms: &str) -> PathBuf {
+pub(crate) fn pipeline(dir: &Path, image: &str, arms: &str) -> PathBuf {
     let tiers = "proposed: {max_failure_rate: 0.7, confidence: 0.6, soak: 20s, arms: [loaded, control]}\n";
     std::fs::write(dir.join("tiers.yaml"), tiers).unwrap();
     let file = dir.join("short.yaml");
@@ -65,25 +65,25 @@ pub fn pipeline(dir: &Path, image: &str, arms: &str) -> PathBuf {
     file
 }
 
-pub const THREE_ARMS: &str = "{quiescent: 1, control: 1, reapply: 0}";
-pub const TWO_ARMS: &str = "{quiescent: 0, control: 1, reapply: 0}";
+pub(crate) const THREE_ARMS: &str = "{quiescent: 1, control: 1, reapply: 0}";
+pub(crate) const TWO_ARMS: &str = "{quiescent: 0, control: 1, reapply: 0}";
 
-pub fn temporary() -> tempfile::TempDir {
+pub(crate) fn temporary() -> tempfile::TempDir {
     tempfile::Builder::new().prefix("klpfarm-test-").tempdir().unwrap()
 }
 
-pub fn run(pipeline: &Path, patch: &Path, out: &Path) -> Command {
+pub(crate) fn run(pipeline: &Path, patch: &Path, out: &Path) -> Command {
     let mut command = klpfarm();
     command.arg("run").arg(pipeline).arg("--patch").arg(patch).arg("--out").arg(out);
     command
 }
 
-pub fn json(file: &Path) -> Value {
+pub(crate) fn json(file: &Path) -> Value {
     serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap()
 }
 
 /// Nothing of the run may be left: no QEMU with our home in its arguments or environment, no scratch folder.
-pub fn assert_nothing_left() {
+pub(crate) fn assert_nothing_left() {
     let home = home().to_string_lossy().into_owned();
     for entry in std::fs::read_dir("/proc").unwrap().flatten() {
         let name = std::fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
@@ -101,19 +101,19 @@ pub fn assert_nothing_left() {
 }
 
 /// A run in the background.
-pub struct Running {
-    pub child: Child,
+pub(crate) struct Running {
+    pub(crate) child: Child,
     journal: PathBuf,
 }
 
 impl Running {
-    pub fn start(mut command: Command, out: &Path) -> Self {
+    pub(crate) fn start(mut command: Command, out: &Path) -> Self {
         let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         Self { child, journal: out.join("journal.jsonl") }
     }
 
     /// Wait until the journal has `text`.
-    pub fn wait_for(&mut self, text: &str) {
+    pub(crate) fn wait_for(&mut self, text: &str) {
         let until = Instant::now() + Duration::from_secs(300);
         while !std::fs::read_to_string(&self.journal).unwrap_or_default().contains(text) {
             assert!(self.child.try_wait().unwrap().is_none(), "the run ended before {text}");
@@ -123,7 +123,7 @@ impl Running {
     }
 
     /// Process ids of the run's machines.
-    pub fn machines(&self) -> Vec<String> {
+    pub(crate) fn machines(&self) -> Vec<String> {
         let children = format!("/proc/{0}/task", self.child.id());
         let mut pids = Vec::new();
         for task in std::fs::read_dir(children).unwrap().flatten() {
@@ -133,17 +133,17 @@ impl Running {
         pids
     }
 
-    pub fn code(&mut self) -> Option<i32> {
+    pub(crate) fn code(&mut self) -> Option<i32> {
         self.child.wait().unwrap().code()
     }
 }
 
-pub fn kill(signal: &str, pid: &str) {
+pub(crate) fn kill(signal: &str, pid: &str) {
     assert!(Command::new("kill").args([signal, pid]).status().unwrap().success());
 }
 
 /// The checkpoint of the tests' debian-12, made if it is not there yet.
-pub fn aged() -> Value {
+pub(crate) fn aged() -> Value {
     succeed(klpfarm().args(["image", "build", "debian-12"]));
     let dir = temporary();
     let pipeline = pipeline(dir.path(), "debian-12", TWO_ARMS);

@@ -40,6 +40,7 @@ fn plan(more: &str, jobs: u32, turns: &[(&str, &str)]) -> Plan {
             arms: vec![Arm::Loaded, Arm::Control],
             severities: None,
             after: None,
+            signed_by: None,
         },
         trials: None,
         start: Start::Fork,

@@ -46,6 +46,7 @@ fn plan(more: &str, patches: &[(&str, &str)]) -> Result<Plan, String> {
             arms: vec![Arm::Loaded, Arm::Control],
             severities: None,
             after: None,
+            signed_by: None,
         },
         trials: None,
         start: Start::Fork,
