@@ -197,6 +197,18 @@ pub enum TrialEnd {
     OutOfBudget,
 }
 
+impl TrialEnd {
+    /// Whether a trial that ended so says anything of the patch: it ended in order, or it had `found` something before it was
+    /// ended.
+    pub fn is_valid(&self, found: bool) -> bool {
+        match self {
+            Self::Completed | Self::Stopped => true,
+            Self::Unneeded | Self::OutOfBudget | Self::Interrupted => found,
+            Self::FarmError { .. } => false,
+        }
+    }
+}
+
 /// The checkpoint that a run's trials are forks of.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CheckpointFacts {

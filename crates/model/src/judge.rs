@@ -43,13 +43,7 @@ pub(crate) struct Seen {
 impl TrialRecord {
     /// Whether the trial says anything of the patch: it ended in order, or it had found something before it was ended.
     pub(crate) fn valid(&self) -> bool {
-        match self.end {
-            Some(TrialEnd::Completed | TrialEnd::Stopped) => true,
-            Some(TrialEnd::Unneeded | TrialEnd::OutOfBudget | TrialEnd::Interrupted) => {
-                !self.findings.is_empty()
-            }
-            Some(TrialEnd::FarmError { .. }) | None => false,
-        }
+        self.end.as_ref().is_some_and(|end| end.is_valid(!self.findings.is_empty()))
     }
 }
 

@@ -10,6 +10,7 @@ pub mod duration;
 pub mod event;
 mod finding;
 mod judge;
+pub mod known;
 mod patch;
 mod pipeline;
 pub mod plan;
