@@ -5,20 +5,25 @@ mod bench;
 mod catalog;
 mod check;
 mod checkpoint;
+mod db;
 mod doctor;
 mod failure;
+mod history;
 mod home;
 mod host;
 mod image;
 mod interrupt;
 mod judge;
 mod key;
+mod known;
 mod plan;
 mod qualify;
 mod resume;
 mod run;
 mod sign;
 mod signing;
+mod runs;
+mod trend;
 mod triage;
 mod verify;
 
@@ -56,6 +61,10 @@ enum Command {
     Key(key::Command),
     Sign(sign::Args),
     Verify(verify::Args),
+    Runs(runs::Args),
+    Trend(trend::Args),
+    #[command(subcommand)]
+    Db(db::Command),
     QualifyDetectors(Box<qualify::Args>),
     Triage(triage::Args),
     Bench(bench::Args),
@@ -79,6 +88,9 @@ async fn main() -> ExitCode {
         Command::Key(command) => key::run(&command),
         Command::Sign(args) => sign::run(&args),
         Command::Verify(args) => verify::run(&args),
+        Command::Runs(args) => runs::run(&args),
+        Command::Trend(args) => trend::run(&args),
+        Command::Db(command) => db::run(command),
         Command::QualifyDetectors(args) => qualify::run(*args).await,
         Command::Triage(args) => triage::run(&args),
         Command::Bench(args) => bench::run(args).await,

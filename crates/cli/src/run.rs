@@ -17,7 +17,7 @@ use crate::aging::{self, Maker, Wanted};
 use crate::failure::{Failure, code, print_as_it_is, print_json};
 use crate::interrupt::Interrupts;
 use crate::plan::{Choice, Place, Planned, plan};
-use crate::{home, host, sign, signing};
+use crate::{history, home, host, sign, signing};
 
 /// Gate a livepatch.
 #[derive(Debug, clap::Args)]
@@ -128,6 +128,7 @@ pub(crate) async fn go_on(
     let plan = &planned.plan;
     eprintln!("klpfarm: accelerator: {}", planned.accel_because);
     eprintln!("klpfarm: run folder: {}", dir.display());
+    history::begins(home, dir);
     let scratch = aging::scratch(home)?;
     let (mut held, mut benches, mut checkpoints) = (Vec::new(), Vec::new(), Vec::new());
     for (turn, place) in planned.places.iter().enumerate() {
@@ -154,7 +155,9 @@ pub(crate) async fn go_on(
     let time = jiff::Timestamp::now().to_string();
     let beginning = Beginning { time, qemu: planned.qemu.clone(), checkpoints, past };
     let events = klpfarm_farm::run(plan, &benches, beginning, &mut sink, interrupts.first.clone());
-    match interrupts.until_second(events).await {
+    let ended = interrupts.until_second(events).await;
+    history::ended(home, dir);
+    match ended {
         None => Ok(None),
         Some(Ok(events)) => Ok(Some(events)),
         Some(Err(e)) => Err(Failure::farm(format!("{}: the journal can't be written: {e}", dir.display()))),
