@@ -48,6 +48,23 @@ pub(crate) fn free_disk_mib(dir: &Path) -> Option<u64> {
     Some((stat.blocks_available() as u64).saturating_mul(stat.fragment_size() as u64) >> 20)
 }
 
+/// Whether some process holds a lock on the file, as far as the kernel's list tells. Looking takes no lock, and so keeps nobody from it.
+pub(crate) fn is_locked(file: &Path) -> bool {
+    let Ok(meta) = std::fs::metadata(file) else { return false };
+    let inode = std::os::unix::fs::MetadataExt::ino(&meta);
+    inode_is_locked(&std::fs::read_to_string("/proc/locks").unwrap_or_default(), inode)
+}
+
+/// `1: FLOCK ADVISORY WRITE PID MAJOR:MINOR:INODE 0 EOF`, with `->` before the kind for one who waits. Device numbers are not compared:
+/// some file systems tell others in `stat`.
+fn inode_is_locked(locks: &str, inode: u64) -> bool {
+    let of_line = |line: &str| {
+        let place = line.split_whitespace().find(|word| word.matches(':').count() == 2)?;
+        (!line.contains("->")).then(|| place.rsplit(':').next()?.parse::<u64>().ok()).flatten()
+    };
+    locks.lines().filter_map(of_line).any(|locked| locked == inode)
+}
+
 /// Memory QEMU needs beside the guest's, in MiB. Measured: 60 to 150 under emulation.
 pub(crate) const QEMU_OVERHEAD_MIB: u64 = 200;
 
@@ -125,6 +142,20 @@ mod tests {
     fn fits(wanted: Option<u32>, cores: u32, available: u64, cpus: u32) -> Result<u32, String> {
         let machine = Machine { cpus, memory_mib: 1000, each: 1200 };
         fit(wanted, Host { cores, available }, machine).map_err(|e| format!("{e:?}"))
+    }
+
+    #[test]
+    fn a_lock_is_seen_and_left_alone() {
+        let text = "1: FLOCK  ADVISORY  WRITE 4711 fe:00:1234 0 EOF\n1: -> FLOCK  ADVISORY  WRITE 4712 fe:00:99 0 EOF\n\
+                    2: POSIX  ADVISORY  READ -1 08:02:5678 0 EOF\n";
+        for (inode, expected) in [(1234, true), (5678, true), (99, false), (34, false), (4711, false)] {
+            assert_eq!(inode_is_locked(text, inode), expected, "{inode}");
+        }
+        let file = tempfile::NamedTempFile::new().unwrap();
+        assert!(!is_locked(file.path()));
+        file.as_file().lock().unwrap();
+        assert!(is_locked(file.path()));
+        assert!(!is_locked(Path::new("/nowhere/run.lock")));
     }
 
     #[test]

@@ -3,15 +3,20 @@
 use std::io::IsTerminal;
 use std::path::PathBuf;
 
-use klpfarm_report::{Run, summary};
+use klpfarm_model::known::sort_verdict;
+use klpfarm_report::{Run, summary_with_known};
 
 use crate::failure::{Failure, print_as_it_is, print_json};
+use crate::known;
 
 /// Judge a run again from its folder.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The run folder.
     run: PathBuf,
+    /// The list of known findings; by default known-findings.yaml here or in KLPFARM_HOME, if there is one.
+    #[arg(long, value_name = "FILE")]
+    known: Option<PathBuf>,
     /// Print as JSON.
     #[arg(long)]
     json: bool,
@@ -27,11 +32,14 @@ pub(crate) fn run(args: &Args) -> Result<u8, Failure> {
             "klpfarm: the patches of this run have nothing to do with each other: `klpfarm qualify-detectors --again` judges each by itself"
         );
     }
+    let list = known::list(args.known.as_deref())?;
     let verdict = klpfarm_model::judge(&run.plan, &run.events);
+    let standings = sort_verdict(&verdict, &list, known::today());
     if args.json {
         print_json(&verdict);
     } else {
-        print_as_it_is(&summary(&verdict, &args.run, std::io::stdout().is_terminal()));
+        print_as_it_is(&summary_with_known(&verdict, &args.run, std::io::stdout().is_terminal(), &standings));
+        known::say_expired(&list);
     }
     Ok(verdict.exit_code())
 }

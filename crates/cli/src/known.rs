@@ -26,7 +26,7 @@ pub(crate) fn list(file: Option<&Path>) -> Result<KnownFindings, Failure> {
     };
     let unreadable = |e| Failure::input(format!("known findings {}: {e}", file.display()));
     let text = std::fs::read_to_string(&file).map_err(unreadable)?;
-    KnownFindings::parse(&file, &text).map_err(Failure::input)
+    KnownFindings::parse(&file, &text).map_err(|errors| Failure::inputs(&errors))
 }
 
 /// Entries that act no more are said, so that somebody looks again.

@@ -128,7 +128,7 @@ pub(crate) async fn go_on(
     let plan = &planned.plan;
     eprintln!("klpfarm: accelerator: {}", planned.accel_because);
     eprintln!("klpfarm: run folder: {}", dir.display());
-    history::begins(home, dir);
+    history::begun(home, dir);
     let scratch = aging::scratch(home)?;
     let (mut held, mut benches, mut checkpoints) = (Vec::new(), Vec::new(), Vec::new());
     for (turn, place) in planned.places.iter().enumerate() {

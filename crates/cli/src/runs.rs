@@ -10,7 +10,7 @@ use klpfarm_report::one_line;
 use serde_json::{Value, json};
 
 use crate::failure::{Failure, print, print_json};
-use crate::{history, home, known};
+use crate::{history, home, host, known};
 
 /// List the runs, newest first.
 #[derive(Debug, clap::Args)]
@@ -90,7 +90,7 @@ fn facts(run: &RunSeen, list: &KnownFindings) -> Value {
         finding["standing"] = json!(standing.as_str());
         if let Standing::Known(entry) | Standing::Counts(entry) | Standing::Expired(entry) = standing {
             finding["reason"] = json!(entry.reason);
-            finding["expires"] = json!(entry.expires);
+            finding["expires"] = json!(entry.expires.to_string());
         }
     }
     value
@@ -124,7 +124,7 @@ fn line(run: &RunSeen, list: &KnownFindings) -> Vec<String> {
         bound(run),
         findings,
         length(run.took_ms),
-        if run.gone { format!("{} (gone)", run.dir.display()) } else { run.dir.display().to_string() },
+        place(run),
     ]
 }
 
@@ -135,11 +135,18 @@ fn outcome(run: &RunSeen) -> String {
         .iter()
         .map(|(word, n)| if one { (*word).to_owned() } else { format!("{n} {word}") })
         .collect();
-    match (run.unfinished, run.interrupted) {
-        (true, _) if run.gone => "unfinished".to_owned(),
-        (true, _) => format!("unfinished: klpfarm resume {}", run.dir.display()),
-        (false, true) => format!("{}, interrupted", words.join(", ")),
-        (false, false) => words.join(", "),
+    let words = words.join(", ");
+    if run.interrupted { format!("{words}, interrupted") } else { words }
+}
+
+/// Where it is, and how to go on with it.
+fn place(run: &RunSeen) -> String {
+    let dir = one_line(&run.dir.display().to_string(), 400);
+    match (run.gone, run.unfinished) {
+        (true, _) => format!("{dir} (gone)"),
+        (false, true) if host::is_locked(&run.dir.join("run.lock")) => format!("{dir} (running)"),
+        (false, true) => format!("klpfarm resume {dir}"),
+        (false, false) => dir,
     }
 }
 

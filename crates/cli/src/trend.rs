@@ -42,6 +42,9 @@ pub(crate) struct Args {
 /// Said wherever nights are shown.
 const NIGHTS: &str = "a night goes from noon to noon (UTC) and is called by the day on which it begins";
 
+/// The arms that are always told; any other if it has something to tell.
+const COMPARED: [&str; 2] = ["loaded", "control"];
+
 pub(crate) fn run(args: &Args) -> Result<u8, Failure> {
     let list = known::list(args.known.as_deref())?;
     let filter = TrendFilter {
@@ -102,7 +105,7 @@ fn facts(titles: &[TitleSeen], list: &KnownFindings) -> Vec<Value> {
         value["standing"] = json!(standing.as_str());
         if let Standing::Known(entry) | Standing::Counts(entry) | Standing::Expired(entry) = standing {
             value["reason"] = json!(entry.reason);
-            value["expires"] = json!(entry.expires);
+            value["expires"] = json!(entry.expires.to_string());
         }
         value
     };
@@ -135,8 +138,7 @@ fn finding_text(trend: &FindingTrend, list: &KnownFindings) -> String {
             let _ = writeln!(out, "  {}", one_line(&words, 300));
         }
     }
-    // The two that are compared always, any other arm if it had a trial.
-    let mut shown = vec!["loaded", "control"];
+    let mut shown = COMPARED.to_vec();
     for arm in trend.nights.iter().flat_map(|n| n.arms.keys()) {
         if !shown.contains(&arm.as_str()) {
             shown.push(arm);
@@ -207,17 +209,17 @@ fn all_text(trends: &Trends, list: &KnownFindings) -> String {
             out.push_str(head);
         }
         for (title, standing) in findings {
-            let hits: Vec<String> = title
-                .arms
-                .iter()
-                .filter(|(arm, hit)| hit.hit > 0 || matches!(arm.as_str(), "loaded" | "control"))
-                .map(|(arm, hit)| format!("{arm} {} of {}", hit.hit, hit.of))
-                .collect();
+            let hits = |arm: &str| title.arms.get(arm).copied().unwrap_or_default();
+            let others =
+                title.arms.iter().filter(|(arm, hit)| hit.hit > 0 && !COMPARED.contains(&arm.as_str()));
+            let told = COMPARED.into_iter().chain(others.map(|(arm, _)| arm.as_str()));
+            let told: Vec<String> =
+                told.map(|arm| format!("{arm} {} of {}", hits(arm).hit, hits(arm).of)).collect();
             let _ = writeln!(out, "{}", title_line(title));
             let _ = writeln!(
                 out,
                 "  {}; first seen {}, last {}{}",
-                hits.join(", "),
+                told.join(", "),
                 title.first,
                 title.last,
                 new_since(title)

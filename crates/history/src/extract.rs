@@ -1,5 +1,6 @@
 //! What the index keeps of a run: a pure fold of plan and journal, by the judge's own words.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
@@ -104,6 +105,7 @@ pub(crate) fn attribution_word(attribution: Attribution) -> &'static str {
 
 /// What is kept of the run.
 pub(crate) fn extract(plan: &Plan, events: &[Event]) -> RunRow {
+    let events = &*last_attempts(events);
     let mut row = fold(plan, events);
     let verdicts: Vec<Verdict> = if plan.apart {
         (0..plan.patches.len()).map(|patch| judge_apart(plan, events, patch)).collect()
@@ -144,6 +146,17 @@ pub(crate) fn extract(plan: &Plan, events: &[Event]) -> RunRow {
     row
 }
 
+/// The events without those of trials that were begun again later: a trial counts once, by its last attempt.
+fn last_attempts(events: &[Event]) -> Cow<'_, [Event]> {
+    let begun = |e: &Event| e.scope.filter(|_| e.body == Body::TrialStarted).map(|s| (s.trial, e.seq));
+    let last: BTreeMap<u32, u64> = events.iter().filter_map(begun).collect();
+    let counts = |e: &Event| e.scope.is_none_or(|s| last.get(&s.trial).is_none_or(|seq| e.seq >= *seq));
+    if events.iter().all(counts) {
+        return Cow::Borrowed(events);
+    }
+    Cow::Owned(events.iter().filter(|e| counts(e)).cloned().collect())
+}
+
 /// The journal by trials.
 fn fold(plan: &Plan, events: &[Event]) -> RunRow {
     let mut row = RunRow::default();
@@ -163,7 +176,6 @@ fn fold(plan: &Plan, events: &[Event]) -> RunRow {
                 // A run that goes on after its end has not ended.
                 (row.ended, row.interrupted) = (false, false);
                 let Some(trial) = plan.trials.iter().find(|t| t.number == scope.trial) else { continue };
-                // A trial that is done again counts once: what the first attempt left does not.
                 let fresh = TrialRow {
                     number: trial.number,
                     arm: trial.arm,

@@ -6,7 +6,7 @@
 use std::path::Path;
 
 use jiff::civil::Date;
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::Deserialize;
 
 use crate::verdict::{Attribution, Verdict};
 use crate::yaml::{self, YamlError};
@@ -16,21 +16,27 @@ use crate::yaml::{self, YamlError};
 pub struct KnownFindings(pub Vec<KnownFinding>);
 
 /// One entry.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KnownFinding {
     /// The finding's title; `*` stands for any text, also none.
-    #[serde(deserialize_with = "title")]
     pub title: String,
     /// Name of the image, with `*` as in the title; all images if left out.
-    #[serde(default = "all_images")]
     pub image: String,
     /// Why it is no news.
-    #[serde(deserialize_with = "reason")]
     pub reason: String,
     /// The last day (UTC) on which the entry acts.
-    #[serde(deserialize_with = "date")]
     pub expires: Date,
+}
+
+/// An entry as it is written.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Entry {
+    title: String,
+    #[serde(default = "all_images")]
+    image: String,
+    reason: String,
+    expires: String,
 }
 
 /// A finding as far as it matters here.
@@ -61,9 +67,43 @@ impl KnownFindings {
     /// Read the list from `text`, the content of `file`. An empty file is an empty list.
     ///
     /// # Errors
-    /// The first thing wrong, with line and field.
-    pub fn parse(file: &Path, text: &str) -> Result<Self, YamlError> {
-        Ok(Self(yaml::parse::<Option<Vec<KnownFinding>>>(file, text)?.unwrap_or_default()))
+    /// The first syntax or type error, or else every wrong value, each with line and field.
+    pub fn parse(file: &Path, text: &str) -> Result<Self, Vec<YamlError>> {
+        let entries = yaml::parse::<Option<Vec<Entry>>>(file, text).map_err(|e| vec![e])?.unwrap_or_default();
+        let mut problems = Vec::new();
+        let mut list = Vec::new();
+        for (n, entry) in entries.into_iter().enumerate() {
+            let mut wrong = |field: &str, message: String| {
+                let at = line_of(text, n, field).map(|line| (line, 1));
+                problems.push(YamlError {
+                    file: file.to_owned(),
+                    at,
+                    field: format!("[{n}].{field}"),
+                    message,
+                });
+            };
+            if entry.title.chars().all(|c| c == '*' || c.is_whitespace()) {
+                wrong(
+                    "title",
+                    "names every finding: write the title, with `*` where it may differ".to_owned(),
+                );
+            }
+            if entry.reason.trim().is_empty() {
+                wrong("reason", "is empty: say why this finding is no news".to_owned());
+            }
+            match date(&entry.expires) {
+                Some(expires) => list.push(KnownFinding {
+                    title: entry.title,
+                    image: entry.image,
+                    reason: entry.reason,
+                    expires,
+                }),
+                None => {
+                    wrong("expires", format!("`{}` is no date: write for example 2027-01-31", entry.expires))
+                }
+            }
+        }
+        if problems.is_empty() { Ok(Self(list)) } else { Err(problems) }
     }
 
     /// Entries that act no more on the day `today`.
@@ -167,32 +207,27 @@ fn all_images() -> String {
     "*".to_owned()
 }
 
-fn title<'de, D: Deserializer<'de>>(d: D) -> Result<String, D::Error> {
-    let text = String::deserialize(d)?;
-    if text.chars().all(|c| c == '*' || c.is_whitespace()) {
-        return Err(serde::de::Error::custom(
-            "would name every finding: write the title, with `*` where it may differ",
-        ));
-    }
-    Ok(text)
+/// A day. Times would be read as well, and then silently cut off.
+fn date(text: &str) -> Option<Date> {
+    text.parse().ok().filter(|_| text.len() == "2027-01-31".len())
 }
 
-fn reason<'de, D: Deserializer<'de>>(d: D) -> Result<String, D::Error> {
-    let text = String::deserialize(d)?;
-    if text.trim().is_empty() {
-        return Err(serde::de::Error::custom("is empty: say why this finding is no news"));
-    }
-    Ok(text)
-}
-
-fn date<'de, D: Deserializer<'de>>(d: D) -> Result<Date, D::Error> {
-    let text = String::deserialize(d)?;
-    let wrong = || serde::de::Error::custom(format!("`{text}` is no date: write for example 2027-01-31"));
-    // Times would be accepted as well, and then silently cut off.
-    if text.len() != "2027-01-31".len() {
-        return Err(wrong());
-    }
-    text.parse().map_err(|_| wrong())
+/// Line (from 1) of a field of the entry `n` (from 0): of a list, one line may hold a whole entry.
+fn line_of(text: &str, n: usize, field: &str) -> Option<usize> {
+    let of_list = |line: &&str| line.trim_start().starts_with("- ");
+    let indent = text.lines().find(of_list).map(|line| line.len() - line.trim_start().len())?;
+    let begins = |line: &str| line.get(indent..).is_some_and(|rest| rest.starts_with("- "));
+    let mut lines = text.lines().zip(1..).skip_while(|(line, _)| !begins(line));
+    let mut entries = 0;
+    let named = |line: &str| {
+        line.match_indices(field).any(|(at, _)| line[at + field.len()..].trim_start().starts_with(':'))
+    };
+    lines
+        .find(|(line, _)| {
+            entries += usize::from(begins(line));
+            entries == n + 1 && !line.trim_start().starts_with('#') && named(line)
+        })
+        .map(|(_, number)| number)
 }
 
 #[cfg(test)]
@@ -202,7 +237,9 @@ mod tests {
     use super::*;
 
     fn parse(text: &str) -> Result<KnownFindings, String> {
-        KnownFindings::parse(Path::new("known.yaml"), text).map_err(|e| e.to_string())
+        let joined =
+            |errors: Vec<YamlError>| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
+        KnownFindings::parse(Path::new("known.yaml"), text).map_err(joined)
     }
 
     const LIST: &str = "- title: 'INFO: task hung in *'\n  image: debian-*\n  reason: slow disk\n  expires: 2026-12-31\n\
@@ -285,7 +322,19 @@ mod tests {
         ] {
             let error = parse(&format!("{good}{bad}")).unwrap_err();
             assert!(error.starts_with("known.yaml:2:"), "{error}");
-            assert!(error.contains("[1]") && error.contains(field) && error.contains(text), "{error}");
+            assert!(
+                !error.contains('\n')
+                    && error.contains("[1]")
+                    && error.contains(field)
+                    && error.contains(text),
+                "{error}"
+            );
         }
+        let all = parse(
+            "# expires: here\n- title: a\n  reason: expires\n  expires: soon\n-   title: '*'\n    # reason:\n    reason: ''\n    expires: 2027-01-31\n",
+        );
+        let all = all.unwrap_err();
+        let places: Vec<&str> = all.lines().map(|line| line.split(": ").next().unwrap()).collect();
+        assert_eq!(places, ["known.yaml:4:1", "known.yaml:5:1", "known.yaml:7:1"], "{all}");
     }
 }

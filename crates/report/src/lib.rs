@@ -11,5 +11,5 @@ pub use clean::{one_line, printable};
 pub use folder::{FolderError, Run, write_atomically};
 pub use journal::Journal;
 pub use junit::junit;
-pub use summary::summary;
+pub use summary::{summary, summary_with_known};
 pub use terminal::{Terminal, View};

@@ -1,14 +1,21 @@
 //! The verdict as a person reads it at the end of a run.
 
 use std::fmt::Write;
+use std::path::Path;
 
+use klpfarm_model::known::Standing;
 use klpfarm_model::verdict::{Attribution, Evidence, Wear};
 use klpfarm_model::{Noted, Outcome, Verdict};
 
 use crate::{one_line, printable};
 
 /// The verdict as text that a terminal takes for nothing but text, whoever wrote the run folder; `colour` for a terminal.
-pub fn summary(verdict: &Verdict, dir: &std::path::Path, colour: bool) -> String {
+pub fn summary(verdict: &Verdict, dir: &Path, colour: bool) -> String {
+    summary_with_known(verdict, dir, colour, &[])
+}
+
+/// The same with what the list of known findings says of each item of the evidence: what is known stands apart, in a line each.
+pub fn summary_with_known(verdict: &Verdict, dir: &Path, colour: bool, standings: &[Standing<'_>]) -> String {
     let (on, off) = match (colour, verdict.verdict) {
         (false, _) => ("", ""),
         (true, Outcome::Qualified) => ("\x1b[1;32m", "\x1b[0m"),
@@ -16,11 +23,11 @@ pub fn summary(verdict: &Verdict, dir: &std::path::Path, colour: bool) -> String
         (true, Outcome::Inconclusive) => ("\x1b[1;33m", "\x1b[0m"),
     };
     let word = verdict.verdict.as_str().to_uppercase();
-    format!("{on}{word}{off}{}", printable(&beside_the_word(verdict, dir)))
+    format!("{on}{word}{off}{}", printable(&beside_the_word(verdict, dir, standings)))
 }
 
 /// All but the first word.
-fn beside_the_word(verdict: &Verdict, dir: &std::path::Path) -> String {
+fn beside_the_word(verdict: &Verdict, dir: &Path, standings: &[Standing<'_>]) -> String {
     let mut out = String::new();
     let _ = writeln!(
         out,
@@ -42,11 +49,16 @@ fn beside_the_word(verdict: &Verdict, dir: &std::path::Path) -> String {
             format!("{arm} {} clean, {} failed{}", n.clean, n.failed, more(n.unclear, "unclear"))
         })
         .collect();
+    for (turn, outcome) in &verdict.turns {
+        let _ = writeln!(out, "  turn:   {}: {outcome}", one_line(turn, 100));
+    }
     let _ = writeln!(out, "  trials: {}", arms.join("; "));
+    let of_turn = |turn: &Option<String>| turn.as_ref().map(|t| format!("{t}: ")).unwrap_or_default();
     for bound in &verdict.bounds {
         let _ = writeln!(
             out,
-            "  bound:  {} {}: a failure rate up to {:.1} % is possible, at {:.0} % confidence",
+            "  bound:  {}{} {}: a failure rate up to {:.1} % is possible, at {:.0} % confidence",
+            of_turn(&bound.turn),
             bound.patches.join(" + "),
             bound.arm,
             bound.failure_rate * 100.0,
@@ -57,7 +69,8 @@ fn beside_the_word(verdict: &Verdict, dir: &std::path::Path) -> String {
         let rate = |r: Option<f64>| r.map_or_else(|| "not counted".to_owned(), |r| format!("{r:.1} calls/s"));
         let _ = writeln!(
             out,
-            "  reach:  {}: {} without the patch, {} with it; {} task(s) inside at the moment of applying",
+            "  reach:  {}{}: {} without the patch, {} with it; {} task(s) inside at the moment of applying",
+            of_turn(&r.turn),
             one_line(&r.function, 100),
             rate(r.before_per_s),
             rate(r.after_per_s),
@@ -74,7 +87,15 @@ fn beside_the_word(verdict: &Verdict, dir: &std::path::Path) -> String {
             "  noise:  {noise} difference(s) between trials that chance explains; see verdict.json"
         );
     }
-    for item in verdict.evidence.iter().filter(|e| e.attribution != Attribution::Noise).take(5) {
+    let standing = |n: usize| standings.get(n).copied().unwrap_or(Standing::Unlisted);
+    let (known, news): (Vec<_>, Vec<_>) = verdict
+        .evidence
+        .iter()
+        .enumerate()
+        .map(|(n, item)| (item, standing(n)))
+        .filter(|(item, _)| item.attribution != Attribution::Noise)
+        .partition(|(_, standing)| matches!(standing, Standing::Known(_)));
+    for (item, standing) in news.into_iter().take(5) {
         let word = match item.attribution {
             Attribution::Patch => "against the patch",
             Attribution::Unconfirmed => "seen too rarely",
@@ -92,6 +113,9 @@ fn beside_the_word(verdict: &Verdict, dir: &std::path::Path) -> String {
             item.count,
             item.arms.values().map(|h| h.hit).sum::<u32>()
         );
+        if let Some(words) = standing.in_words() {
+            let _ = writeln!(out, "    {}", one_line(&words, 300));
+        }
         out.push_str(&waiting(item));
         // Of all symptoms, the one that names the cause.
         let lead = item.observations.iter().find(|o| o.title == item.title);
@@ -113,6 +137,18 @@ fn beside_the_word(verdict: &Verdict, dir: &std::path::Path) -> String {
                 );
             }
         }
+    }
+    if !known.is_empty() {
+        out.push_str("\n  known, reported apart:\n");
+    }
+    for (item, standing) in known {
+        let _ = writeln!(
+            out,
+            "    [{}] {}: {}",
+            item.kind,
+            one_line(&item.title, 200),
+            one_line(&standing.in_words().unwrap_or_default(), 300)
+        );
     }
     if !verdict.blind.is_empty() {
         let _ = writeln!(out, "\n  could not fire here:");

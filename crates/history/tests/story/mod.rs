@@ -1,0 +1,152 @@
+//! Run folders as a farm leaves them, made up. Also used by the tests of the command line.
+// Not every test needs all of it, and a module of tests has no users outside.
+#![allow(dead_code, unreachable_pub)]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use klpfarm_model::event::{Measured, WorkloadMeasure};
+use klpfarm_model::{
+    Accel, Arm, Body, Event, FarmKind, Finding, FindingKind, ImageFacts, Patch, Phase, Pipeline, Plan,
+    Resolved, Scope, Source, Start, Tier, TierRule, TrialEnd,
+};
+use klpfarm_report::Run;
+
+/// A run as it is told.
+#[derive(Clone)]
+pub struct Story {
+    pub plan: Plan,
+    pub events: Vec<Event>,
+}
+
+/// A trial by its arm and its place among the trials of that arm, from 0.
+pub type Place = (Arm, usize);
+
+pub fn temporary() -> tempfile::TempDir {
+    tempfile::Builder::new().prefix("klpfarm-test-").tempdir().unwrap()
+}
+
+impl Story {
+    /// A run of one patch on an image that began at `time`.
+    pub fn new(patch: &str, image: &str, time: &str) -> Self {
+        let text = format!("name: gate\nimage: {image}\nworkloads: [w]\n");
+        let pipeline = Pipeline::parse(Path::new("gate.yaml"), &text).unwrap();
+        let rule = TierRule {
+            max_failure_rate: 0.5,
+            confidence: 0.6,
+            soak: Duration::from_secs(30),
+            arms: vec![Arm::Loaded, Arm::Control],
+            severities: None,
+            after: None,
+        };
+        let resolved = Resolved {
+            image: ImageFacts { name: image.into(), hash: "0".into(), release: Some("6.1".into()) },
+            workloads: Vec::new(),
+            patches: vec![Patch { name: patch.into(), vermagic: "6.1 SMP".into(), ..Patch::default() }],
+            accel: Accel::Tcg,
+            jobs: 2,
+            tier: Tier::Proposed,
+            rule,
+            trials: None,
+            start: Start::Fork,
+            seed: 1,
+            apart: false,
+        };
+        let plan = Plan::new(&pipeline, resolved).unwrap();
+        let body = Body::RunStarted {
+            time: time.into(),
+            plan: plan.hash(),
+            accel: Accel::Tcg,
+            qemu: "QEMU emulator version 10.0.2".into(),
+        };
+        Self { plan, events: Vec::new() }.run(body)
+    }
+
+    fn run(mut self, body: Body) -> Self {
+        let seq = self.events.len() as u64 + 1;
+        self.events.push(Event { seq, at_ms: seq * 1000, scope: None, body });
+        self
+    }
+
+    pub fn add(mut self, (arm, nth): Place, phase: Phase, body: Body) -> Self {
+        let trial = self.plan.trials.iter().filter(|t| t.arm == arm).nth(nth).unwrap().number;
+        let seq = self.events.len() as u64 + 1;
+        self.events.push(Event { seq, at_ms: seq * 1000, scope: Some(Scope { trial, arm, phase }), body });
+        self
+    }
+
+    pub fn begin(self, place: Place) -> Self {
+        self.add(place, Phase::Boot, Body::TrialStarted)
+    }
+
+    pub fn end(self, place: Place) -> Self {
+        self.add(place, Phase::End, Body::TrialEnded { end: TrialEnd::Completed })
+    }
+
+    pub fn clean(self, place: Place) -> Self {
+        self.begin(place).end(place)
+    }
+
+    pub fn finds(self, place: Place, kind: impl Into<FindingKind>, title: &str) -> Self {
+        let finding = Finding {
+            kind: kind.into(),
+            title: title.into(),
+            source: Source::Probe,
+            function: None,
+            workload: None,
+            after_apply_ms: (place.0 != Arm::Control).then_some(1200),
+            line: None,
+            in_patch: false,
+            corrupted: false,
+            evidence: "as seen".into(),
+        };
+        self.add(place, Phase::Soak, Body::Finding(Box::new(finding)))
+    }
+
+    /// A trial that does nothing but find something.
+    pub fn failed(self, place: Place, title: &str) -> Self {
+        self.begin(place).finds(place, FarmKind::WrongContent, title).end(place)
+    }
+
+    /// A control trial's soak of ten seconds, in which the workload `w` does so many operations.
+    pub fn measured(self, place: Place, ops: u64) -> Self {
+        let workloads =
+            BTreeMap::from([("w".to_owned(), WorkloadMeasure { ops, ..WorkloadMeasure::default() })]);
+        let measured = Measured { window_ms: 10_000, workloads, resources: Vec::new() };
+        self.begin(place).add(place, Phase::Soak, Body::Measured(measured)).end(place)
+    }
+
+    pub fn ended(self) -> Self {
+        self.run(Body::RunEnded { interrupted: false })
+    }
+
+    /// As many events as there are now, and what follows them.
+    pub fn journal(&self) -> String {
+        self.events.iter().map(|e| serde_json::to_string(e).unwrap() + "\n").collect()
+    }
+
+    /// Write the run's folder, or write its journal again.
+    pub fn write(&self, dir: &Path) -> PathBuf {
+        if !dir.join("plan.json").exists() {
+            drop(Run::create(dir, &self.plan).unwrap());
+        }
+        std::fs::write(dir.join("journal.jsonl"), self.journal()).unwrap();
+        dir.to_owned()
+    }
+}
+
+pub const L0: Place = (Arm::Loaded, 0);
+pub const L1: Place = (Arm::Loaded, 1);
+pub const C0: Place = (Arm::Control, 0);
+pub const C1: Place = (Arm::Control, 1);
+
+/// A run that rejects its patch: one loaded trial holds something wrong, the others are clean.
+pub fn faulty(patch: &str, time: &str, title: &str) -> Story {
+    Story::new(patch, "debian-12", time).clean(C0).failed(L0, title).clean(C1).clean(L1).ended()
+}
+
+/// A run without a finding; too short to qualify.
+pub fn quiet(patch: &str, time: &str) -> Story {
+    Story::new(patch, "debian-12", time).measured(C0, 1000).clean(L0).measured(C1, 3000).ended()
+}
