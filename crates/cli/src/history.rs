@@ -2,29 +2,51 @@
 //! a run.
 
 use std::path::Path;
+use std::time::Duration;
 
 use klpfarm_history::{History, HistoryError, Refreshed};
 use klpfarm_report::one_line;
 
 use crate::failure::Failure;
 
+/// How long a run waits for the index: a rebuild takes seconds, and one that was stopped must hold up nobody.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// Remember the folder of a run that begins.
 pub(crate) fn begun(home: &Path, dir: &Path) {
-    warn(History::open(home).and_then(|history| history.register(dir)));
+    warn(dir, within(PATIENCE, home, dir, |history, dir| history.register(dir).map(|()| None)));
 }
 
 /// Index a run that has ended.
 pub(crate) fn ended(home: &Path, dir: &Path) {
-    warn(History::open(home).and_then(|mut history| history.index(dir)).map(|problem| {
-        if let Some(problem) = problem {
-            eprintln!("klpfarm: warning: history: {}: {}", dir.display(), one_line(&problem, 300));
-        }
-    }));
+    warn(dir, within(PATIENCE, home, dir, |history, dir| history.index(dir)));
 }
 
-fn warn(done: Result<(), HistoryError>) {
-    if let Err(error) = done {
-        eprintln!("klpfarm: warning: history: {}", one_line(&error.to_string(), 400));
+/// Do something with the index in a thread of its own. Whatever becomes of it, the run goes on: a thread that never gets its turn
+/// ends with the process.
+fn within(
+    patience: Duration,
+    home: &Path,
+    dir: &Path,
+    work: impl FnOnce(&mut History, &Path) -> Result<Option<String>, HistoryError> + Send + 'static,
+) -> Option<String> {
+    let (home, dir) = (home.to_owned(), dir.to_owned());
+    let (told, result) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let done = History::open(&home).and_then(|mut history| work(&mut history, &dir));
+        let _ = told.send(done.unwrap_or_else(|error| Some(error.to_string())));
+    });
+    // A thread that panicked told nothing either.
+    result.recv_timeout(patience).unwrap_or_else(|_| Some("the index is not to be had".to_owned()))
+}
+
+fn warn(dir: &Path, problem: Option<String>) {
+    if let Some(problem) = problem {
+        eprintln!(
+            "klpfarm: warning: history: {}; the run is not concerned: `klpfarm db rebuild --runs {}` catches up",
+            one_line(&problem, 400),
+            dir.display()
+        );
     }
 }
 
@@ -61,5 +83,31 @@ pub(crate) fn failure(error: HistoryError) -> Failure {
             Failure::input(error)
         }
         HistoryError::Io { .. } | HistoryError::Sqlite { .. } => Failure::farm(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_index_that_is_not_to_be_had_holds_up_nobody() {
+        let home = tempfile::tempdir().unwrap();
+        let work = |_: &mut History, _: &Path| Ok(None);
+        assert_eq!(within(PATIENCE, home.path(), home.path(), work), None);
+        let lock = std::fs::File::options().write(true).open(home.path().join("history.lock")).unwrap();
+        lock.lock().unwrap();
+        let busy = within(Duration::from_millis(50), home.path(), home.path(), work).unwrap();
+        assert!(busy.contains("not to be had"), "{busy}");
+        // A home of its own: the thread that waited for the first one may have its turn now.
+        drop(lock);
+        let home = tempfile::tempdir().unwrap();
+        std::fs::write(home.path().join("history.sqlite"), "damaged ".repeat(100)).unwrap();
+        let damaged = within(PATIENCE, home.path(), home.path(), work).unwrap();
+        assert!(damaged.contains("is damaged"), "{damaged}");
+        let panicked = within(PATIENCE, &home.path().join("new"), home.path(), |_, _| panic!("as told"));
+        assert!(panicked.is_some());
+        begun(home.path(), home.path());
+        ended(home.path(), home.path());
     }
 }

@@ -37,7 +37,7 @@ pub enum HistoryError {
         reason: String,
     },
     /// SQLite says no: another process writes, the disk is full.
-    #[error("{}: {reason}; the run folders are not concerned: `klpfarm db rebuild` catches up", .path.display())]
+    #[error("{}: {reason}; if it stays so, `klpfarm db rebuild` makes it anew from the run folders", .path.display())]
     Sqlite {
         /// File.
         path: PathBuf,

@@ -99,7 +99,8 @@ impl KnownFindings {
                     expires,
                 }),
                 None => {
-                    wrong("expires", format!("`{}` is no date: write for example 2027-01-31", entry.expires))
+                    let message = format!("`{}` is no date: write for example 2027-01-31", entry.expires);
+                    wrong("expires", message);
                 }
             }
         }
