@@ -77,7 +77,7 @@ fn standings<'a>(run: &RunSeen, list: &'a KnownFindings) -> Vec<Standing<'a>> {
     let sighted: Vec<Sighted<'_>> = run
         .findings
         .iter()
-        .map(|f| Sighted { title: &f.title, image: &run.image, of_image: f.of_image })
+        .map(|f| Sighted { title: &f.title, image: &f.image, of_image: f.of_image })
         .collect();
     sort(&sighted, list, known::today())
 }
@@ -117,7 +117,7 @@ fn line(run: &RunSeen, list: &KnownFindings) -> Vec<String> {
     vec![
         started(run).strftime("%Y-%m-%d %H:%M").to_string(),
         one_line(&patches, 40),
-        one_line(&run.image, 24),
+        one_line(&run.images.join(" + "), 40),
         one_line(&run.tier, 10),
         outcome(run),
         format!("{} clean, {} failed", run.clean, run.failed),

@@ -5,10 +5,12 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use klpfarm_model::event::{CheckpointFacts, Measured};
-use klpfarm_model::verdict::{Attribution, Verdict};
+use klpfarm_model::verdict::{Attribution, Bound, Verdict};
 use klpfarm_model::{
-    Arm, Body, Event, Finding, FindingKind, Outcome, Phase, Plan, TrialEnd, judge, judge_apart,
+    Arm, Body, Event, Finding, FindingKind, Outcome, Phase, Plan, Trial, TrialEnd, judge, judge_apart,
 };
+
+use crate::write::whole;
 
 /// One run.
 #[derive(Debug, Default)]
@@ -48,10 +50,14 @@ pub(crate) struct PatchRow {
 pub(crate) struct TrialRow {
     pub(crate) number: u32,
     pub(crate) arm: Arm,
+    /// Name of its machine's image.
+    pub(crate) image: String,
     /// Names of the patches that it applies.
     pub(crate) patches: Vec<String>,
-    /// Milliseconds since the run began.
+    /// Milliseconds of the run when it began.
     pub(crate) at_ms: u64,
+    /// When that was, in milliseconds since 1970; absent if the journal does not say.
+    pub(crate) began_ms: Option<i64>,
     pub(crate) took_ms: u64,
     pub(crate) end: Option<TrialEnd>,
     pub(crate) findings: Vec<FindingRow>,
@@ -131,14 +137,16 @@ pub(crate) fn extract(plan: &Plan, events: &[Event]) -> RunRow {
         .enumerate()
         .map(|(n, patch)| {
             let verdict = if plan.apart { &verdicts[n] } else { &verdicts[0] };
-            let bound =
-                verdict.bounds.iter().find(|b| b.arm == Arm::Loaded && b.patches == [patch.name.as_str()]);
+            // On several kinds of machines a patch has a bound on each: the highest stands for all.
+            let own = |b: &&Bound| b.arm == Arm::Loaded && b.patches == [patch.name.as_str()];
+            let own: Vec<&Bound> = verdict.bounds.iter().filter(own).collect();
+            let bound = own.iter().max_by(|a, b| a.failure_rate.total_cmp(&b.failure_rate));
             PatchRow {
                 name: patch.name.clone(),
                 sha256: patch.sha256.clone(),
                 outcome: row.ended.then_some(verdict.verdict),
-                failed: bound.map_or(0, |b| b.failed),
-                clean: bound.map_or(0, |b| b.clean),
+                failed: own.iter().map(|b| b.failed).sum(),
+                clean: own.iter().map(|b| b.clean).sum(),
                 bound: bound.map(|b| (b.failure_rate, b.confidence)),
             }
         })
@@ -161,11 +169,14 @@ fn last_attempts(events: &[Event]) -> Cow<'_, [Event]> {
 fn fold(plan: &Plan, events: &[Event]) -> RunRow {
     let mut row = RunRow::default();
     let mut trials: BTreeMap<u32, TrialRow> = BTreeMap::new();
+    // The clock when the run's milliseconds were zero.
+    let mut zero_ms: Option<i64> = None;
     for event in events {
         row.took_ms = row.took_ms.max(event.at_ms);
         match (&event.body, event.scope) {
             (Body::RunStarted { time, plan, .. }, _) => {
-                row.started_ms = time.parse::<Timestamp>().ok().map(Timestamp::as_millisecond);
+                row.started_ms = clock(time);
+                zero_ms = clock(time).map(|at| at.saturating_sub(whole(event.at_ms)));
                 row.identity = Some(format!("{plan} {time}"));
             }
             (Body::RunEnded { interrupted }, _) => {
@@ -175,12 +186,14 @@ fn fold(plan: &Plan, events: &[Event]) -> RunRow {
             (Body::TrialStarted, Some(scope)) => {
                 // A run that goes on after its end has not ended.
                 (row.ended, row.interrupted) = (false, false);
-                let Some(trial) = plan.trials.iter().find(|t| t.number == scope.trial) else { continue };
+                let Some((trial, image)) = planned(plan, scope.trial) else { continue };
                 let fresh = TrialRow {
                     number: trial.number,
                     arm: trial.arm,
-                    patches: plan.names(trial).map(str::to_owned).collect(),
+                    image: image.to_owned(),
+                    patches: plan.names(&trial).map(str::to_owned).collect(),
                     at_ms: event.at_ms,
+                    began_ms: zero_ms.map(|zero| zero.saturating_add(whole(event.at_ms))),
                     took_ms: 0,
                     end: None,
                     findings: Vec::new(),
@@ -205,6 +218,17 @@ fn fold(plan: &Plan, events: &[Event]) -> RunRow {
     }
     row.trials = trials.into_values().collect();
     row
+}
+
+/// A time in a journal, in milliseconds since 1970.
+fn clock(time: &str) -> Option<i64> {
+    time.parse::<Timestamp>().ok().map(Timestamp::as_millisecond)
+}
+
+/// The trial with this number, and the name of its machine's image.
+fn planned(plan: &Plan, number: u32) -> Option<(Cow<'_, Trial>, &str)> {
+    let trial = plan.trials.iter().find(|t| t.number == number)?;
+    Some((Cow::Borrowed(trial), &plan.image.name))
 }
 
 fn seen(seq: u64, phase: Phase, finding: &Finding) -> FindingRow {

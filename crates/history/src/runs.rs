@@ -20,7 +20,7 @@ const UNFINISHED: &str = "unfinished";
 pub struct RunFilter {
     /// This is part of the name of one of its patches, in capitals or not; with `outcome`, of one that has that outcome.
     pub patch: Option<String>,
-    /// Its image.
+    /// One of its images.
     pub image: Option<String>,
     /// One of [`OUTCOMES`].
     pub outcome: Option<String>,
@@ -47,8 +47,8 @@ pub struct RunSeen {
     pub pipeline: String,
     /// Tier in question.
     pub tier: String,
-    /// Its image.
-    pub image: String,
+    /// Its images: the plan's, and those of its trials.
+    pub images: Vec<String>,
     /// Its patches have nothing to do with each other, and each has an outcome of its own.
     pub apart: bool,
     /// It has not ended: `klpfarm resume` goes on with it.
@@ -91,6 +91,8 @@ pub struct FindingSeen {
     pub title: String,
     /// Its kind.
     pub kind: String,
+    /// The image that it was seen on.
+    pub image: String,
     /// Trials that had it.
     pub trials: u32,
     /// The image shows it without the patch as well, by the judge's word on each sighting.
@@ -131,7 +133,7 @@ impl History {
             "SELECT r.id, d.path, d.gone, r.started_ms, r.took_ms, r.pipeline, r.tier, r.image, r.apart, r.ended, r.interrupted, \
                     r.clean, r.failed, r.unclear, r.void \
              FROM runs r JOIN folders d ON d.id = r.folder \
-             WHERE (?1 IS NULL OR r.image = ?1) AND (?2 IS NULL OR r.tier = ?2) AND (?3 IS NULL OR r.started_ms >= ?3) \
+             WHERE (?1 IS NULL OR ?1 IN (SELECT r.image UNION SELECT t.image FROM trials t WHERE t.run = r.id)) AND (?2 IS NULL OR r.tier = ?2) AND (?3 IS NULL OR r.started_ms >= ?3) \
                AND (?5 IS NULL OR ?5 <> 'unfinished' OR NOT r.ended) \
                AND ((?4 IS NULL AND (?5 IS NULL OR ?5 = 'unfinished')) OR EXISTS ( \
                    SELECT 1 FROM patches p WHERE p.run = r.id AND (?4 IS NULL OR instr(lower(p.name), lower(?4)) > 0) \
@@ -146,6 +148,11 @@ impl History {
         rows.map(|row| {
             let (id, mut run) = row?;
             run.patches = self.patches_of(id)?;
+            for image in self.images_of(id)? {
+                if !run.images.contains(&image) {
+                    run.images.push(image);
+                }
+            }
             run.findings = self.findings_of(id)?;
             Ok(run)
         })
@@ -168,18 +175,24 @@ impl History {
         rows.collect()
     }
 
+    fn images_of(&self, run: i64) -> rusqlite::Result<Vec<String>> {
+        let mut query = self.db.prepare("SELECT DISTINCT image FROM trials WHERE run = ?1 ORDER BY image")?;
+        query.query_map([run], |row| row.get(0))?.collect()
+    }
+
     fn findings_of(&self, run: i64) -> rusqlite::Result<Vec<FindingSeen>> {
         let mut query = self.db.prepare(&format!(
-            "SELECT f.title, min(f.kind), count(DISTINCT f.trial), min({OF_IMAGE}) \
+            "SELECT f.title, min(f.kind), t.image, count(DISTINCT f.trial), min({OF_IMAGE}) \
              FROM findings f JOIN trials t ON t.run = f.run AND t.number = f.trial \
-             WHERE f.run = ?1 GROUP BY f.title ORDER BY min(f.seq)"
+             WHERE f.run = ?1 GROUP BY f.title, t.image ORDER BY min(f.seq)"
         ))?;
         let rows = query.query_map([run], |row| {
             Ok(FindingSeen {
                 title: row.get(0)?,
                 kind: row.get(1)?,
-                trials: row.get(2)?,
-                of_image: row.get(3)?,
+                image: row.get(2)?,
+                trials: row.get(3)?,
+                of_image: row.get(4)?,
             })
         })?;
         rows.collect()
@@ -194,7 +207,7 @@ fn run(row: &Row<'_>) -> rusqlite::Result<RunSeen> {
         took_ms: u64::try_from(row.get::<_, i64>(4)?).unwrap_or(0),
         pipeline: row.get(5)?,
         tier: row.get(6)?,
-        image: row.get(7)?,
+        images: vec![row.get(7)?],
         apart: row.get(8)?,
         unfinished: !row.get::<_, bool>(9)?,
         interrupted: row.get(10)?,

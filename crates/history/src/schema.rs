@@ -64,6 +64,7 @@ CREATE TABLE trials (
     run        INTEGER NOT NULL REFERENCES runs (id) ON DELETE CASCADE,
     number     INTEGER NOT NULL,
     arm        TEXT NOT NULL,
+    image      TEXT NOT NULL,
     started_ms INTEGER NOT NULL,
     took_ms    INTEGER NOT NULL,
     night      TEXT NOT NULL,

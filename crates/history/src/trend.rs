@@ -118,8 +118,8 @@ pub struct RateTrend {
 
 /// The trials that count, as a table `t`; ?1 is the patch, ?2 the image.
 const TRIALS: &str = "WITH t AS ( \
-    SELECT t.run, t.number, t.arm, t.night, t.ended, r.image FROM trials t JOIN runs r ON r.id = t.run \
-    WHERE t.valid AND (?2 IS NULL OR r.image = ?2) AND (?1 IS NULL \
+    SELECT t.run, t.number, t.arm, t.night, t.ended, t.image FROM trials t \
+    WHERE t.valid AND (?2 IS NULL OR t.image = ?2) AND (?1 IS NULL \
         OR (t.arm = 'control' AND EXISTS (SELECT 1 FROM patches p WHERE p.run = t.run AND instr(lower(p.name), lower(?1)) > 0)) \
         OR EXISTS (SELECT 1 FROM applied a WHERE a.run = t.run AND a.trial = t.number AND instr(lower(a.patch), lower(?1)) > 0))) ";
 

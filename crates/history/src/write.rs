@@ -68,14 +68,15 @@ pub(crate) fn insert(
 }
 
 fn insert_trial(change: &Transaction<'_>, run: i64, run_ms: i64, trial: &TrialRow) -> rusqlite::Result<()> {
-    let at_ms = run_ms.saturating_add(whole(trial.at_ms));
+    let at_ms = trial.began_ms.unwrap_or(run_ms);
     change.execute(
-        "INSERT INTO trials (run, number, arm, started_ms, took_ms, night, ended, valid) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+        "INSERT INTO trials (run, number, arm, image, started_ms, took_ms, night, ended, valid) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
         params![
             run,
             trial.number,
             trial.arm.as_str(),
+            trial.image,
             at_ms,
             whole(trial.took_ms),
             night(at_ms).to_string(),
