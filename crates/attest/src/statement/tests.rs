@@ -1,5 +1,7 @@
 use klpfarm_model::{Accel, Arm};
 
+use klpfarm_model::Patch;
+
 use super::*;
 use crate::{Envelope, PrivateKey};
 

@@ -39,6 +39,7 @@ impl Story {
             arms: vec![Arm::Loaded, Arm::Control],
             severities: None,
             after: None,
+            signed_by: None,
         };
         let resolved = Resolved {
             image: ImageFacts { name: image.into(), hash: "0".into(), release: Some("6.1".into()) },
@@ -52,6 +53,7 @@ impl Story {
             start: Start::Fork,
             seed: 1,
             apart: false,
+            turns: Vec::new(),
         };
         let plan = Plan::new(&pipeline, resolved).unwrap();
         let body = Body::RunStarted {
@@ -129,7 +131,7 @@ impl Story {
     /// Write the run's folder, or write its journal again.
     pub fn write(&self, dir: &Path) -> PathBuf {
         if !dir.join("plan.json").exists() {
-            drop(Run::create(dir, &self.plan).unwrap());
+            drop(Run::create(dir, &self.plan, &[]).unwrap());
         }
         std::fs::write(dir.join("journal.jsonl"), self.journal()).unwrap();
         dir.to_owned()
