@@ -359,8 +359,14 @@ impl Driver<'_> {
             (machine, outputs) => {
                 // Readers must never wait for us while QEMU ends.
                 drop(outputs);
-                if let Some(machine) = machine {
-                    machine.close(CLOSE).await;
+                if let Some(machine) = machine
+                    && let Some(left) = machine.close(CLOSE).await
+                {
+                    let text = format!(
+                        "console.log holds the beginning and the end only: {} bytes with {} line ends are left out",
+                        left.bytes, left.lines
+                    );
+                    self.emit(Phase::End, Body::Note { text }).await;
                 }
             }
         }

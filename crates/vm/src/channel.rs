@@ -15,35 +15,68 @@ use crate::{Output, VmError};
 
 /// Most of a console that is kept on disk, in bytes: the beginning, and of what comes after it the end. A guest that prints without end
 /// must not fill the host, but its last words are worth most.
-const CONSOLE_HEAD: usize = 63 << 20;
-const CONSOLE_TAIL: usize = 1 << 20;
+const CONSOLE: Most = Most { head: 63 << 20, tail: 1 << 20 };
 
-/// Record the console in `log` and pass it on; returns the way to type on it, and what is closed when all has been recorded.
+/// How much of a console is kept, in bytes.
+#[derive(Clone, Copy)]
+struct Most {
+    head: usize,
+    tail: usize,
+}
+
+/// What of a console was too much to keep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LeftOut {
+    /// Bytes.
+    pub bytes: u64,
+    /// Ends of lines in them.
+    pub lines: u64,
+}
+
+/// A console has been written to its file.
+#[derive(Debug)]
+pub(crate) struct Recorded {
+    pub(crate) left_out: Option<LeftOut>,
+}
+
+/// Record the console in `log` and pass it on; returns the way to type on it, and what is told when all has been recorded.
 pub(crate) async fn console(
     stream: UnixStream,
     log: PathBuf,
     tasks: &mut JoinSet<()>,
     output: mpsc::Sender<Output>,
-) -> Result<(mpsc::Sender<Vec<u8>>, oneshot::Receiver<()>), VmError> {
+) -> Result<(mpsc::Sender<Vec<u8>>, oneshot::Receiver<Recorded>), VmError> {
+    record(stream, log, CONSOLE, tasks, output).await
+}
+
+async fn record(
+    stream: UnixStream,
+    log: PathBuf,
+    most: Most,
+    tasks: &mut JoinSet<()>,
+    output: mpsc::Sender<Output>,
+) -> Result<(mpsc::Sender<Vec<u8>>, oneshot::Receiver<Recorded>), VmError> {
     let (recording, recorded) = oneshot::channel();
     let mut file = File::create(&log).await.map_err(|source| VmError::Io { path: log, source })?;
     let (mut read, write) = stream.into_split();
     tasks.spawn(async move {
         let mut buffer = vec![0; 64 * 1024];
-        let mut kept = Kept::new(CONSOLE_HEAD, CONSOLE_TAIL);
+        let mut kept = Kept::new(most);
         while let Ok(n) = read.read(&mut buffer).await {
             if n == 0 {
                 break;
             }
             // A full disk is noticed by the journal, which ends the run; this log is a best effort.
             let _ = file.write_all(kept.head(&buffer[..n])).await;
+            // Waits for whoever reads: a guest that prints faster is held up in its serial port, and nothing piles up here.
             if output.send(Output::Console(buffer[..n].to_vec())).await.is_err() {
                 break;
             }
         }
+        let left_out = kept.left_out();
         let _ = file.write_all(&kept.end()).await;
         let _ = file.flush().await;
-        drop(recording);
+        let _ = recording.send(Recorded { left_out });
     });
     Ok((writer(write, tasks), recorded))
 }
@@ -53,13 +86,18 @@ struct Kept {
     room: usize,
     most: usize,
     tail: VecDeque<u8>,
-    /// Bytes and lines between head and tail.
-    left_out: (u64, u64),
+    /// Between head and tail.
+    left_out: LeftOut,
 }
 
 impl Kept {
-    fn new(head: usize, tail: usize) -> Self {
-        Self { room: head, most: tail, tail: VecDeque::new(), left_out: (0, 0) }
+    fn new(most: Most) -> Self {
+        let left_out = LeftOut { bytes: 0, lines: 0 };
+        Self { room: most.head, most: most.tail, tail: VecDeque::new(), left_out }
+    }
+
+    fn left_out(&self) -> Option<LeftOut> {
+        (self.left_out.bytes > 0).then_some(self.left_out)
     }
 
     /// Take text; returns what of it still belongs to the head.
@@ -68,16 +106,15 @@ impl Kept {
         self.room -= head.len();
         self.tail.extend(rest);
         let out = self.tail.len().saturating_sub(self.most);
-        self.left_out.0 += out as u64;
-        self.left_out.1 += self.tail.drain(..out).filter(|b| *b == b'\n').count() as u64;
+        self.left_out.bytes += out as u64;
+        self.left_out.lines += self.tail.drain(..out).filter(|b| *b == b'\n').count() as u64;
         head
     }
 
     /// The tail, with a word on what is missing before it.
     fn end(self) -> Vec<u8> {
         let mut text = Vec::new();
-        let (bytes, lines) = self.left_out;
-        if bytes > 0 {
+        if let Some(LeftOut { bytes, lines }) = self.left_out() {
             text =
                 format!("\n[klpfarm: {bytes} bytes with {lines} line ends are left out here]\n").into_bytes();
         }
@@ -158,15 +195,55 @@ mod tests {
 
     #[test]
     fn of_a_flood_the_beginning_and_the_end_are_kept() {
-        let mut kept = Kept::new(4, 3);
+        let mut kept = Kept::new(Most { head: 4, tail: 3 });
         assert_eq!(kept.head(b"ab"), b"ab");
         assert_eq!(kept.head(b"cdef"), b"cd");
         assert_eq!(kept.head(b"gh\ni\njkl"), b"");
         let text = String::from_utf8(kept.end()).unwrap();
         assert_eq!(text, "\n[klpfarm: 7 bytes with 2 line ends are left out here]\njkl");
-        let mut whole = Kept::new(4, 3);
+        let mut whole = Kept::new(Most { head: 4, tail: 3 });
         assert_eq!(whole.head(b"abcdef"), b"abcd");
         assert_eq!(whole.end(), b"ef");
+    }
+
+    /// The producer writes as fast as the socket takes it, and far more than may be kept.
+    #[tokio::test]
+    async fn a_flood_at_full_speed_takes_bounded_memory_and_disk() {
+        const FLOOD: usize = 64 << 20;
+        const MOST: Most = Most { head: 300_000, tail: 50_000 };
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("console.log");
+        let (guest, farm) = UnixStream::pair().unwrap();
+        let (_keep, mut write) = guest.into_split();
+        let mut tasks = JoinSet::new();
+        let (output, mut outputs) = mpsc::channel(4);
+        let (_type, recorded) = record(farm, log.clone(), MOST, &mut tasks, output).await.unwrap();
+        let written = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let counter = std::sync::Arc::clone(&written);
+        tokio::spawn(async move {
+            let text = b"flood flood flood flood flood flood flood flood flood flood flo\n".repeat(1024);
+            for _ in 0..FLOOD / text.len() {
+                write.write_all(&text).await.unwrap();
+                counter.fetch_add(text.len(), std::sync::atomic::Ordering::SeqCst);
+            }
+        });
+        let mut read = 0;
+        while let Some(Output::Console(bytes)) = outputs.recv().await {
+            read += bytes.len();
+            // What is on its way: the channel's pieces, the one in hand, a piece half written, and the kernel's buffers.
+            let ahead = written.load(std::sync::atomic::Ordering::SeqCst).saturating_sub(read);
+            assert!(ahead < 2 << 20, "{ahead} bytes piled up");
+        }
+        assert_eq!(read, FLOOD);
+        let left_out = recorded.await.unwrap().left_out.unwrap();
+        assert_eq!(left_out.bytes, (FLOOD - MOST.head - MOST.tail) as u64);
+        let kept = std::fs::read(&log).unwrap();
+        assert!(kept.len() < MOST.head + MOST.tail + 200, "{}", kept.len());
+        let word = format!(
+            "[klpfarm: {} bytes with {} line ends are left out here]",
+            left_out.bytes, left_out.lines
+        );
+        assert!(String::from_utf8_lossy(&kept).contains(&word));
     }
 
     #[test]

@@ -5,14 +5,29 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use klpfarm_stress::wire::{FromGuest, ToGuest};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
+use crate::channel::Recorded;
 use crate::spec::Sockets;
-use crate::{Files, Login, Origin, QEMU, Qmp, QmpEvent, Spec, Ssh, VmError, channel, checkpoint, origin};
+use crate::{
+    Claimed, Files, Login, OWNER_VARIABLE, Origin, Owner, QEMU, Qmp, QmpEvent, Spec, Ssh, VmError, channel,
+    checkpoint, origin,
+};
+
+/// Folders of sockets in the temporary folder begin so; see [`Claimed`].
+pub const SOCKETS: &str = "klpfarm-";
+
+/// Most of QEMU's standard error that is kept in its log, in bytes.
+const QEMU_LOG: usize = 1 << 20;
+
+/// Most of it that is handed on, in bytes.
+const STDERR: usize = 16 << 10;
+
+pub use crate::channel::LeftOut;
 
 /// All that comes out of a machine, in one stream.
 #[derive(Debug, Clone, PartialEq)]
@@ -37,8 +52,8 @@ pub enum Output {
 pub struct Machine {
     qmp: Qmp,
     to_console: mpsc::Sender<Vec<u8>>,
-    /// Closed when the whole console is in its file.
-    recorded: oneshot::Receiver<()>,
+    /// Told when the whole console is in its file.
+    recorded: oneshot::Receiver<Recorded>,
     to_probe: Vec<mpsc::Sender<Vec<u8>>>,
     ssh_port: u16,
     pid: u32,
@@ -48,12 +63,13 @@ pub struct Machine {
     gone: watch::Receiver<bool>,
     tasks: JoinSet<()>,
     // Last: the folder goes after the tasks that use its sockets.
-    _sockets: tempfile::TempDir,
+    _sockets: Claimed,
 }
 
 impl Machine {
     /// Start QEMU, let it connect to us, and let the guest run, from power-on or from a checkpoint. The console is recorded in
-    /// `console_log`; QEMU's temporary files go to `scratch`.
+    /// `console_log`, and what QEMU says on standard error in `qemu.log` beside it, if it says anything; QEMU's temporary files go to
+    /// `scratch`.
     ///
     /// # Errors
     /// If QEMU can't be started or ends at once, or the checkpoint does not fit; QEMU's own words are in the error.
@@ -63,22 +79,26 @@ impl Machine {
         console_log: PathBuf,
     ) -> Result<(Self, mpsc::Receiver<Output>), VmError> {
         origin::prepare(spec)?;
-        let dir = sockets_dir().map_err(|source| VmError::Io { path: std::env::temp_dir(), source })?;
+        // Short, because a socket's path holds 107 bytes at most, and private: whoever could connect before QEMU does would be taken
+        // for the machine.
+        let parent = std::env::temp_dir();
+        let dir = Claimed::create(&parent, SOCKETS).map_err(|source| VmError::Io { path: parent, source })?;
         let sockets = Sockets::new(dir.path());
         let ways = Ways::listen(&sockets)?;
         let mut child = spawn(spec, &sockets, scratch)?;
         let pid = child.id().unwrap_or(0);
+        let qemu_log = console_log.with_file_name("qemu.log");
         let (output, mut outputs) = mpsc::channel(256);
         let mut tasks = JoinSet::new();
 
-        let [qmp, console, virtio, uart] = ways.accept(&mut child).await?;
+        let [qmp, console, virtio, uart] = ways.accept(&mut child, &qemu_log).await?;
         let (to_console, recorded) =
             channel::console(console, console_log, &mut tasks, output.clone()).await?;
         let to_probe = [virtio, uart].map(|s| channel::probe(s, &mut tasks, output.clone())).into();
 
         let (kill, killed) = mpsc::channel(1);
         let (set_gone, gone) = watch::channel(false);
-        tasks.spawn(reap(child, killed, set_gone, output.clone()));
+        tasks.spawn(reap(child, qemu_log, killed, set_gone, output.clone()));
         let begun = begin(qmp, spec, &mut tasks, output).await;
         let (qmp, ssh_port) = match begun {
             Ok(begun) => begun,
@@ -147,16 +167,18 @@ impl Machine {
         }
     }
 
-    /// End QEMU: ask first, kill after `limit`, wait until it is gone and all its files are removed.
-    pub async fn close(mut self, limit: Duration) {
+    /// End QEMU: ask first, kill after `limit`, wait until it is gone and all its files are removed. Returns what of the console was
+    /// too much to keep.
+    pub async fn close(mut self, limit: Duration) -> Option<LeftOut> {
         let _ = self.qmp.execute(qapi::qmp::quit {}, limit).await;
         let gone = self.gone.wait_for(|gone| *gone);
         if tokio::time::timeout(limit, gone).await.is_err() {
             let _ = self.kill.send(()).await;
             let _ = self.gone.wait_for(|gone| *gone).await;
         }
-        let _ = tokio::time::timeout(limit, self.recorded).await;
+        let recorded = tokio::time::timeout(limit, self.recorded).await;
         self.tasks.shutdown().await;
+        recorded.ok()?.ok()?.left_out
     }
 }
 
@@ -167,6 +189,7 @@ fn spawn(spec: &Spec, sockets: &Sockets, scratch: &Path) -> Result<Child, VmErro
         .args(["--pdeathsig", "KILL", "--", QEMU])
         .args(spec.qemu_args(sockets))
         .env("TMPDIR", scratch)
+        .env(OWNER_VARIABLE, Owner::me().map(|me| me.to_string()).unwrap_or_default())
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
@@ -177,16 +200,6 @@ fn spawn(spec: &Spec, sockets: &Sockets, scratch: &Path) -> Result<Child, VmErro
 }
 
 /// Our ends of the sockets: they listen before QEMU starts, so that nothing has to be tried again and again.
-/// A folder for a machine's sockets. Its path is short, because a socket's holds 107 bytes at most; and it is private: whoever
-/// could connect before QEMU does would be taken for the machine.
-fn sockets_dir() -> std::io::Result<tempfile::TempDir> {
-    let private = std::os::unix::fs::PermissionsExt::from_mode(0o700);
-    tempfile::Builder::new()
-        .prefix(&format!("klpfarm-{}-", std::process::id()))
-        .permissions(private)
-        .tempdir()
-}
-
 struct Ways([UnixListener; 4]);
 
 impl Ways {
@@ -199,7 +212,7 @@ impl Ways {
     }
 
     /// Take QEMU's connections, or its death. Each listener takes one and is closed.
-    async fn accept(self, child: &mut Child) -> Result<[UnixStream; 4], VmError> {
+    async fn accept(self, child: &mut Child, log: &Path) -> Result<[UnixStream; 4], VmError> {
         const LIMIT: Duration = Duration::from_secs(30);
         let attempt = async {
             let mut streams = Vec::with_capacity(self.0.len());
@@ -213,11 +226,11 @@ impl Ways {
         tokio::select! {
             streams = attempt => streams.map_err(io),
             status = child.wait() => {
-                let mut stderr = String::new();
+                let mut words_of_qemu = Words::new(log.to_owned());
                 if let Some(pipe) = child.stderr.as_mut() {
-                    let _ = pipe.read_to_string(&mut stderr).await;
+                    words_of_qemu.read(pipe).await;
                 }
-                Err(VmError::EndedEarly { status: words(status), stderr: stderr.trim().to_owned() })
+                Err(VmError::EndedEarly { status: words(status), stderr: words_of_qemu.first() })
             }
             () = tokio::time::sleep(LIMIT) => Err(io(late())),
         }
@@ -279,16 +292,16 @@ async fn last_words(
 /// Wait for QEMU's end, or bring it about.
 async fn reap(
     mut child: Child,
+    log: PathBuf,
     mut killed: mpsc::Receiver<()>,
     gone: watch::Sender<bool>,
     output: mpsc::Sender<Output>,
 ) {
-    let mut stderr = Vec::new();
+    let mut said = Words::new(log);
     let mut pipe = child.stderr.take();
     let read = async {
         if let Some(pipe) = pipe.as_mut() {
-            let _ = pipe.take(16 * 1024).read_to_end(&mut stderr).await;
-            let _ = tokio::io::copy(pipe, &mut tokio::io::sink()).await;
+            said.read(pipe).await;
         }
         std::future::pending::<()>().await;
     };
@@ -300,9 +313,60 @@ async fn reap(
             child.wait().await
         }
     };
-    let stderr = String::from_utf8_lossy(&stderr).trim().to_owned();
+    // Its last words are often still on their way; whoever else has the pipe must not be waited for.
+    if let Some(pipe) = pipe.as_mut() {
+        let _ = tokio::time::timeout(Duration::from_secs(1), said.read(pipe)).await;
+    }
     let _ = gone.send(true);
-    let _ = output.send(Output::Exited { status: words(status), stderr }).await;
+    let _ = output.send(Output::Exited { status: words(status), stderr: said.first() }).await;
+}
+
+/// What QEMU writes to standard error: its beginning is handed on, and a bounded part goes to a log as it comes, so that it is
+/// there even if the farm is not.
+struct Words {
+    log: PathBuf,
+    file: Option<tokio::fs::File>,
+    /// Bytes that may still be written to the log.
+    room: usize,
+    first: Vec<u8>,
+}
+
+impl Words {
+    fn new(log: PathBuf) -> Self {
+        Self { log, file: None, room: QEMU_LOG, first: Vec::new() }
+    }
+
+    /// Read to the end. Cancel-safe: a piece that has been read is kept, but for the log's last one.
+    async fn read(&mut self, pipe: &mut (impl tokio::io::AsyncRead + Unpin)) {
+        let mut buffer = vec![0; 4096];
+        while let Ok(n @ 1..) = pipe.read(&mut buffer).await {
+            let piece = &buffer[..n];
+            self.first.extend_from_slice(&piece[..n.min(STDERR - self.first.len())]);
+            self.keep(piece).await;
+        }
+    }
+
+    /// Best effort: a full disk is noticed elsewhere.
+    async fn keep(&mut self, piece: &[u8]) {
+        let kept = &piece[..piece.len().min(self.room)];
+        if kept.is_empty() {
+            return;
+        }
+        if self.file.is_none() {
+            self.file = tokio::fs::File::create(&self.log).await.ok();
+        }
+        let Some(file) = &mut self.file else { return };
+        self.room -= kept.len();
+        let _ = file.write_all(kept).await;
+        if self.room == 0 {
+            let _ = file.write_all(b"\n[klpfarm: what comes after this is left out]\n").await;
+        }
+        let _ = file.flush().await;
+    }
+
+    fn first(&self) -> String {
+        String::from_utf8_lossy(&self.first).trim().to_owned()
+    }
 }
 
 fn words(status: std::io::Result<ExitStatus>) -> String {
@@ -327,10 +391,26 @@ fn forwarded_port(text: &str) -> Option<u16> {
 mod tests {
     use super::*;
 
+    #[tokio::test]
+    async fn what_qemu_says_is_kept_within_bounds() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("qemu.log");
+        let mut quiet = Words::new(log.clone());
+        quiet.read(&mut &b""[..]).await;
+        assert!(!log.exists(), "a log only where there is something to say");
+        let text = b"no such device\n".repeat(200_000);
+        let mut said = Words::new(log.clone());
+        said.read(&mut &text[..]).await;
+        assert_eq!(said.first().len(), String::from_utf8_lossy(&text[..STDERR]).trim().len());
+        let kept = std::fs::read(&log).unwrap();
+        assert_eq!(kept[..QEMU_LOG], text[..QEMU_LOG]);
+        assert!(kept.len() < QEMU_LOG + 100 && kept.ends_with(b"left out]\n"));
+    }
+
     #[test]
     fn sockets_are_in_a_private_folder() {
         use std::os::unix::fs::PermissionsExt;
-        let dir = sockets_dir().unwrap();
+        let dir = Claimed::create(&std::env::temp_dir(), SOCKETS).unwrap();
         assert_eq!(std::fs::metadata(dir.path()).unwrap().permissions().mode() & 0o777, 0o700);
     }
 

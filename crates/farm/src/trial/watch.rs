@@ -35,11 +35,10 @@ impl Dispatcher {
                 if matches!(self.step, Step::Listen(_) | Step::Collecting) {
                     self.end(TrialEnd::Stopped);
                 } else {
-                    self.farm_error(
-                        format!("QEMU ended by itself in phase {} ({status}) {stderr}", self.phase)
-                            .trim()
-                            .to_owned(),
-                    );
+                    let phase = self.phase;
+                    let said =
+                        if stderr.is_empty() { stderr } else { format!(" {stderr} [the trial's qemu.log]") };
+                    self.farm_error(format!("QEMU ended by itself in phase {phase} ({status}){said}"));
                 }
             }
         }
