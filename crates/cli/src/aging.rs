@@ -10,7 +10,7 @@ use klpfarm_image::{Begun, Checkpoint, CheckpointStore, Draft, Image, Key, Made}
 use klpfarm_model::event::CheckpointFacts;
 use klpfarm_model::{Accel, Arm, Event, Pipeline, Plan, Resolved, Rotation, Start, Tier, TierRule, Workload};
 use klpfarm_report::{Terminal, View};
-use klpfarm_vm::{Files, Login, Origin, Spec};
+use klpfarm_vm::{Claimed, Files, Group, Login, Origin, Spec};
 
 use crate::failure::{Failure, print, print_json};
 use crate::interrupt::Interrupts;
@@ -437,6 +437,7 @@ pub(crate) fn bench(
         memory_mib: plan.pipeline.machine.memory_mib,
         accel: plan.accel,
         origin,
+        group: Group::Alone,
     };
     // A machine that is aged is alone.
     let jobs = if matches!(spec.origin, Origin::Template(_) | Origin::Continue(_)) { 1 } else { plan.jobs };
@@ -452,15 +453,14 @@ pub(crate) fn bench(
 }
 
 /// QEMU's temporary files: on the same disk as everything else, not on a small `/tmp`.
-pub(crate) fn scratch(home: &Path) -> Result<tempfile::TempDir, Failure> {
-    std::fs::create_dir_all(home).map_err(|e| Failure::farm(format!("{}: {e}", home.display())))?;
-    tempfile::Builder::new()
-        .prefix(&format!(".scratch-{}-", std::process::id()))
-        // What a guest writes to its disk is there, its keys among it.
-        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o700))
-        .tempdir_in(home)
+pub(crate) fn scratch(home: &Path) -> Result<Claimed, Failure> {
+    std::fs::create_dir_all(home)
+        .and_then(|()| Claimed::create(home, SCRATCH))
         .map_err(|e| Failure::farm(format!("{}: {e}", home.display())))
 }
+
+/// Folders of QEMU's temporary files below the home begin so.
+pub(crate) const SCRATCH: &str = ".scratch-";
 
 #[cfg(test)]
 mod tests {

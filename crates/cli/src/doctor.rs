@@ -1,10 +1,11 @@
 //! `klpfarm doctor`: what this host can do, and what to do about the rest.
 
-use klpfarm_vm::KvmProbe;
+use klpfarm_model::Accel;
+use klpfarm_vm::{KvmProbe, RunGroup};
 use serde::Serialize;
 
 use crate::failure::{Failure, code, print, print_json};
-use crate::{home, host};
+use crate::{gc, home, host};
 
 /// Look at this host.
 #[derive(Debug, clap::Args)]
@@ -37,6 +38,8 @@ pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
     lines.push(image_tools());
     lines.push(memory());
     lines.push(disk(&home));
+    lines.push(machines().await);
+    lines.push(left_over(&home));
     if args.json {
         print_json(&lines);
     } else {
@@ -147,7 +150,7 @@ fn memory() -> Line {
 }
 
 fn disk(home: &std::path::Path) -> Line {
-    let free = host::free_disk_mib(home).unwrap_or(0);
+    let free = host::free_disk(home).unwrap_or(0) >> 20;
     let (status, hint) = match free {
         f if f >= 8192 => (Status::Ok, ""),
         f if f >= 2048 => (
@@ -162,4 +165,32 @@ fn disk(home: &std::path::Path) -> Line {
         detail: format!("{free} MiB free at {}", home.display()),
         hint: hint.to_owned(),
     }
+}
+
+/// What bounds the machines of a run and ends them with it.
+async fn machines() -> Line {
+    // Any machine will do: what counts is whether a group can be made.
+    let group = RunGroup::create(1024, 2, Accel::Kvm, 1).await;
+    let (status, hint) = if group.is_bounded() {
+        (Status::Ok, "")
+    } else {
+        (
+            Status::Degraded,
+            "memory and CPU of machines are bounded where systemd runs, or a cgroup v2 is delegated",
+        )
+    };
+    Line { name: "machines", status, detail: format!("they {}", group.words), hint: hint.to_owned() }
+}
+
+fn left_over(home: &std::path::Path) -> Line {
+    let (count, bytes) = gc::left_over(home);
+    let (status, detail, hint) = match count {
+        0 => (Status::Ok, "nothing of farms that are gone".to_owned(), ""),
+        n => (
+            Status::Degraded,
+            format!("{n} things of farms that are gone, {} MiB", bytes >> 20),
+            "the next run removes them, or `klpfarm gc`",
+        ),
+    };
+    Line { name: "left over", status, detail, hint: hint.to_owned() }
 }

@@ -41,11 +41,11 @@ pub(crate) fn available_memory_mib() -> Option<u64> {
     Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? / 1024)
 }
 
-/// Free disk space below `dir` (or its nearest existing parent), in MiB.
-pub(crate) fn free_disk_mib(dir: &Path) -> Option<u64> {
+/// Free disk space below `dir` (or its nearest existing parent), in bytes.
+pub(crate) fn free_disk(dir: &Path) -> Option<u64> {
     let dir = dir.ancestors().find(|d| d.exists())?;
     let stat = nix::sys::statvfs::statvfs(dir).ok()?;
-    Some((stat.blocks_available() as u64).saturating_mul(stat.fragment_size() as u64) >> 20)
+    Some((stat.blocks_available() as u64).saturating_mul(stat.fragment_size() as u64))
 }
 
 /// Whether some process holds a lock on the file, as far as the kernel's list tells. Looking takes no lock, and so keeps nobody from it.
@@ -122,19 +122,6 @@ fn fit(wanted: Option<u32>, host: Host, machine: Machine) -> Result<u32, Failure
     }
 }
 
-/// Remove what a killed farm left in `dir`: folders named `prefix`, its process id, a dash and more, when no such process lives.
-pub(crate) fn sweep(dir: &Path, prefix: &str) {
-    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let pid = name.to_str().and_then(|n| n.strip_prefix(prefix)?.split_once('-')).map(|(pid, _)| pid);
-        let number = pid.filter(|p| !p.is_empty() && p.bytes().all(|b| b.is_ascii_digit()));
-        if number.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
-            // Another user's is not ours to remove, and can't be.
-            let _ = std::fs::remove_dir_all(entry.path());
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -176,22 +163,5 @@ mod tests {
         let error = fits(Some(4), 64, 3000, 2).unwrap_err();
         assert!(error.contains("needs 4800 MiB") && error.contains("at most 2 machines"), "{error}");
         assert!(fits(None, 2, 100, 2).unwrap_err().contains("needs 1200 MiB"));
-    }
-
-    #[test]
-    fn only_what_the_dead_left_is_swept() {
-        let dir = tempfile::tempdir().unwrap();
-        let mine = format!("klpfarm-{}-a", std::process::id());
-        // Process ids end at 4194304 (kernel: PID_MAX_LIMIT).
-        for name in [mine.as_str(), "klpfarm-4194305-b", "klpfarm-test-c", "klpfarm-x", "other-4194305-d"] {
-            std::fs::create_dir(dir.path().join(name)).unwrap();
-        }
-        sweep(dir.path(), "klpfarm-");
-        let mut left: Vec<_> =
-            std::fs::read_dir(dir.path()).unwrap().flatten().map(|e| e.file_name()).collect();
-        left.sort();
-        let mut expected = [mine.as_str(), "klpfarm-test-c", "klpfarm-x", "other-4194305-d"];
-        expected.sort_unstable();
-        assert_eq!(left, expected);
     }
 }

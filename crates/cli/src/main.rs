@@ -6,8 +6,10 @@ mod catalog;
 mod check;
 mod checkpoint;
 mod db;
+mod disk;
 mod doctor;
 mod failure;
+mod gc;
 mod history;
 mod home;
 mod host;
@@ -68,6 +70,7 @@ enum Command {
     QualifyDetectors(Box<qualify::Args>),
     Triage(triage::Args),
     Bench(bench::Args),
+    Gc(gc::Args),
 }
 
 #[tokio::main]
@@ -94,6 +97,7 @@ async fn main() -> ExitCode {
         Command::QualifyDetectors(args) => qualify::run(*args).await,
         Command::Triage(args) => triage::run(&args),
         Command::Bench(args) => bench::run(args).await,
+        Command::Gc(args) => gc::run(args).await,
     };
     match done {
         Ok(code) => ExitCode::from(code),

@@ -17,7 +17,7 @@ use crate::failure::{Failure, code, print, print_json};
 use crate::interrupt::Interrupts;
 use crate::plan::{Choice, resolve};
 use crate::run::{execute, run_dir};
-use crate::{catalog, home, image};
+use crate::{catalog, disk, home, image};
 
 /// Run the example patches and say which faults were caught by what, which escaped, and which good patches were held up.
 #[derive(Debug, clap::Args)]
@@ -46,6 +46,8 @@ pub(crate) struct Args {
     /// Seed of all variation.
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    #[command(flatten)]
+    limits: disk::Limits,
     /// kvm or tcg; by default KVM if it really runs a guest.
     #[arg(long)]
     accel: Option<Accel>,
@@ -107,7 +109,7 @@ pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
     let planned = resolve(Ok(loaded), &choice).await?;
     let dir = run_dir(args.out.as_deref(), &home, "qualify-detectors")?;
     let interrupts = Interrupts::listen();
-    let Some(events) = execute(&planned, &home, &dir, &interrupts).await? else {
+    let Some(events) = execute(&planned, &home, &dir, args.limits, &interrupts).await? else {
         return Ok(code::INTERRUPTED);
     };
     let verdict = judge(&planned.plan, &events);

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use klpfarm_image::{CheckpointStore, Image};
-use klpfarm_model::{Accel, Body, Event, ImageFacts, Plan, Rotation};
+use klpfarm_model::{Accel, Event, ImageFacts, Plan, Rotation};
 use klpfarm_report::Run;
 use klpfarm_vm::KvmProbe;
 
@@ -12,7 +12,7 @@ use crate::failure::Failure;
 use crate::interrupt::Interrupts;
 use crate::plan::{Place, Planned};
 use crate::run::{Telling, conclude, go_on};
-use crate::{home, image, signing};
+use crate::{disk, home, image, signing};
 
 /// Go on with a run that was cut off: trials that ended count, those that had not are done again.
 #[derive(Debug, clap::Args)]
@@ -22,6 +22,8 @@ pub(crate) struct Args {
     /// Sign the verdict with this private key, as `klpfarm run --sign` does.
     #[arg(long, value_name = "KEY")]
     sign: Option<PathBuf>,
+    #[command(flatten)]
+    limits: disk::Limits,
     /// Print the verdict as JSON on standard output, and nothing else.
     #[arg(long)]
     json: bool,
@@ -37,7 +39,7 @@ pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
         eprintln!("klpfarm: the journal's last line was incomplete: it is cut off");
     }
     let interrupts = Interrupts::listen();
-    if events.last().is_some_and(|e| matches!(e.body, Body::RunEnded { interrupted: false })) {
+    if klpfarm_farm::is_over(&plan, &events) {
         eprintln!("klpfarm: this run has ended already; its verdict:");
         return conclude(&plan, Some(events), &dir, &telling, &interrupts);
     }
@@ -50,7 +52,10 @@ pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
             "klpfarm: the signature of the verdict so far is removed; `klpfarm sign` signs the new one"
         );
     }
-    let events = go_on(&planned, &home, &dir, (journal, events), &interrupts).await?;
+    let events = go_on(&planned, &home, &dir, (journal, events), args.limits, &interrupts).await?;
+    if planned.plan.apart && !interrupts.first.is_cancelled() {
+        eprintln!("klpfarm: the matrix of this run: klpfarm qualify-detectors --again {}", dir.display());
+    }
     conclude(&planned.plan, events, &dir, &telling, &interrupts)
 }
 

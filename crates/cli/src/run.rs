@@ -6,18 +6,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use klpfarm_attest::PrivateKey;
-use klpfarm_farm::Beginning;
+use klpfarm_farm::{Beginning, Stop};
 use klpfarm_image::{Checkpoint, CheckpointStore, Hold};
 use klpfarm_model::event::CheckpointFacts;
 use klpfarm_model::{Arm, Event, Plan, Trial, judge};
 use klpfarm_report::{Journal, Run, Terminal, View, summary};
-use klpfarm_vm::{Files, Origin};
+use klpfarm_vm::{Files, Origin, RunGroup};
 
 use crate::aging::{self, Maker, Wanted};
 use crate::failure::{Failure, code, print_as_it_is, print_json};
 use crate::interrupt::Interrupts;
 use crate::plan::{Choice, Place, Planned, plan};
-use crate::{history, home, host, sign, signing};
+use crate::{disk, gc, history, home, sign, signing};
 
 /// Gate a livepatch.
 #[derive(Debug, clap::Args)]
@@ -30,13 +30,12 @@ pub(crate) struct Args {
     /// Sign the verdict with this private key: writes verdict.dsse.json beside it.
     #[arg(long, value_name = "KEY")]
     sign: Option<PathBuf>,
+    #[command(flatten)]
+    limits: disk::Limits,
     /// Print the verdict as JSON on standard output, and nothing else.
     #[arg(long)]
     json: bool,
 }
-
-/// Less free space than this and a run would die of a full disk.
-const LEAST_DISK_MIB: u64 = 512;
 
 pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
     // Before anything else: a key that can't be read must not cost a night.
@@ -50,7 +49,7 @@ pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
     let dir = run_dir(args.out.as_deref(), &home, name)?;
     say_limits(&planned);
     let interrupts = Interrupts::listen();
-    let events = execute(&planned, &home, &dir, &interrupts).await?;
+    let events = execute(&planned, &home, &dir, args.limits, &interrupts).await?;
     let telling = Telling { json: args.json, key };
     conclude(&planned.plan, events, &dir, &telling, &interrupts)
 }
@@ -94,24 +93,12 @@ pub(crate) async fn execute(
     planned: &Planned,
     home: &Path,
     dir: &Path,
+    limits: disk::Limits,
     interrupts: &Interrupts,
 ) -> Result<Option<Vec<Event>>, Failure> {
-    has_room(home, dir)?;
+    limits.allow(home, dir)?;
     let journal = Run::create(dir, &planned.plan, &planned.patches).map_err(Failure::input)?;
-    go_on(planned, home, dir, (journal, Vec::new()), interrupts).await
-}
-
-/// A run in a disk that is almost full would die of it.
-fn has_room(home: &Path, dir: &Path) -> Result<(), Failure> {
-    for place in [home, dir] {
-        if let Some(free) = host::free_disk_mib(place).filter(|free| *free < LEAST_DISK_MIB) {
-            return Err(Failure::farm(format!(
-                "{}: only {free} MiB are free; a run needs {LEAST_DISK_MIB} MiB",
-                place.display()
-            )));
-        }
-    }
-    Ok(())
+    go_on(planned, home, dir, (journal, Vec::new()), limits, interrupts).await
 }
 
 /// Run the trials that are left, behind what the journal holds already.
@@ -120,16 +107,19 @@ pub(crate) async fn go_on(
     home: &Path,
     dir: &Path,
     (mut journal, past): (Journal, Vec<Event>),
+    limits: disk::Limits,
     interrupts: &Interrupts,
 ) -> Result<Option<Vec<Event>>, Failure> {
-    has_room(home, dir)?;
-    host::sweep(&std::env::temp_dir(), "klpfarm-");
-    host::sweep(home, ".scratch-");
+    gc::sweep(home).await;
     let plan = &planned.plan;
     eprintln!("klpfarm: accelerator: {}", planned.accel_because);
     eprintln!("klpfarm: run folder: {}", dir.display());
     history::begun(home, dir);
     let scratch = aging::scratch(home)?;
+    let machine = plan.pipeline.machine;
+    // Ended with whatever is in it when the run is over.
+    let group = RunGroup::create(machine.memory_mib, machine.cpus, plan.accel, plan.jobs).await;
+    eprintln!("klpfarm: machines {}", group.words);
     let (mut held, mut benches, mut checkpoints) = (Vec::new(), Vec::new(), Vec::new());
     for (turn, place) in planned.places.iter().enumerate() {
         // Nobody may remove the image under running machines.
@@ -140,7 +130,9 @@ pub(crate) async fn go_on(
             checkpoints.push(facts);
             held.push(hold);
         }
-        benches.push(aging::bench(&own, &place.image, &planned.patches, origin, dir, scratch.path())?);
+        let mut bench = aging::bench(&own, &place.image, &planned.patches, origin, dir, scratch.path())?;
+        bench.spec.group = group.group();
+        benches.push(bench);
     }
     let view = if std::io::stderr().is_terminal() { View::Live } else { View::Plain };
     let mut terminal = Terminal::new(view, plan);
@@ -154,8 +146,17 @@ pub(crate) async fn go_on(
     set_aside(dir, &past).map_err(|e| Failure::farm(format!("{}: {e}", dir.display())))?;
     let time = jiff::Timestamp::now().to_string();
     let beginning = Beginning { time, qemu: planned.qemu.clone(), checkpoints, past };
-    let events = klpfarm_farm::run(plan, &benches, beginning, &mut sink, interrupts.first.clone());
-    let ended = interrupts.until_second(events).await;
+    let stop = Stop::from(interrupts.first.clone());
+    let mut guard = disk::Guard::new(limits.or(plan.rotation().and_then(|r| r.disk_mib)), home, dir)?;
+    let watching = async {
+        stop.end(guard.low().await);
+        std::future::pending().await
+    };
+    let events = klpfarm_farm::run(plan, &benches, beginning, &mut sink, stop.clone());
+    let ended = tokio::select! {
+        ended = interrupts.until_second(events) => ended,
+        never = watching => never,
+    };
     history::ended(home, dir);
     match ended {
         None => Ok(None),

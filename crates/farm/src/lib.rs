@@ -9,9 +9,11 @@ mod guest;
 mod pace;
 mod past;
 mod run;
+mod stop;
 mod trial;
 
 pub use drive::Bench;
 pub use guest::digest;
 pub use past::unfinished;
-pub use run::{AgeError, Aged, Beginning, Sink, age, run};
+pub use run::{AgeError, Aged, Beginning, Sink, age, is_over, run};
+pub use stop::Stop;

@@ -45,7 +45,7 @@ impl Past {
         for (number, known) in trials {
             match (known.end, known.found, known.last) {
                 (None, true, Some(scope)) => past.found.push(scope),
-                (None | Some(TrialEnd::Interrupted), false, _) => {
+                (None | Some(TrialEnd::Interrupted | TrialEnd::OutOfBudget), false, _) => {
                     past.void.push(number);
                     continue;
                 }

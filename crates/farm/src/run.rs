@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::drive::{Bench, Ended, Wires, drive};
 use crate::past::Past;
+use crate::stop::Stop;
 use crate::trial::Origin;
 
 /// Takes each event, in order, before it is acted on.
@@ -45,7 +46,7 @@ pub struct Beginning {
     pub past: Vec<Event>,
 }
 
-/// Run trials of the plan, `plan.jobs` at once, until the verdict is reached, the trials or the time are used up, or `cancel`. All machines
+/// Run trials of the plan, `plan.jobs` at once, until the verdict is reached, the trials or the time are used up, or `early`. All machines
 /// are gone when it returns. `benches` are those of the plan's turns; a plan without turns has one.
 ///
 /// # Errors
@@ -55,7 +56,7 @@ pub async fn run(
     benches: &[Bench],
     beginning: Beginning,
     sink: &mut dyn Sink,
-    cancel: CancellationToken,
+    early: impl Into<Stop>,
 ) -> std::io::Result<Vec<Event>> {
     let origin = match plan.start {
         Start::Fork => Origin::Fork,
@@ -65,7 +66,7 @@ pub async fn run(
         let bench = benches[trial.turn].clone();
         async move { drive(&bench, trial, origin, wires).await }
     };
-    conduct(plan, beginning, sink, cancel, carry).await
+    conduct(plan, beginning, sink, early.into(), carry).await
 }
 
 /// The same, whatever carries the trials out.
@@ -73,7 +74,7 @@ async fn conduct<F, Fut>(
     plan: &Plan,
     beginning: Beginning,
     sink: &mut dyn Sink,
-    cancel: CancellationToken,
+    early: Stop,
     carry: F,
 ) -> std::io::Result<Vec<Event>>
 where
@@ -87,7 +88,7 @@ where
     let mut running: JoinSet<Ended> = JoinSet::new();
     let mut failed = None;
     let mut more = !is_decided(plan, &judge(plan, &log.events));
-    let mut over = std::pin::pin!(tokio::time::sleep(time_left(plan, &log)));
+    let mut over = std::pin::pin!(tokio::time::sleep(time_left(plan, log.before)));
     loop {
         while more && stop.borrow().is_none() && running.len() < plan.jobs.max(1) as usize {
             let Some(trial) = next_trial(plan, &log.events, &started) else {
@@ -102,8 +103,15 @@ where
         let (scope, body) = tokio::select! {
             biased;
             Some(event) = reports.recv() => event,
-            () = cancel.cancelled(), if stop.borrow().is_none() => {
+            () = early.user(), if stop.borrow().is_none() => {
                 stop.send_replace(Some(TrialEnd::Interrupted));
+                continue;
+            }
+            why = early.host(), if stop.borrow().is_none() => {
+                stop.send_replace(Some(TrialEnd::OutOfBudget));
+                if let Err(error) = log.add(None, Body::Note { text: format!("the run ends here: {why}") }) {
+                    failed = Some(error);
+                }
                 continue;
             }
             () = &mut over, if stop.borrow().is_none() => {
@@ -134,7 +142,7 @@ where
     if let Some(error) = failed {
         return Err(error);
     }
-    log.add(None, Body::RunEnded { interrupted: cancel.is_cancelled() })?;
+    log.add(None, Body::RunEnded { interrupted: early.by_user() })?;
     Ok(log.events)
 }
 
@@ -165,14 +173,21 @@ fn begin<'a>(
     Ok((log, before.started))
 }
 
-/// How long the run may still go on; far beyond any run if nothing limits it.
-fn time_left(plan: &Plan, log: &Log<'_>) -> Duration {
-    let all = plan
-        .rotation()
-        .map(|r| r.duration)
-        .or(plan.pipeline.budget)
-        .unwrap_or(Duration::from_secs(10 * 365 * 24 * 3600));
-    all.saturating_sub(log.before)
+/// How long a run may still go on that has gone on for so long; far beyond any run if nothing limits it.
+fn time_left(plan: &Plan, gone: Duration) -> Duration {
+    let all = plan.rotation().map(|r| r.duration).or(plan.pipeline.budget);
+    all.unwrap_or(Duration::from_secs(10 * 365 * 24 * 3600)).saturating_sub(gone)
+}
+
+/// Whether a run with these events has come to its end, so that there is nothing to go on with: its verdict is reached, its trials have been
+/// done, or its time is over. One that was ended early is not over, by whatever it was.
+pub fn is_over(plan: &Plan, events: &[Event]) -> bool {
+    let Some(last) = events.last() else { return false };
+    let past = Past::read(events);
+    matches!(last.body, Body::RunEnded { interrupted: false })
+        && (is_decided(plan, &judge(plan, events))
+            || time_left(plan, Duration::from_millis(last.at_ms)).is_zero()
+            || next_trial(plan, events, &past.started).is_none())
 }
 
 /// Functions that the patches replace, by turn: what one trial learns from sysfs, the others count calls of.

@@ -8,7 +8,7 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::store::{Hold, open_lock};
+use crate::store::{Hold, left_over, open_lock};
 use crate::{
     CHECKPOINT_FILES, CHECKPOINT_SCHEMA, Checkpoint, CheckpointFile, CheckpointManifest, Error, Key, Made,
     Progress, Result, Sink, fsutil,
@@ -134,7 +134,7 @@ impl CheckpointStore {
         if let Some(checkpoint) = self.get(key)? {
             return Ok(Begun::There(checkpoint));
         }
-        self.sweep()?;
+        self.clear_left_over()?;
         self.draft(key, lock).map(Begun::Draft)
     }
 
@@ -145,7 +145,7 @@ impl CheckpointStore {
         if self.dir.join(&id).exists() {
             return Err(Error::CheckpointThere(id));
         }
-        self.sweep()?;
+        self.clear_left_over()?;
         self.draft(key, lock)
     }
 
@@ -163,8 +163,27 @@ impl CheckpointStore {
         Ok(file.try_lock().is_ok().then(|| Hold::new(file)))
     }
 
-    /// Remove what makers and removals that died have left; what living ones have is locked.
-    fn sweep(&self) -> Result<()> {
+    /// Folders that makers and removals that died have left.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn left_over(&self) -> Result<Vec<PathBuf>> {
+        left_over(&self.dir)
+    }
+
+    /// Whether machines run from this checkpoint, or it is being made or removed.
+    ///
+    /// # Errors
+    /// When its lock cannot be opened.
+    pub fn is_busy(&self, id: &str) -> Result<bool> {
+        Ok(self.take(id)?.is_none())
+    }
+
+    /// Remove what makers and removals that died have left; what living ones have is locked. Making a checkpoint does the same.
+    ///
+    /// # Errors
+    /// When something cannot be removed.
+    pub fn clear_left_over(&self) -> Result<()> {
         for prefix in [".tmp-", ".old-"] {
             for name in self.names(prefix)? {
                 if let Some(_lock) = self.take(&name[prefix.len()..])? {

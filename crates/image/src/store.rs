@@ -225,6 +225,23 @@ impl Store {
         Ok(())
     }
 
+    /// Folders that builds and removals that died have left.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn left_over(&self) -> Result<Vec<PathBuf>> {
+        left_over(&self.dir)
+    }
+
+    /// Remove what [`Store::left_over`] names; the next build does the same.
+    ///
+    /// # Errors
+    /// When something cannot be removed.
+    pub async fn clear_left_over(&self) -> Result<()> {
+        let sandbox = Sandbox::detect(fsutil::search_path(None)).await?;
+        self.sweep(&sandbox).await
+    }
+
     fn lock_file(&self, id: &str) -> Result<File> {
         open_lock(&self.dir.join(format!(".lock-{id}")))
     }
@@ -285,6 +302,23 @@ impl Drop for Hold {
             tracing::warn!(%error, "cannot unlock");
         }
     }
+}
+
+/// Half-made and half-removed things in a store whose lock nobody has. Looked at with a shared lock, which no user of a thing minds.
+pub(crate) fn left_over(store: &Path) -> Result<Vec<PathBuf>> {
+    let mut left = Vec::new();
+    for entry in fs::read_dir(store).map_err(Error::io("read", store))?.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let Some(id) = name.strip_prefix(".tmp-").or_else(|| name.strip_prefix(".old-")) else { continue };
+        let lock = File::open(store.join(format!(".lock-{id}")));
+        if lock
+            .as_ref()
+            .map_or_else(|e| e.kind() == std::io::ErrorKind::NotFound, |l| l.try_lock_shared().is_ok())
+        {
+            left.push(entry.path());
+        }
+    }
+    Ok(left)
 }
 
 pub(crate) fn open_lock(path: &Path) -> Result<File> {

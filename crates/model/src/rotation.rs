@@ -30,6 +30,9 @@ pub struct Rotation {
     /// describes.
     #[serde(default, with = "crate::duration", skip_serializing_if = "Duration::is_zero")]
     pub older: Duration,
+    /// Disk that the run folder may take, in MiB: the run ends in order when it takes more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_mib: Option<u32>,
 }
 
 /// Name of the load that is all of a pipeline's workloads.

@@ -185,8 +185,10 @@ impl Machine {
 fn spawn(spec: &Spec, sockets: &Sockets, scratch: &Path) -> Result<Child, VmError> {
     // setpriv (util-linux) makes the kernel end QEMU when the farm dies in whatever way; a process group of its own
     // keeps a terminal's Ctrl-C from it, so that the farm can end it in order.
-    Command::new("setpriv")
-        .args(["--pdeathsig", "KILL", "--", QEMU])
+    let mut words = spec.group.prefix(spec);
+    words.extend(["setpriv", "--pdeathsig", "KILL", "--", QEMU].map(Into::into));
+    let child = Command::new(&words[0])
+        .args(&words[1..])
         .args(spec.qemu_args(sockets))
         .env("TMPDIR", scratch)
         .env(OWNER_VARIABLE, Owner::me().map(|me| me.to_string()).unwrap_or_default())
@@ -196,7 +198,11 @@ fn spawn(spec: &Spec, sockets: &Sockets, scratch: &Path) -> Result<Child, VmErro
         .process_group(0)
         .kill_on_drop(true)
         .spawn()
-        .map_err(|source| VmError::NoQemu { program: "setpriv", source })
+        .map_err(|source| VmError::NoQemu { program: "setpriv", source })?;
+    if let Some(pid) = child.id() {
+        spec.group.join(pid);
+    }
+    Ok(child)
 }
 
 /// Our ends of the sockets: they listen before QEMU starts, so that nothing has to be tried again and again.

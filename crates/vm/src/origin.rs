@@ -132,6 +132,7 @@ fn at(path: &Path) -> impl FnOnce(std::io::Error) -> VmError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Group;
     use klpfarm_model::Accel;
 
     fn spec(dir: &Path, origin: Origin) -> Spec {
@@ -148,6 +149,7 @@ mod tests {
             memory_mib: 2,
             accel: Accel::Tcg,
             origin,
+            group: Group::Alone,
         }
     }
 

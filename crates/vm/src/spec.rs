@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use klpfarm_model::Accel;
 
-use crate::Origin;
+use crate::{Group, Origin};
 
 /// Everything QEMU needs to know of one machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +30,8 @@ pub struct Spec {
     pub accel: Accel,
     /// Power-on, or a checkpoint. A fork must be given the other fields as its template had them.
     pub origin: Origin,
+    /// What keeps it together with the other machines of its run.
+    pub group: Group,
 }
 
 /// The words klpfarm adds to the kernel command line. `ignore_loglevel`: stack lines otherwise never reach the console;
@@ -194,6 +196,7 @@ mod tests {
             memory_mib: 1024,
             accel: Accel::Tcg,
             origin: Origin::Boot,
+            group: Group::Alone,
         }
     }
 

@@ -9,7 +9,7 @@ use klpfarm_image::{Begun, BuildOptions, Checkpoint, CheckpointStore, Draft, Ima
 use klpfarm_model::Accel;
 use klpfarm_stress::wire::{Ask, FromGuest, Run, ToGuest};
 use klpfarm_vm::{
-    Checkpointed, Files, GUEST_BINARY, KvmProbe, Login, Machine, Origin, Output, Spec, Ssh, VmError,
+    Checkpointed, Files, GUEST_BINARY, Group, KvmProbe, Login, Machine, Origin, Output, Spec, Ssh, VmError,
 };
 use tokio::sync::mpsc::Receiver;
 
@@ -69,6 +69,7 @@ impl Bench {
             memory_mib: 1024,
             accel: self.accel,
             origin,
+            group: Group::Alone,
         }
     }
 

@@ -7,7 +7,7 @@ use klpfarm_farm::{Aged, Beginning};
 use klpfarm_image::{Hold, Image};
 use klpfarm_model::{Event, Patch, Plan, Resolved, Start};
 use klpfarm_report::Run;
-use klpfarm_vm::{Files, Origin};
+use klpfarm_vm::{Claimed, Files, Origin};
 use tokio_util::sync::CancellationToken;
 
 use super::{Args, QUICK_AGING, proc};
@@ -15,7 +15,7 @@ use crate::aging;
 use crate::failure::Failure;
 use crate::interrupt::Interrupts;
 use crate::plan::image_facts;
-use crate::{catalog, home, host, image};
+use crate::{catalog, gc, home, host, image};
 
 /// The sources of the candidate: path below its folder, and text.
 const CANDIDATE: &[(&str, &str)] = &[
@@ -32,7 +32,7 @@ pub(super) struct Lab {
     patches: Vec<Vec<u8>>,
     qemu: String,
     accel_because: String,
-    scratch: tempfile::TempDir,
+    scratch: Claimed,
     _held: Hold,
 }
 
@@ -55,8 +55,7 @@ impl Lab {
         let held = image.hold().map_err(Failure::farm)?;
         let interrupts = Interrupts::listen();
         let home = home::home()?;
-        host::sweep(&std::env::temp_dir(), "klpfarm-");
-        host::sweep(&home, ".scratch-");
+        gc::sweep(&home).await;
         let scratch = aging::scratch(&home)?;
         let (patch, data) = match &args.patch {
             Some(file) => catalog::patch(file)?,

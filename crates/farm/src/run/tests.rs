@@ -127,7 +127,7 @@ async fn journal(plan: &Plan, past: Vec<Event>, script: Script, cancel: &Cancell
         Ok(())
     };
     let carry = |trial: Trial, wires: Wires| scripted(script, trial, wires);
-    conduct(plan, beginning(plan, past), &mut sink, cancel.clone(), carry).await.unwrap();
+    conduct(plan, beginning(plan, past), &mut sink, cancel.clone().into(), carry).await.unwrap();
     assert!(all.iter().zip(1..).all(|(e, seq)| e.seq == seq), "numbered without gaps");
     all
 }

@@ -1,0 +1,192 @@
+//! Disk, watched while a run goes on: it ends in order, with what it has, before the disk is full.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::failure::Failure;
+use crate::host::free_disk;
+
+/// How often it is looked.
+const LOOK: Duration = Duration::from_secs(3);
+
+/// What a run folder takes is counted every so many looks: a long soak's has many files.
+const COUNT_EVERY: u32 = 10;
+
+/// What is set aside in the run folder, in bytes: the last lines of the journal, the verdict and the report fit in, even if the disk
+/// fills up faster than it is looked.
+const ASIDE: usize = 4 << 20;
+
+/// How much disk a run may use.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub(crate) struct Limits {
+    /// The run ends in order when less than this is free in its folder, in KLPFARM_HOME or in the temporary folder.
+    #[arg(long, value_name = "512M", default_value = "512M", value_parser = crate::gc::bytes)]
+    pub(crate) disk_reserve: u64,
+    /// The run ends in order when its folder takes more than this.
+    #[arg(long, value_name = "10G", value_parser = crate::gc::bytes)]
+    pub(crate) disk_limit: Option<u64>,
+}
+
+impl Limits {
+    /// The same, and what a pipeline allows at most where the user did not say.
+    pub(crate) fn or(self, disk_mib: Option<u32>) -> Self {
+        let limit = disk_mib.map(|mib| u64::from(mib) << 20);
+        Self { disk_limit: self.disk_limit.or(limit), ..self }
+    }
+
+    /// Whether there is disk enough to begin.
+    ///
+    /// # Errors
+    /// If less than the reserve is free.
+    pub(crate) fn allow(self, home: &Path, run: &Path) -> Result<(), Failure> {
+        let places = vec![run.to_owned(), home.to_owned(), std::env::temp_dir()];
+        Watched { limits: self, places, run: run.to_owned() }.enough()
+    }
+}
+
+/// What is watched.
+struct Watched {
+    limits: Limits,
+    /// Folders whose disks must not fill up.
+    places: Vec<PathBuf>,
+    run: PathBuf,
+}
+
+/// Watches the disks of a run.
+pub(crate) struct Guard {
+    watched: Arc<Watched>,
+    /// Given back when the end has come; goes with the guard in any case.
+    aside: Option<tempfile::TempPath>,
+}
+
+impl Guard {
+    /// Set the reserve aside in `run`, which exists, and watch its disk and those of `home` and the temporary folder.
+    ///
+    /// # Errors
+    /// If less than the reserve is free already.
+    pub(crate) fn new(limits: Limits, home: &Path, run: &Path) -> Result<Self, Failure> {
+        let places = vec![run.to_owned(), home.to_owned(), std::env::temp_dir()];
+        let watched = Watched { limits, places, run: run.to_owned() };
+        watched.enough()?;
+        let aside = set_aside(run).map_err(|e| Failure::farm(format!("{}: {e}", run.display())))?;
+        Ok(Self { watched: Arc::new(watched), aside: Some(aside) })
+    }
+
+    /// Wait until disk runs short; returns what to say, when the reserve has been given back.
+    pub(crate) async fn low(&mut self) -> String {
+        let mut looks = 0_u32;
+        loop {
+            tokio::time::sleep(LOOK).await;
+            looks = looks.wrapping_add(1);
+            // A file system may take its time to answer, and machines must be looked after meanwhile.
+            let (watched, count) = (Arc::clone(&self.watched), looks.is_multiple_of(COUNT_EVERY));
+            let short = tokio::task::spawn_blocking(move || watched.short(count)).await;
+            if let Ok(Some(why)) = short {
+                self.aside.take();
+                return why;
+            }
+        }
+    }
+}
+
+impl Watched {
+    fn enough(&self) -> Result<(), Failure> {
+        match self.short(false) {
+            Some(why) => Err(Failure::farm(format!("{why}: see `klpfarm gc`, or set --disk-reserve"))),
+            None => Ok(()),
+        }
+    }
+
+    /// What runs short; what the run folder takes is counted on demand only.
+    fn short(&self, count: bool) -> Option<String> {
+        let Limits { disk_reserve, disk_limit } = self.limits;
+        let place = self.places.iter().find_map(|place| {
+            let free = free_disk(place).filter(|free| *free < disk_reserve)?;
+            let mib = |bytes: u64| bytes >> 20;
+            Some(format!(
+                "{}: only {} MiB are free, {} are kept in reserve",
+                place.display(),
+                mib(free),
+                mib(disk_reserve)
+            ))
+        });
+        place.or_else(|| {
+            let limit = disk_limit.filter(|_| count)?;
+            let used = used(&self.run);
+            (used > limit).then(|| {
+                format!(
+                    "{}: takes {} MiB, --disk-limit allows {}",
+                    self.run.display(),
+                    used >> 20,
+                    limit >> 20
+                )
+            })
+        })
+    }
+}
+
+/// Written and not only made long: a hole takes no disk.
+fn set_aside(dir: &Path) -> std::io::Result<tempfile::TempPath> {
+    // The same name each time: one that a killed farm left is taken over, and never more than one is there.
+    let path = dir.join(".reserve");
+    let mut file = File::create(&path)?;
+    let path = tempfile::TempPath::try_from_path(path)?;
+    file.write_all(&vec![0; ASIDE])?;
+    file.sync_all()?;
+    Ok(path)
+}
+
+/// What a file, or a folder with all that is in it, takes on disk, in bytes. Links are not followed; what cannot be read counts
+/// nothing.
+pub(crate) fn used(path: &Path) -> u64 {
+    let Ok(meta) = fs::symlink_metadata(path) else { return 0 };
+    // POSIX: st_blocks counts 512 bytes each, whatever the file system's blocks are.
+    let own = meta.blocks() * 512;
+    if !meta.is_dir() {
+        return own;
+    }
+    let entries = fs::read_dir(path).into_iter().flatten().flatten();
+    own + entries.map(|e| used(&e.path())).sum::<u64>()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limits(disk_reserve: u64, disk_limit: Option<u64>) -> Limits {
+        Limits { disk_reserve, disk_limit }
+    }
+
+    #[test]
+    fn a_run_does_not_begin_without_its_reserve() {
+        let dir = tempfile::tempdir().unwrap();
+        let begun = Guard::new(limits(u64::MAX, None), dir.path(), dir.path());
+        let Err(Failure::Farm(error)) = begun else { panic!("it began") };
+        assert!(error.contains("are kept in reserve") && error.contains("--disk-reserve"), "{error}");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "nothing is left");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_run_folder_that_grows_too_large_is_noticed_and_the_reserve_given_back() {
+        let (home, run) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let mut guard = Guard::new(limits(1, Some(6 << 20)), home.path(), run.path()).unwrap();
+        assert!(used(run.path()) >= ASIDE as u64, "set aside, and no hole");
+        // Some looks, none of which finds anything: what is set aside is within the limit.
+        let quiet = tokio::time::timeout(LOOK * COUNT_EVERY * 2, guard.low()).await;
+        assert!(quiet.is_err());
+        fs::write(run.path().join("console.log"), vec![b'x'; 4 << 20]).unwrap();
+        let why = guard.low().await;
+        assert!(why.contains("--disk-limit allows 6"), "{why}");
+        assert!(!run.path().join(".reserve").exists());
+        // One that a killed farm left is taken over.
+        fs::write(run.path().join(".reserve"), "").unwrap();
+        let guard = Guard::new(limits(1, None), home.path(), run.path()).unwrap();
+        assert!(fs::metadata(run.path().join(".reserve")).unwrap().len() == ASIDE as u64);
+        drop(guard);
+        assert!(!run.path().join(".reserve").exists());
+    }
+}
