@@ -49,7 +49,7 @@ pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
         also_rejected: args.also_rejected,
         checkpoints: args.checkpoints_age,
     };
-    let listing = list::all(&home)?;
+    let listing = list::all(&home, policy.checkpoints.is_some())?;
     let mut done = Vec::new();
     let (mut total, mut failed) = (0, false);
     for going in what_goes(&listing, &policy, SystemTime::now()) {

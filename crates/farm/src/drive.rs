@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use base64::Engine;
-use klpfarm_model::{Body, Phase, Plan, Scope, Trial, TrialEnd};
+use klpfarm_model::{Body, Limits, Phase, Plan, Scope, Trial, TrialEnd};
 use klpfarm_stress::wire::{Ask, FromGuest, ToGuest};
 use klpfarm_vm::{Checkpointed, GUEST_BINARY, Login, Machine, Output, Spec, Ssh};
 use tokio::io::AsyncReadExt;
@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 
 use crate::code::Code;
 use crate::evidence::{self, About, Heard, Policy};
+use crate::host::{Host, Look};
 use crate::pace::{self, Pace};
 use crate::trial::{Action, CHUNK, Collect, Dispatcher, Input, Origin, Upload, millis};
 
@@ -48,6 +49,13 @@ const ANSWER: Duration = Duration::from_secs(10);
 /// QEMU is asked to end so long before it is killed.
 const CLOSE: Duration = Duration::from_secs(5);
 
+/// What is found so long after the host did something to the machine may be its doing: all limits for slowness are over by then.
+fn grace(limits: &Limits) -> Duration {
+    const LEAST: Duration = Duration::from_secs(60);
+    let Limits { stall, blocked, ssh, probe, cpu, console, hung_task, .. } = *limits;
+    [stall, blocked, ssh, probe, cpu, console, hung_task].into_iter().fold(LEAST, Duration::max)
+}
+
 /// What reaches a trial from outside while it runs.
 #[derive(Debug, Clone)]
 pub(crate) struct Wires {
@@ -76,6 +84,7 @@ pub(crate) async fn drive(bench: &Bench, trial: Trial, origin: Origin, wires: Wi
         report,
         power_on: Instant::now(),
         pace: Pace::new(bench.spec.cpus, bench.share),
+        host: Host::new(bench.plan.scaled(grace(&bench.plan.pipeline.limits))),
         machine: None,
         ssh: None,
         jobs: JoinSet::new(),
@@ -108,6 +117,12 @@ pub(crate) async fn drive(bench: &Bench, trial: Trial, origin: Origin, wires: Wi
             _ = ticks.tick() => Input::Tick,
         };
         driver.step(input).await;
+        // A machine that is aged measures nothing: it goes on.
+        if let Some(reason) =
+            driver.host.hopeless().filter(|_| driver.trial.number > 0 && driver.end.is_none())
+        {
+            driver.step(Input::Stop(TrialEnd::Void { reason })).await;
+        }
     }
     driver.finish(outputs).await
 }
@@ -132,6 +147,7 @@ struct Driver<'a> {
     dispatcher: Dispatcher,
     power_on: Instant,
     pace: Pace,
+    host: Host,
     machine: Option<Arc<Machine>>,
     ssh: Option<Arc<Ssh>>,
     jobs: JoinSet<Done>,
@@ -181,10 +197,16 @@ impl Driver<'_> {
 
     /// The machine's time, by which all limits and phases go.
     fn now(&mut self, wall: Duration) -> Duration {
-        if wall.saturating_sub(self.pace.looked()) >= LOOK {
-            self.pace.look(wall, self.machine.as_ref().and_then(|m| pace::waited(m.pid())));
+        let due = wall.saturating_sub(self.pace.looked()) >= LOOK;
+        let qemu = self.machine.as_ref().map(|m| m.pid());
+        if due {
+            self.pace.look(wall, qemu.and_then(pace::waited));
         }
-        self.pace.now(wall)
+        let now = self.pace.now(wall);
+        if due {
+            self.host.look(Look::take(wall, now, self.pace.speed(), qemu));
+        }
+        now
     }
 
     async fn step(&mut self, mut input: Input) {
@@ -205,7 +227,12 @@ impl Driver<'_> {
         for action in self.dispatcher.handle(now, input) {
             tracing::trace!(trial = self.trial.number, ?action);
             match action {
-                Action::Emit(phase, body) => self.emit(phase, body).await,
+                Action::Emit(phase, body) => {
+                    if let Body::Finding(finding) = &body {
+                        self.host.found(now, finding.kind);
+                    }
+                    self.emit(phase, body).await;
+                }
                 Action::Login { limit } => self.login(limit),
                 Action::Cpus => self.cpus(),
                 Action::Ssh { command, input, limit } => self.over_ssh(command, input, limit),
@@ -342,12 +369,15 @@ impl Driver<'_> {
     /// End the machine in order, then report the end: whoever reads the event finds nothing running any more. A machine that was
     /// aged is checkpointed instead.
     async fn finish(mut self, outputs: Option<mpsc::Receiver<Output>>) -> Ended {
-        if let Some(text) = self.pace.verdict() {
+        for text in self.pace.verdict().into_iter().chain(self.host.notes()) {
             self.emit(Phase::End, Body::Note { text }).await;
         }
         self.jobs.shutdown().await;
         self.ssh = None;
         let mut end = self.end.take().unwrap_or(TrialEnd::Interrupted);
+        if self.trial.number > 0 {
+            end = self.host.judged(end);
+        }
         let mut checkpointed = None;
         match (self.machine.take().and_then(Arc::into_inner), outputs) {
             (Some(machine), Some(mut outputs)) if self.trial.number == 0 && end == TrialEnd::Completed => {

@@ -6,6 +6,7 @@ mod code;
 mod drive;
 mod evidence;
 mod guest;
+mod host;
 mod pace;
 mod past;
 mod run;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use klpfarm_stress::wire::FromGuest;
 
 /// The slowest that time goes by: a machine that gets less is not held up for ever.
-const SLOWEST: f64 = 0.05;
+pub(crate) const SLOWEST: f64 = 0.05;
 
 /// How much history is kept, to convert durations that a guest reports: the longest of any interest.
 const KEPT: Duration = Duration::from_secs(600);
@@ -79,6 +79,11 @@ impl Pace {
         while self.history.len() > 1 && wall.saturating_sub(self.history[0].0) > KEPT {
             self.history.pop_front();
         }
+    }
+
+    /// How fast the machine's time goes by, from [`SLOWEST`] to 1.
+    pub(crate) fn speed(&self) -> f64 {
+        self.speed
     }
 
     /// The machine's time. It never goes back.

@@ -90,6 +90,7 @@ pub(crate) fn end_word(end: &TrialEnd) -> &'static str {
         TrialEnd::Completed => "completed",
         TrialEnd::Stopped => "stopped",
         TrialEnd::FarmError { .. } => "farm-error",
+        TrialEnd::Void { .. } => "void",
         TrialEnd::Interrupted => "interrupted",
         TrialEnd::Unneeded => "unneeded",
         TrialEnd::OutOfBudget => "out-of-budget",

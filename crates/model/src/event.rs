@@ -193,8 +193,13 @@ pub enum TrialEnd {
     Interrupted,
     /// The verdict was reached meanwhile.
     Unneeded,
-    /// The budget of the run ended first.
+    /// The budget of the run, or the host's disk, ended first.
     OutOfBudget,
+    /// The host did something to the machine that makes its slowness worth nothing, and nothing but slowness was found.
+    Void {
+        /// What.
+        reason: String,
+    },
 }
 
 impl TrialEnd {
@@ -204,7 +209,7 @@ impl TrialEnd {
         match self {
             Self::Completed | Self::Stopped => true,
             Self::Unneeded | Self::OutOfBudget | Self::Interrupted => found,
-            Self::FarmError { .. } => false,
+            Self::FarmError { .. } | Self::Void { .. } => false,
         }
     }
 }
@@ -427,6 +432,7 @@ mod tests {
             Body::Note { text: text() },
             Body::TrialEnded { end: TrialEnd::FarmError { message: text() } },
             Body::TrialEnded { end: TrialEnd::OutOfBudget },
+            Body::TrialEnded { end: TrialEnd::Void { reason: text() } },
             Body::RunEnded { interrupted: false },
         ];
         for body in bodies {

@@ -387,9 +387,11 @@ fn excerpt(text: &str) -> String {
     out
 }
 
-/// Findings of trials that have not ended in order: they count for nothing, but nothing is let through over them.
+/// Findings of trials that have not ended in order: they count for nothing, but nothing is let through over them. Those of a void trial
+/// are the host's: another trial takes its place.
 fn open_findings(record: &Record) -> Vec<String> {
-    let open = record.trials.iter().filter(|(_, t)| !t.valid());
+    let void = |t: &TrialRecord| matches!(t.end, Some(TrialEnd::Void { .. }));
+    let open = record.trials.iter().filter(|(_, t)| !t.valid() && !void(t));
     open.flat_map(|(number, t)| {
         t.findings.iter().map(move |s| format!("trial {number}: {}", s.finding.title))
     })
@@ -398,7 +400,9 @@ fn open_findings(record: &Record) -> Vec<String> {
 
 fn farm_errors(record: &Record) -> Vec<String> {
     let error = |(number, trial): (&u32, &TrialRecord)| match &trial.end {
-        Some(TrialEnd::FarmError { message }) => Some(format!("trial {number}: {message}")),
+        Some(TrialEnd::FarmError { message } | TrialEnd::Void { reason: message }) => {
+            Some(format!("trial {number}: {message}"))
+        }
         _ => None,
     };
     record.trials.iter().filter_map(error).collect()

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::event::{Body, Event, TrialEnd, live};
+use crate::event::{Body, Event, live};
 use crate::judge::judge_one;
 use crate::verdict::{ArmCount, Outcome, Verdict};
 use crate::workload::is_name;
@@ -296,7 +296,7 @@ impl SoFar {
             Body::TrialEnded { end } => {
                 self.ended += 1;
                 let found = self.found.remove(&scope.trial);
-                let says = found || matches!(end, TrialEnd::Completed | TrialEnd::Stopped);
+                let says = end.is_valid(found);
                 match (says, scope.arm) {
                     (false, _) => self.void += 1,
                     (true, Arm::Loaded | Arm::Stack) if found => self.failed += 1,

@@ -95,6 +95,9 @@ fn test_case(plan: &Plan, trial: &klpfarm_model::Trial, case: &Case, verdict: &V
         (Some(TrialEnd::FarmError { message }), _, _) => {
             TestCaseBuilder::error(&name, time, "farm-error", &cdata(&one_line(message, 300)))
         }
+        (Some(TrialEnd::Void { reason }), _, _) => {
+            TestCaseBuilder::error(&name, time, "void", &cdata(&one_line(reason, 300)))
+        }
         (Some(TrialEnd::Completed | TrialEnd::Stopped), None, Some((title, _))) => {
             TestCaseBuilder::error(&name, time, "not-attributed", &cdata(&one_line(title, 300)))
         }

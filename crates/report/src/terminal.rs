@@ -212,6 +212,7 @@ fn end_in_words(end: &TrialEnd, findings: u32) -> String {
         TrialEnd::Completed if findings == 0 => "clean".to_owned(),
         TrialEnd::Completed | TrialEnd::Stopped => format!("ended with {findings} finding(s)"),
         TrialEnd::FarmError { message } => format!("farm error: {}", one_line(message, 300)),
+        TrialEnd::Void { reason } => format!("void: {}", one_line(reason, 300)),
         TrialEnd::Interrupted => "interrupted".to_owned(),
         TrialEnd::Unneeded => "not needed any more".to_owned(),
         TrialEnd::OutOfBudget => "the budget is used up".to_owned(),
@@ -307,8 +308,10 @@ fn end_in_words_plain(end: &TrialEnd) -> String {
     match end {
         TrialEnd::Completed => "all phases done".to_owned(),
         TrialEnd::Stopped => "stopped on a finding".to_owned(),
-        TrialEnd::FarmError { .. } | TrialEnd::Interrupted | TrialEnd::Unneeded | TrialEnd::OutOfBudget => {
-            end_in_words(end, 0)
-        }
+        TrialEnd::FarmError { .. }
+        | TrialEnd::Void { .. }
+        | TrialEnd::Interrupted
+        | TrialEnd::Unneeded
+        | TrialEnd::OutOfBudget => end_in_words(end, 0),
     }
 }

@@ -34,8 +34,8 @@ pub(crate) fn left_over(home: &Path) -> Vec<Thing> {
     things
 }
 
-/// All that `gc` looks at.
-pub(crate) fn all(home: &Path) -> Result<Vec<Thing>, Failure> {
+/// All that `gc` looks at; checkpoints only if asked for, for their locks must be tried.
+pub(crate) fn all(home: &Path, with_checkpoints: bool) -> Result<Vec<Thing>, Failure> {
     let mut things = left_over(home);
     let images = Store::open(home).map_err(Failure::farm)?;
     let half = images.left_over().map_err(Failure::farm)?;
@@ -44,13 +44,16 @@ pub(crate) fn all(home: &Path) -> Result<Vec<Thing>, Failure> {
     let half = checkpoints.left_over().map_err(Failure::farm)?;
     things.extend(half.into_iter().map(|path| on_disk(What::Folder, path)));
     things.extend(runs(&home.join("runs")));
+    if !with_checkpoints {
+        return Ok(things);
+    }
     let there = images.list().map_err(Failure::farm)?;
     for checkpoint in checkpoints.list().map_err(Failure::farm)? {
         let key = &checkpoint.manifest.key;
         let of = Checkpoint {
             id: checkpoint.id().to_owned(),
             parent: key.parent.clone(),
-            image_there: there.iter().any(|i| i.manifest.recipe_hash == key.image_hash),
+            image_there: there.iter().any(|i| i.id() == key.image && i.identity() == key.image_hash),
             busy: checkpoints.is_busy(checkpoint.id()).map_err(Failure::farm)?,
         };
         let what = What::Checkpoint(of);

@@ -166,6 +166,19 @@ fn one_trial_fewer_is_not_enough() {
 }
 
 #[test]
+fn a_void_trial_is_made_up_for_whatever_it_found() {
+    let void = || TrialEnd::Void { reason: "the host slept for 60 s".into() };
+    let story = || Story::default().reach(500).finds(L0, Phase::Soak, HANG, "hangs").end(L0, void());
+    let verdict = story().rest_clean().judge();
+    assert_eq!((verdict.verdict, verdict.exit_code()), (Outcome::Inconclusive, 4));
+    assert_eq!(verdict.farm_errors, ["trial 1: the host slept for 60 s"]);
+    assert!(verdict.evidence.is_empty(), "it says nothing of the patch: {:?}", verdict.evidence);
+    let verdict = story().end((Arm::Loaded, 14), TrialEnd::Completed).rest_clean().judge();
+    assert_eq!(verdict.verdict, Outcome::Qualified, "{:?}", verdict.causes);
+    assert_eq!((verdict.arms[&Arm::Loaded].void, verdict.bounds[0].clean), (1, 14));
+}
+
+#[test]
 fn a_hang_in_the_patch_itself_rejects_at_once_and_names_the_condition() {
     let story = Story::default().finding(L0, Phase::Soak, own("hangs in f"));
     let story = story.end(C0, TrialEnd::Completed);
