@@ -10,7 +10,7 @@ use klpfarm_image::{Begun, Checkpoint, CheckpointStore, Draft, Image, Key, Made}
 use klpfarm_model::event::CheckpointFacts;
 use klpfarm_model::{Accel, Arm, Event, Pipeline, Plan, Resolved, Rotation, Start, Tier, TierRule, Workload};
 use klpfarm_report::{Terminal, View};
-use klpfarm_vm::{Claimed, Files, Group, Login, Origin, Spec};
+use klpfarm_vm::{Claimed, Files, Group, Login, Origin, RunGroup, Spec};
 
 use crate::failure::{Failure, print, print_json};
 use crate::interrupt::Interrupts;
@@ -337,7 +337,11 @@ impl Maker {
         };
         let _held = self.image.hold().map_err(Failure::farm)?;
         let scratch = scratch(&self.home)?;
-        let bench = bench(&self.plan, &self.image, &[], origin, scratch.path(), scratch.path())?;
+        let mut bench = bench(&self.plan, &self.image, &[], origin, scratch.path(), scratch.path())?;
+        // Alone, but bounded like the machines of a run.
+        let spec = &mut bench.spec;
+        let group = RunGroup::create(spec.memory_mib, spec.cpus, spec.accel, 1).await;
+        spec.group = group.group();
         let view = if std::io::stderr().is_terminal() { View::Live } else { View::Plain };
         let mut terminal = Terminal::new(view, &self.plan);
         let mut sink = |event: &Event| {

@@ -94,7 +94,7 @@ impl std::fmt::Display for Trouble {
             Kind::Late => write!(f, "the host did not let klpfarm run for {seconds:.0} s")?,
             Kind::Slow => write!(f, "the host had next to no time for the machine for {seconds:.0} s")?,
         }
-        write!(f, ", {:.0} s after the trial's start", self.from.as_secs_f64())
+        write!(f, ", at second {:.0} of the machine", self.from.as_secs_f64())
     }
 }
 
@@ -294,7 +294,7 @@ mod tests {
         pass(&mut host, 35, 36, |_| {});
         let why = host.hopeless().unwrap();
         assert!(
-            why.starts_with("QEMU was stopped on the host for 25 s, 10 s after the trial's start"),
+            why.starts_with("QEMU was stopped on the host for 25 s, at second 10 of the machine"),
             "{why}"
         );
         assert_eq!(host.judged(TrialEnd::Completed), TrialEnd::Void { reason: why });

@@ -7,6 +7,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Environment variable of every machine's process.
 pub const OWNER_VARIABLE: &str = "KLPFARM_OWNER";
@@ -118,13 +119,20 @@ impl Claimed {
 }
 
 fn is_left(dir: &Path, pid: u32) -> bool {
+    let alive = Path::new(&format!("/proc/{pid}")).exists();
     match File::open(dir.join(LOCK)) {
-        Ok(file) => file.try_lock_shared().is_ok(),
+        Ok(file) => file.try_lock_shared().is_ok() && !(is_fresh(dir) && alive),
         // It is just being made, or an older klpfarm made it: then its process must be gone.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => !Path::new(&format!("/proc/{pid}")).exists(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => !alive,
         // Another user's.
         Err(_) => false,
     }
+}
+
+/// It may have been made and not yet locked.
+fn is_fresh(dir: &Path) -> bool {
+    let modified = fs::metadata(dir).and_then(|m| m.modified());
+    modified.is_ok_and(|at| at.elapsed().is_ok_and(|age| age < Duration::from_secs(60)))
 }
 
 #[cfg(test)]
@@ -179,6 +187,11 @@ mod tests {
         let reused = parent.path().join(format!("farm-{}-reused", std::process::id()));
         fs::create_dir(&reused).unwrap();
         fs::write(reused.join(LOCK), "").unwrap();
+        let old = std::time::SystemTime::now() - Duration::from_secs(100);
+        File::open(&reused).unwrap().set_modified(old).unwrap();
+        let unlocked = parent.path().join(format!("farm-{}-unlocked", std::process::id()));
+        fs::create_dir(&unlocked).unwrap();
+        fs::write(unlocked.join(LOCK), "").unwrap();
         let fresh = parent.path().join(format!("farm-{}-fresh", std::process::id()));
         fs::create_dir(fresh).unwrap();
         std::os::unix::fs::symlink("/", parent.path().join("farm-4194305-link")).unwrap();

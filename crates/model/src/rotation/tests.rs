@@ -1,7 +1,7 @@
 use std::path::Path;
 
 use super::*;
-use crate::{Accel, Patch, Phase, Resolved, Scope, Start, Tier, TierRule};
+use crate::{Accel, Patch, Phase, Resolved, Scope, Start, Tier, TierRule, TrialEnd};
 
 const TWO: &str = "rotation:\n  duration: 8h\n  images: [old, new]\n  loads: {memory: [w], files: [v, w]}\narms: {loaded: 2, control: 1, quiescent: 0, reapply: 0}\n";
 
