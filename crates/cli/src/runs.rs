@@ -142,7 +142,7 @@ fn outcome(run: &RunSeen) -> String {
 /// Where it is, and how to go on with it.
 fn place(run: &RunSeen) -> String {
     let dir = one_line(&run.dir.display().to_string(), 400);
-    match (run.gone, run.unfinished) {
+    match (run.gone, run.unfinished || run.interrupted) {
         (true, _) => format!("{dir} (gone)"),
         (false, true) if host::is_locked(&run.dir.join("run.lock")) => format!("{dir} (running)"),
         (false, true) => format!("klpfarm resume {dir}"),

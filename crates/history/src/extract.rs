@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use klpfarm_model::event::{CheckpointFacts, Measured};
+use klpfarm_model::event::{CheckpointFacts, Measured, live};
 use klpfarm_model::verdict::{Attribution, Bound, Verdict};
 use klpfarm_model::{
     Arm, Body, Event, Finding, FindingKind, Outcome, Phase, Plan, Trial, TrialEnd, judge, judge_apart,
@@ -112,7 +112,6 @@ pub(crate) fn attribution_word(attribution: Attribution) -> &'static str {
 
 /// What is kept of the run.
 pub(crate) fn extract(plan: &Plan, events: &[Event]) -> RunRow {
-    let events = &*last_attempts(events);
     let mut row = fold(plan, events);
     let verdicts: Vec<Verdict> = if plan.apart {
         (0..plan.patches.len()).map(|patch| judge_apart(plan, events, patch)).collect()
@@ -155,24 +154,13 @@ pub(crate) fn extract(plan: &Plan, events: &[Event]) -> RunRow {
     row
 }
 
-/// The events without those of trials that were begun again later: a trial counts once, by its last attempt.
-fn last_attempts(events: &[Event]) -> Cow<'_, [Event]> {
-    let begun = |e: &Event| e.scope.filter(|_| e.body == Body::TrialStarted).map(|s| (s.trial, e.seq));
-    let last: BTreeMap<u32, u64> = events.iter().filter_map(begun).collect();
-    let counts = |e: &Event| e.scope.is_none_or(|s| last.get(&s.trial).is_none_or(|seq| e.seq >= *seq));
-    if events.iter().all(counts) {
-        return Cow::Borrowed(events);
-    }
-    Cow::Owned(events.iter().filter(|e| counts(e)).cloned().collect())
-}
-
 /// The journal by trials.
 fn fold(plan: &Plan, events: &[Event]) -> RunRow {
     let mut row = RunRow::default();
     let mut trials: BTreeMap<u32, TrialRow> = BTreeMap::new();
     // The clock when the run's milliseconds were zero.
     let mut zero_ms: Option<i64> = None;
-    for event in events {
+    for event in live(events) {
         row.took_ms = row.took_ms.max(event.at_ms);
         match (&event.body, event.scope) {
             (Body::RunStarted { time, plan, .. }, _) => {
@@ -180,13 +168,16 @@ fn fold(plan: &Plan, events: &[Event]) -> RunRow {
                 zero_ms = clock(time).map(|at| at.saturating_sub(whole(event.at_ms)));
                 row.identity = Some(format!("{plan} {time}"));
             }
+            (Body::RunResumed { time, .. }, _) => {
+                // The run's milliseconds stood still while nobody ran it.
+                zero_ms = clock(time).map(|at| at.saturating_sub(whole(event.at_ms)));
+                (row.ended, row.interrupted) = (false, false);
+            }
             (Body::RunEnded { interrupted }, _) => {
                 (row.ended, row.interrupted) = (true, *interrupted);
             }
             (Body::Checkpoint(facts), _) => row.checkpoints.push((**facts).clone()),
             (Body::TrialStarted, Some(scope)) => {
-                // A run that goes on after its end has not ended.
-                (row.ended, row.interrupted) = (false, false);
                 let Some((trial, image)) = planned(plan, scope.trial) else { continue };
                 let fresh = TrialRow {
                     number: trial.number,
@@ -228,8 +219,9 @@ fn clock(time: &str) -> Option<i64> {
 
 /// The trial with this number, and the name of its machine's image.
 fn planned(plan: &Plan, number: u32) -> Option<(Cow<'_, Trial>, &str)> {
-    let trial = plan.trials.iter().find(|t| t.number == number)?;
-    Some((Cow::Borrowed(trial), &plan.image.name))
+    let trial = plan.trial(number)?;
+    let image = plan.turns.get(trial.turn).map_or(&plan.image, |turn| &turn.image);
+    Some((trial, &image.name))
 }
 
 fn seen(seq: u64, phase: Phase, finding: &Finding) -> FindingRow {

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use klpfarm_history::{History, HistoryError, Hit, RunFilter, RunSeen, TrendFilter};
-use klpfarm_model::FarmKind;
+use klpfarm_model::{Arm, FarmKind};
 
 mod story;
 use story::{C0, C1, L0, L1, Story, faulty, quiet, temporary};
@@ -78,13 +78,22 @@ fn only_what_has_changed_is_read_again() {
     fs::write(dir.join("journal.jsonl"), &text[..text.len() - 5]).unwrap();
     let again = history.refresh().unwrap();
     assert_eq!((again.read, again.unchanged), (1, 1));
-    torn.clean(L0).ended().write(&dir);
+    let resumed = torn.resumed("2026-11-24T20:00:00Z");
+    resumed.write(&dir);
+    assert_eq!(history.refresh().unwrap().read, 1);
+    assert_eq!(history.trends(&ALL).unwrap().findings, []);
+    resumed.clean(L0).ended().write(&dir);
     assert_eq!(history.refresh().unwrap().read, 1);
     let runs = history.runs(&RunFilter::default()).unwrap();
     assert!(!runs[1].unfinished);
     assert_eq!(runs[1].findings, [], "what a trial left that is done again counts no more");
     let trend = history.trends(&ALL).unwrap();
     assert_eq!(trend.findings, []);
+    assert_eq!(
+        trend.nights,
+        ["2026-11-20", "2026-11-21", "2026-11-24"],
+        "by the clock, not by the run's milliseconds"
+    );
 }
 
 #[test]
@@ -235,6 +244,34 @@ fn findings_are_compared_by_nights() {
     assert_eq!(history.trends(&of("nothing")).unwrap().nights, [""; 0]);
     let elsewhere = TrendFilter { image: Some("debian-13".into()), ..ALL };
     assert_eq!(history.trends(&elsewhere).unwrap().nights, [""; 0]);
+}
+
+#[test]
+fn each_trial_of_a_soak_has_its_own_image() {
+    let home = temporary();
+    let soak = Story::soak("a", &["debian-12", "debian-13"], "2026-11-20T20:00:00Z");
+    let of_round =
+        |image: usize| soak.plan.trials.iter().filter(|t| t.arm == Arm::Control && t.turn == image).count();
+    let (first, round) = (of_round(0), of_round(0) + of_round(1));
+    // Once on each image, and on the first one again in the second round.
+    let control = |nth| (Arm::Control, nth);
+    soak.failed(control(0), "old")
+        .failed(control(first), "both")
+        .failed(control(round), "both")
+        .ended()
+        .write(&home.path().join("runs/1"));
+    let history = refreshed(home.path());
+    let runs = history.runs(&RunFilter { image: Some("debian-13".into()), ..RunFilter::default() }).unwrap();
+    assert_eq!((runs[0].images.join(" "), runs[0].findings.len()), ("debian-12 debian-13".into(), 3));
+    let on = |image: &str| {
+        let trends = history.trends(&TrendFilter { image: Some(image.into()), ..ALL }).unwrap();
+        trends.findings.into_iter().map(|f| (f.title, f.arms["control"], f.of_image)).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        on("debian-12"),
+        [("both".into(), Hit { hit: 1, of: 2 }, true), ("old".into(), Hit { hit: 1, of: 2 }, true)]
+    );
+    assert_eq!(on("debian-13"), [("both".into(), Hit { hit: 1, of: 1 }, true)]);
 }
 
 #[test]

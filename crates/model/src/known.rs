@@ -174,7 +174,8 @@ pub fn sort_verdict<'a>(verdict: &Verdict, list: &'a KnownFindings, today: Date)
         .iter()
         .map(|item| Sighted {
             title: &item.title,
-            image: &verdict.image.name,
+            // `IMAGE/LOAD`, where several go round.
+            image: item.turn.as_deref().map_or(&*verdict.image.name, |t| t.split('/').next().unwrap_or_default()),
             of_image: is_of_image(item.attribution),
         })
         .collect();

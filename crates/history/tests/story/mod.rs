@@ -9,7 +9,7 @@ use std::time::Duration;
 use klpfarm_model::event::{Measured, WorkloadMeasure};
 use klpfarm_model::{
     Accel, Arm, Body, Event, FarmKind, Finding, FindingKind, ImageFacts, Patch, Phase, Pipeline, Plan,
-    Resolved, Scope, Source, Start, Tier, TierRule, TrialEnd,
+    Resolved, Scope, Source, Start, Tier, TierRule, TrialEnd, Turn,
 };
 use klpfarm_report::Run;
 
@@ -30,7 +30,26 @@ pub fn temporary() -> tempfile::TempDir {
 impl Story {
     /// A run of one patch on an image that began at `time`.
     pub fn new(patch: &str, image: &str, time: &str) -> Self {
-        let text = format!("name: gate\nimage: {image}\nworkloads: [w]\n");
+        Self::planned(patch, &[image], time, "")
+    }
+
+    /// A run of eight hours that goes round several images.
+    pub fn soak(patch: &str, images: &[&str], time: &str) -> Self {
+        Self::planned(patch, images, time, &format!("rotation: {{duration: 8h, images: {images:?}}}\n"))
+    }
+
+    fn planned(patch: &str, images: &[&str], time: &str, more: &str) -> Self {
+        let text = format!("name: gate\nimage: {}\nworkloads: [w]\n{more}", images[0]);
+        let facts =
+            |image: &str| ImageFacts { name: image.into(), hash: "0".into(), release: Some("6.1".into()) };
+        let turn = |image: &&str| Turn {
+            image: facts(image),
+            load: "all".into(),
+            workloads: Vec::new(),
+            patches: vec![0],
+            checkpoint: None,
+        };
+        let turns = if more.is_empty() { Vec::new() } else { images.iter().map(turn).collect() };
         let pipeline = Pipeline::parse(Path::new("gate.yaml"), &text).unwrap();
         let rule = TierRule {
             max_failure_rate: 0.5,
@@ -42,7 +61,7 @@ impl Story {
             signed_by: None,
         };
         let resolved = Resolved {
-            image: ImageFacts { name: image.into(), hash: "0".into(), release: Some("6.1".into()) },
+            image: facts(images[0]),
             workloads: Vec::new(),
             patches: vec![Patch { name: patch.into(), vermagic: "6.1 SMP".into(), ..Patch::default() }],
             accel: Accel::Tcg,
@@ -53,7 +72,7 @@ impl Story {
             start: Start::Fork,
             seed: 1,
             apart: false,
-            turns: Vec::new(),
+            turns,
         };
         let plan = Plan::new(&pipeline, resolved).unwrap();
         let body = Body::RunStarted {
@@ -72,7 +91,9 @@ impl Story {
     }
 
     pub fn add(mut self, (arm, nth): Place, phase: Phase, body: Body) -> Self {
-        let trial = self.plan.trials.iter().filter(|t| t.arm == arm).nth(nth).unwrap().number;
+        // A rotation's rounds have no end.
+        let ours = |n: &u32| self.plan.trial(*n).is_some_and(|t| t.arm == arm);
+        let trial = (1..1000).filter(ours).nth(nth).unwrap();
         let seq = self.events.len() as u64 + 1;
         self.events.push(Event { seq, at_ms: seq * 1000, scope: Some(Scope { trial, arm, phase }), body });
         self
@@ -117,6 +138,12 @@ impl Story {
             BTreeMap::from([("w".to_owned(), WorkloadMeasure { ops, ..WorkloadMeasure::default() })]);
         let measured = Measured { window_ms: 10_000, workloads, resources: Vec::new() };
         self.begin(place).add(place, Phase::Soak, Body::Measured(measured)).end(place)
+    }
+
+    /// The run was cut off, and goes on at `time` without what the first loaded trial left.
+    pub fn resumed(self, time: &str) -> Self {
+        let void = vec![self.plan.trials.iter().find(|t| t.arm == Arm::Loaded).unwrap().number];
+        self.run(Body::RunResumed { time: time.into(), qemu: String::new(), void })
     }
 
     pub fn ended(self) -> Self {
