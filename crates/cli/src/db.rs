@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use klpfarm_history::History;
+use klpfarm_report::one_line;
 
 use crate::failure::{Failure, print};
 use crate::{history, home};
@@ -34,7 +35,8 @@ pub(crate) fn run(command: Command) -> Result<u8, Failure> {
         );
     }
     for dir in &rebuilt.dropped {
-        eprintln!("klpfarm: {} is gone: what the index knew of it is dropped", dir.display());
+        let dir = one_line(&dir.display().to_string(), 400);
+        eprintln!("klpfarm: {dir} is gone: what the index knew of it is dropped");
     }
     print(&format!(
         "{} run(s) indexed, {} left out, {} dropped\n",

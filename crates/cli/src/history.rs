@@ -45,7 +45,7 @@ fn warn(dir: &Path, problem: Option<String>) {
         eprintln!(
             "klpfarm: warning: history: {}; the run is not concerned: `klpfarm db rebuild --runs {}` catches up",
             one_line(&problem, 400),
-            dir.display()
+            one_line(&dir.display().to_string(), 400)
         );
     }
 }
@@ -67,7 +67,7 @@ pub(crate) fn say_problems(refreshed: &Refreshed) {
         if problem.starts_with(&*dir.to_string_lossy()) {
             eprintln!("klpfarm: warning: left out: {told}");
         } else {
-            eprintln!("klpfarm: warning: left out: {}: {told}", dir.display());
+            eprintln!("klpfarm: warning: left out: {}: {told}", one_line(&dir.display().to_string(), 400));
         }
     }
     let more = refreshed.problems.len().saturating_sub(MOST);

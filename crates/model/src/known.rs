@@ -175,7 +175,10 @@ pub fn sort_verdict<'a>(verdict: &Verdict, list: &'a KnownFindings, today: Date)
         .map(|item| Sighted {
             title: &item.title,
             // `IMAGE/LOAD`, where several go round.
-            image: item.turn.as_deref().map_or(&*verdict.image.name, |t| t.split('/').next().unwrap_or_default()),
+            image: item
+                .turn
+                .as_deref()
+                .map_or(&*verdict.image.name, |t| t.split('/').next().unwrap_or_default()),
             of_image: is_of_image(item.attribution),
         })
         .collect();
