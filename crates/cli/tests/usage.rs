@@ -135,7 +135,7 @@ fn doctor_says_what_to_do() {
     let done = klpfarm(&["doctor", "--json"], dir.path(), b"");
     let lines: Value = serde_json::from_str(&done.out).unwrap();
     let names: Vec<&str> = lines.as_array().unwrap().iter().map(|l| l["name"].as_str().unwrap()).collect();
-    assert_eq!(names, ["qemu", "forks", "kvm", "image-tools", "memory", "disk"]);
+    assert_eq!(names, ["qemu", "forks", "kvm", "image-tools", "memory", "disk", "machines", "left over"]);
     for line in lines.as_array().unwrap() {
         let told = line["status"] == "ok" || line["hint"].as_str().is_some_and(|h| !h.is_empty());
         assert!(told, "{line:#}");
