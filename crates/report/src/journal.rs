@@ -73,15 +73,20 @@ impl Journal {
         Ok(Self { file, _lock: lock })
     }
 
-    /// Write an event and wait until it is on disk.
+    /// Write an event and wait until it is on disk. What could be written of one that can't be kept is taken back, so that the next one
+    /// does not stand behind half a line.
     ///
     /// # Errors
     /// Disk full and the like: nothing may be done on the strength of an event that is not kept.
     pub fn append(&mut self, event: &Event) -> io::Result<()> {
         let mut line = serde_json::to_vec(event)?;
         line.push(b'\n');
-        self.file.write_all(&line)?;
-        self.file.sync_data()
+        let before = self.file.metadata()?.len();
+        let written = self.file.write_all(&line).and_then(|()| self.file.sync_data());
+        if written.is_err() {
+            let _ = self.file.set_len(before);
+        }
+        written
     }
 }
 

@@ -104,12 +104,31 @@ pub(crate) fn assert_nothing_left() {
 pub(crate) struct Running {
     pub(crate) child: Child,
     journal: PathBuf,
+    /// So much of the journal has been waited for.
+    seen: usize,
 }
 
 impl Running {
     pub(crate) fn start(mut command: Command, out: &Path) -> Self {
         let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        Self { child, journal: out.join("journal.jsonl") }
+        let journal = out.join("journal.jsonl");
+        let seen = std::fs::metadata(&journal).map_or(0, |m| m.len() as usize);
+        Self { child, journal, seen }
+    }
+
+    /// Wait until `text` comes that was not there when this was last called, nor when the run was started.
+    pub(crate) fn wait_for_new(&mut self, text: &str) {
+        let until = Instant::now() + Duration::from_secs(300);
+        loop {
+            let journal = std::fs::read_to_string(&self.journal).unwrap_or_default();
+            if let Some(at) = journal.get(self.seen..).and_then(|new| new.find(text)) {
+                self.seen += at + text.len();
+                return;
+            }
+            assert!(self.child.try_wait().unwrap().is_none(), "the run ended before {text}");
+            assert!(Instant::now() < until, "no {text} in the journal");
+            std::thread::sleep(Duration::from_millis(100));
+        }
     }
 
     /// Wait until the journal has `text`.
