@@ -56,7 +56,8 @@ pub(crate) struct Record {
     checkpoint: Option<CheckpointFacts>,
     fresh: Option<Vitals>,
     reached: Option<Vitals>,
-    interrupted: bool,
+    /// Why the run ended before it was over, as far as it says so.
+    cut_short: Option<String>,
     took_ms: u64,
 }
 
@@ -93,7 +94,7 @@ pub(crate) fn judge_one(plan: &Plan, events: &[Event]) -> Verdict {
     let open = open_findings(&record);
     let facts =
         decide::Facts { plan, marks: &marks, items: &items, bounds: &bounds, reach: &reach, open: &open };
-    let (verdict, causes) = facts.decide(record.interrupted, &farm_errors);
+    let (verdict, causes) = facts.decide(record.cut_short.as_deref(), &farm_errors);
     let evidence = items.into_iter().map(|item| evidence(plan, &record, item)).collect();
     let mut blind: Vec<String> =
         record.blind.iter().map(|(detector, reason)| format!("{detector}: {reason}")).collect();
@@ -187,14 +188,18 @@ fn read(plan: &Plan, events: &[Event]) -> Record {
         checkpoint: None,
         fresh: None,
         reached: None,
-        interrupted: false,
+        cut_short: None,
         took_ms: 0,
     };
     for event in live(events) {
         record.took_ms = record.took_ms.max(event.at_ms);
         match &event.body {
-            Body::RunEnded { interrupted } => record.interrupted = *interrupted,
-            Body::RunResumed { .. } => record.interrupted = false,
+            Body::RunEnded { interrupted: true } => {
+                record.cut_short = Some("the run was interrupted".to_owned());
+            }
+            // What is said of the run is said when something ends it.
+            Body::Note { text } if event.scope.is_none() => record.cut_short = Some(text.clone()),
+            Body::RunResumed { .. } => record.cut_short = None,
             Body::Checkpoint(facts) => {
                 record.blind.extend(facts.blind.clone());
                 record.checkpoint = Some((**facts).clone());

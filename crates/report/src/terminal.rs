@@ -215,7 +215,7 @@ fn end_in_words(end: &TrialEnd, findings: u32) -> String {
         TrialEnd::Void { reason } => format!("void: {}", one_line(reason, 300)),
         TrialEnd::Interrupted => "interrupted".to_owned(),
         TrialEnd::Unneeded => "not needed any more".to_owned(),
-        TrialEnd::OutOfBudget => "the budget is used up".to_owned(),
+        TrialEnd::OutOfBudget => "time or disk is used up".to_owned(),
     }
 }
 

@@ -19,7 +19,7 @@ pub(super) struct Facts<'a> {
 }
 
 impl Facts<'_> {
-    pub(super) fn decide(&self, interrupted: bool, farm_errors: &[String]) -> (Outcome, Vec<String>) {
+    pub(super) fn decide(&self, cut_short: Option<&str>, farm_errors: &[String]) -> (Outcome, Vec<String>) {
         let against: Vec<String> = self
             .items
             .iter()
@@ -40,9 +40,7 @@ impl Facts<'_> {
             return (Outcome::Qualified, causes);
         }
         let mut causes = Vec::new();
-        if interrupted {
-            causes.push("the run was interrupted".to_owned());
-        }
+        causes.extend(cut_short.map(str::to_owned));
         causes.extend(farm_errors.iter().map(|e| format!("the farm failed, not the patch: {e}")));
         causes.extend(self.masked());
         causes.append(&mut missing);
