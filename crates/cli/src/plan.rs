@@ -253,8 +253,10 @@ fn text(planned: &Planned) -> String {
     for patch in &plan.patches {
         line("patch", format!("{} ({}), for {}", patch.name, &patch.sha256[..12], patch.release()));
     }
-    let release = plan.image.release.as_deref().unwrap_or("kernel unknown");
-    line("image", format!("{} ({release})", plan.image.name));
+    if plan.turns.is_empty() {
+        let release = plan.image.release.as_deref().unwrap_or("kernel unknown");
+        line("image", format!("{} ({release})", plan.image.name));
+    }
     line("accel", planned.accel_because.clone());
     line(
         "tier",
@@ -267,12 +269,14 @@ fn text(planned: &Planned) -> String {
         ),
     );
     line("machine", format!("{} CPUs, {} MiB, {} at once", p.machine.cpus, p.machine.memory_mib, plan.jobs));
-    let workloads: Vec<&str> = plan.workloads.iter().map(|w| w.name.as_str()).collect();
-    line("workloads", workloads.join(", "));
+    let names = |all: &[Workload]| all.iter().map(|w| w.name.as_str()).collect::<Vec<_>>().join(", ");
+    if plan.turns.is_empty() {
+        line("workloads", names(&plan.workloads));
+    }
     for (i, place) in planned.places.iter().enumerate() {
         if let Some(turn) = plan.turns.get(i) {
             let kernel = turn.image.release.as_deref().unwrap_or("kernel unknown");
-            line("turn", format!("{} ({kernel})", turn.name()));
+            line("turn", format!("{} ({kernel}): {}", turn.name(), names(&turn.workloads)));
         }
         line("trials", start(plan, place));
     }
@@ -298,7 +302,8 @@ fn text(planned: &Planned) -> String {
         } else {
             format!("{} {applies:.1} s after starting", names.join(", then "))
         };
-        line("trial", format!("{:<4}{:<10} {what}, seed {}", trial.number, trial.arm, trial.seed));
+        let turn = plan.turns.get(trial.turn).map(|t| format!("{}: ", t.name())).unwrap_or_default();
+        line("trial", format!("{:<4}{:<10} {turn}{what}, seed {}", trial.number, trial.arm, trial.seed));
     }
     let estimate = plan.estimate().as_secs();
     if plan.rotation().is_none() {
