@@ -198,7 +198,8 @@ fn a_run_survives_a_full_disk() {
     assert_eq!(running.code(), Some(3));
     let verdict = json(&out.join("verdict.json"));
     assert_eq!(verdict["verdict"], "inconclusive");
-    assert!(events(&out).iter().any(|e| e["text"].as_str().is_some_and(|t| t.contains("MiB are free"))));
+    let cause = verdict["causes"][0].as_str().unwrap();
+    assert!(cause.starts_with("the run ends here: ") && cause.contains("MiB are free"), "{cause}");
     assert_nothing_left();
     fs::remove_file(&filler).unwrap();
     assert_qualified(&resume(&out).output().unwrap(), &out);
@@ -252,9 +253,9 @@ fn a_guest_that_never_boots_ends_the_run() {
     fs::write(dir.path().join("never-boots.yaml"), recipe).unwrap();
     succeed(klpfarm().args(["image", "build"]).arg(dir.path().join("never-boots.yaml")));
     let file = pipeline(dir.path(), "never-boots.yaml", TWO_ARMS);
-    let mut text_of = fs::read_to_string(&file).unwrap();
-    text_of.push_str("limits: {boot: 5s}\n");
-    fs::write(&file, text_of).unwrap();
+    let mut longer = fs::read_to_string(&file).unwrap();
+    longer.push_str("limits: {boot: 5s}\n");
+    fs::write(&file, longer).unwrap();
     let out = dir.path().join("run");
     let output = run(&file, &patch, &out).arg("--cold").output().unwrap();
     succeed(klpfarm().args(["image", "rm", "never-boots"]));
