@@ -11,27 +11,20 @@ use crate::aging::{self, Wanted};
 use crate::failure::Failure;
 use crate::interrupt::Interrupts;
 use crate::plan::{Place, Planned};
-use crate::run::{Telling, conclude, go_on};
-use crate::{disk, home, image, signing};
+use crate::run::{Common, conclude, go_on};
+use crate::{home, image, signing};
 
 /// Go on with a run that was cut off: trials that ended count, those that had not are done again.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The run folder.
     run: PathBuf,
-    /// Sign the verdict with this private key, as `klpfarm run --sign` does.
-    #[arg(long, value_name = "KEY")]
-    sign: Option<PathBuf>,
     #[command(flatten)]
-    limits: disk::Limits,
-    /// Print the verdict as JSON on standard output, and nothing else.
-    #[arg(long)]
-    json: bool,
+    common: Common,
 }
 
 pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
-    let key = args.sign.as_deref().map(signing::private_key).transpose()?;
-    let telling = Telling { json: args.json, key };
+    let telling = args.common.telling()?;
     let dir = std::path::absolute(&args.run).map_err(Failure::input)?;
     let (run, journal) = Run::resume(&dir).map_err(Failure::input)?;
     let Run { plan, events, torn } = run;
@@ -52,7 +45,7 @@ pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
             "klpfarm: the signature of the verdict so far is removed; `klpfarm sign` signs the new one"
         );
     }
-    let events = go_on(&planned, &home, &dir, (journal, events), args.limits, &interrupts).await?;
+    let events = go_on(&planned, &home, &dir, (journal, events), args.common.limits, &interrupts).await?;
     if planned.plan.apart && !interrupts.first.is_cancelled() {
         eprintln!("klpfarm: the matrix of this run: klpfarm qualify-detectors --again {}", dir.display());
     }

@@ -27,19 +27,33 @@ pub(crate) struct Args {
     /// The run folder, which must be empty or not exist; by default one below KLPFARM_HOME/runs.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// What is said to a run whether it begins or goes on.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Common {
     /// Sign the verdict with this private key: writes verdict.dsse.json beside it.
     #[arg(long, value_name = "KEY")]
     sign: Option<PathBuf>,
     #[command(flatten)]
-    limits: disk::Limits,
+    pub(crate) limits: disk::Limits,
     /// Print the verdict as JSON on standard output, and nothing else.
     #[arg(long)]
     json: bool,
 }
 
+impl Common {
+    /// How the verdict is to be told; before anything else, for a key that can't be read must not cost a night.
+    pub(crate) fn telling(&self) -> Result<Telling, Failure> {
+        let key = self.sign.as_deref().map(signing::private_key).transpose()?;
+        Ok(Telling { json: self.json, key })
+    }
+}
+
 pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
-    // Before anything else: a key that can't be read must not cost a night.
-    let key = args.sign.as_deref().map(signing::private_key).transpose()?;
+    let telling = args.common.telling()?;
     let planned = plan(&args.choice).await?;
     let home = home::home()?;
     let name = match planned.plan.rotation() {
@@ -49,8 +63,7 @@ pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
     let dir = run_dir(args.out.as_deref(), &home, name)?;
     say_limits(&planned);
     let interrupts = Interrupts::listen();
-    let events = execute(&planned, &home, &dir, args.limits, &interrupts).await?;
-    let telling = Telling { json: args.json, key };
+    let events = execute(&planned, &home, &dir, args.common.limits, &interrupts).await?;
     conclude(&planned.plan, events, &dir, &telling, &interrupts)
 }
 
