@@ -66,6 +66,8 @@ pub(crate) struct Health {
     /// Set while the probe is expected to speak.
     probe_at: Option<Duration>,
     ssh_at: Option<Duration>,
+    /// When the login began that has not ended yet.
+    login_since: Option<Duration>,
     ssh_error: String,
     taint: Option<u64>,
     boots: u32,
@@ -97,6 +99,7 @@ impl Health {
             phase: Phase::Boot,
             probe_at: None,
             ssh_at: None,
+            login_since: None,
             ssh_error: String::new(),
             taint: None,
             // A fork has booted: another boot is one too many.
@@ -288,18 +291,26 @@ impl Health {
     /// The longest that it takes to find whoever hangs.
     pub(crate) fn patience(&self) -> Duration {
         let usual = self.usual_idle.values().max().map_or(Duration::ZERO, |ms| Duration::from_millis(ms * 3));
-        let limits = [self.stall, usual, self.blocked, self.cpu, self.console, self.probe];
+        let limits = [self.stall, usual, self.blocked, self.cpu, self.console, self.probe, self.ssh];
         limits.into_iter().max().unwrap_or_default() + Duration::from_secs(5)
     }
 
     /// Whoever was waiting at that time has gone on since, as far as is known.
     pub(crate) fn all_went_on(&self, then: Duration, measure: &Measure) -> bool {
         let counts = |id| measure.thread(id).is_some_and(|t| t.counted && t.workload != AGING);
-        self.ssh_error.is_empty() && self.waiting.all_went_on(then, counts)
+        // One that nobody answers ends long after a soak, and until then it is no failure.
+        let in_time = self.login_since.is_none_or(|since| since >= then);
+        self.ssh_error.is_empty() && in_time && self.waiting.all_went_on(then, counts)
+    }
+
+    /// A fresh login has been begun.
+    pub(crate) fn login_begins(&mut self, now: Duration) {
+        self.login_since = Some(now);
     }
 
     /// A fresh login succeeded or failed.
     pub(crate) fn login(&mut self, now: Duration, result: &Result<u64, String>) {
+        self.login_since = None;
         match result {
             Ok(_) => {
                 self.ssh_at = Some(now);

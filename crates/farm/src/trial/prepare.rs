@@ -17,7 +17,7 @@ impl Dispatcher {
         self.started_ms = started_ms;
         if self.origin == Origin::Boot {
             self.step = Step::Login;
-            self.try_login();
+            self.try_login(now);
         } else {
             // The probe goes on where it was. SSH is for watching only: its first login, which takes a second of the guest's time,
             // comes when its turn comes.
@@ -78,9 +78,10 @@ impl Dispatcher {
         self.out.push_back(Action::Upload { id: self.awaited, patch, chunk });
     }
 
-    pub(super) fn try_login(&mut self) {
+    pub(super) fn try_login(&mut self, now: Duration) {
         if !self.login_running {
             self.login_running = true;
+            self.health.login_begins(now);
             let limit = self.plan.scaled(self.plan.pipeline.limits.ssh);
             self.out.push_back(Action::Login { limit });
         }

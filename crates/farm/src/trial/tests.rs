@@ -50,6 +50,8 @@ pub(super) fn plan() -> Arc<Plan> {
 #[derive(Default)]
 struct Faults {
     no_login: bool,
+    /// So many seconds after loading, nobody answers a login any more.
+    login_mute: Option<u64>,
     release: Option<&'static str>,
     /// Status and text of loading.
     load: Option<(i32, &'static str)>,
@@ -182,6 +184,7 @@ impl Fake {
     fn answer(&mut self, action: Action) -> Vec<Input> {
         match action {
             Action::Login { .. } if self.faults.no_login => vec![Input::Login(Err("no route".into()))],
+            Action::Login { .. } if self.login_is_mute() => Vec::new(),
             Action::Login { .. } => vec![Input::Login(Ok(50))],
             Action::Ssh { command, .. } => {
                 self.commands.push(command);
@@ -200,6 +203,11 @@ impl Fake {
             })],
             Action::Emit(..) | Action::End(_) => unreachable!(),
         }
+    }
+
+    fn login_is_mute(&self) -> bool {
+        let at = self.loaded_at.zip(self.faults.login_mute);
+        at.is_some_and(|(loaded, after)| self.now >= loaded + Duration::from_secs(after))
     }
 
     fn ask(&mut self, id: u64, ask: Ask) -> Vec<Input> {
@@ -694,6 +702,17 @@ fn no_soak_ends_while_somebody_hangs() {
         told.assert_only(FarmKind::ThreadStalled);
         assert_eq!(told.phases().iter().rev().take(2).collect::<Vec<_>>(), [&Phase::End, &Phase::Soak]);
     }
+}
+
+/// A login that nobody answers is no failure for as long as it waits, which may be longer than the soak.
+#[test]
+fn no_soak_ends_while_a_login_waits() {
+    let plan = plan();
+    let late = 8;
+    assert!(plan.soak() < plan.pipeline.limits.ssh + Duration::from_secs(late));
+    let told = tell(Arm::Loaded, Faults { login_mute: Some(late), ..Faults::default() });
+    told.assert_only(FarmKind::SshDead);
+    assert_eq!(told.phases().iter().rev().take(2).collect::<Vec<_>>(), [&Phase::End, &Phase::Soak]);
 }
 
 /// Whoever goes on again has not hung: the soak ends then.

@@ -161,7 +161,7 @@ impl Dispatcher {
         let every = if booting { Duration::from_secs(1) } else { LOGIN_EVERY };
         let due = self.login_at.is_some_and(|at| now.saturating_sub(at) >= every);
         if due && !matches!(self.step, Step::PowerOn | Step::Over) {
-            self.try_login();
+            self.try_login(now);
         }
         if self.load_runs && now.saturating_sub(self.rates_at) >= RATES_EVERY {
             self.rates_at = now;
