@@ -16,11 +16,11 @@ pub(crate) fn run(args: &Args) -> Result<u8, Failure> {
     for name in &args.pipelines {
         match catalog::load(name) {
             Ok(loaded) => {
-                print(&format!(
-                    "{name}: ok ({} workload(s), image {})\n",
-                    loaded.workloads.len(),
-                    loaded.recipe.name
-                ));
+                let what = match loaded.turns.len() {
+                    0 => format!("{} workload(s), image {}", loaded.workloads.len(), loaded.recipe.name),
+                    turns => format!("{turns} turn(s) of images and loads"),
+                };
+                print(&format!("{name}: ok ({what})\n"));
             }
             Err(Failure::Input(text) | Failure::Farm(text) | Failure::Interrupted(text)) => {
                 problems.push(text);

@@ -36,6 +36,9 @@ pub enum FolderError {
     /// The folder has something in it.
     #[error("{} is not empty: a run needs a folder of its own; name another one with --out, or, if a run was cut off in it: klpfarm resume {}", .0.display(), .0.display())]
     NotEmpty(PathBuf),
+    /// No run was ever begun in it.
+    #[error("{}: is no run folder: it has no plan.json", .0.display())]
+    NoRun(PathBuf),
     /// Another farm works in it.
     #[error("{}: another klpfarm works in it ({owner}); wait for it to end", .dir.display())]
     Busy {
@@ -105,8 +108,9 @@ impl Run {
     /// As for [`Self::open`], and if another farm works in the folder.
     pub fn resume(dir: &Path) -> Result<(Self, Journal), FolderError> {
         // Not to leave a lock in a folder that is none of ours.
-        let plan = dir.join("plan.json");
-        fs::metadata(&plan).map_err(io(&plan))?;
+        if !dir.join("plan.json").is_file() {
+            return Err(FolderError::NoRun(dir.to_owned()));
+        }
         let lock = Lock::take(dir)?;
         let run = Self::open(dir)?;
         let path = dir.join("journal.jsonl");
