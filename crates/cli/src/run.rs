@@ -111,7 +111,13 @@ pub(crate) async fn execute(
 ) -> Result<Option<Vec<Event>>, Failure> {
     limits.allow(home, dir)?;
     let journal = Run::create(dir, &planned.plan, &planned.patches).map_err(Failure::input)?;
-    go_on(planned, home, dir, (journal, Vec::new()), limits, interrupts).await
+    let ended = go_on(planned, home, dir, (journal, Vec::new()), limits, interrupts).await;
+    let journal = dir.join("journal.jsonl");
+    if matches!(ended, Err(Failure::Input(_))) && std::fs::metadata(journal).is_ok_and(|m| m.len() == 0) {
+        // Refused for what it was given, before anything happened: there is nothing to go on with.
+        std::fs::remove_dir_all(dir).map_err(|e| Failure::farm(format!("{}: {e}", dir.display())))?;
+    }
+    ended
 }
 
 /// Run the trials that are left, behind what the journal holds already.
@@ -127,7 +133,6 @@ pub(crate) async fn go_on(
     let plan = &planned.plan;
     eprintln!("klpfarm: accelerator: {}", planned.accel_because);
     eprintln!("klpfarm: run folder: {}", dir.display());
-    history::begun(home, dir);
     let scratch = aging::scratch(home)?;
     let machine = plan.pipeline.machine;
     // Ended with whatever is in it when the run is over.
@@ -147,6 +152,7 @@ pub(crate) async fn go_on(
         bench.spec.group = group.group();
         benches.push(bench);
     }
+    history::begun(home, dir);
     let view = if std::io::stderr().is_terminal() { View::Live } else { View::Plain };
     let mut terminal = Terminal::new(view, plan);
     past.iter().for_each(|e| terminal.past(e));
