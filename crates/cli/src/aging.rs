@@ -43,7 +43,7 @@ pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
     let (qemu, version) = klpfarm_vm::qemu_version().await.map_err(Failure::farm)?;
     klpfarm_vm::can_fork(version).map_err(Failure::farm)?;
     let (accel, because) = host::accel(args.accel).await?;
-    eprintln!("klpfarm: accelerator: {because}");
+    tell!("klpfarm: accelerator: {because}");
     let home = home::home()?;
     let images = image::store()?;
     let store = CheckpointStore::open(&home).map_err(Failure::farm)?;
@@ -235,7 +235,7 @@ pub(crate) fn thin_out(store: &CheckpointStore, plan: &Plan, more: Duration, ima
     for checkpoint in all.iter().filter(|c| c.manifest.key.aging["more_s"] == more.as_secs()) {
         // One in use stays.
         if let Ok(id) = store.remove(checkpoint.id()) {
-            eprintln!("klpfarm: checkpoint {id} of an earlier night removed");
+            tell!("klpfarm: checkpoint {id} of an earlier night removed");
         }
     }
 }
@@ -300,7 +300,7 @@ impl Maker {
         interrupts: &Interrupts,
     ) -> Result<(Checkpoint, Option<u64>), Failure> {
         let mut waiting = |_: klpfarm_image::Progress| {
-            eprintln!("klpfarm: another klpfarm is making checkpoint {}; waiting", key.id());
+            tell!("klpfarm: another klpfarm is making checkpoint {}; waiting", key.id());
         };
         let begun = interrupts
             .until_first(store.begin(key, &mut waiting))
@@ -323,12 +323,12 @@ impl Maker {
             Some((parent, more)) => {
                 verified(parent).await?;
                 parent.copy_into(&draft).map_err(Failure::farm)?;
-                eprintln!("klpfarm: aging checkpoint {} for {} s more", parent.id(), more.as_secs());
+                tell!("klpfarm: aging checkpoint {} for {} s more", parent.id(), more.as_secs());
                 (Origin::Continue(files), Some(*more))
             }
             None => {
                 let uptime = self.plan.pipeline.aging.uptime.as_secs();
-                eprintln!(
+                tell!(
                     "klpfarm: no checkpoint of such a machine yet: aging one to an uptime of {uptime} s ({})",
                     key.id()
                 );

@@ -30,13 +30,13 @@ pub(crate) fn run(command: Command) -> Result<u8, Failure> {
     let rebuilt = History::rebuild(&home::home()?, &runs).map_err(history::failure)?;
     history::say_problems(&rebuilt.refreshed);
     if rebuilt.forgot {
-        eprintln!(
+        tell!(
             "klpfarm: warning: the old index could not be read: run folders outside KLPFARM_HOME/runs that were not named with --runs are forgotten"
         );
     }
     for dir in &rebuilt.dropped {
         let dir = one_line(&dir.display().to_string(), 400);
-        eprintln!("klpfarm: {dir} is gone: what the index knew of it is dropped");
+        tell!("klpfarm: {dir} is gone: what the index knew of it is dropped");
     }
     print(&format!(
         "{} run(s) indexed, {} left out, {} dropped\n",

@@ -37,7 +37,7 @@ impl Failure {
     pub(crate) fn report(&self) -> ExitCode {
         let (Self::Input(text) | Self::Farm(text) | Self::Interrupted(text)) = self;
         for line in text.lines() {
-            eprintln!("klpfarm: {}", klpfarm_report::printable(line));
+            tell!("klpfarm: {}", klpfarm_report::printable(line));
         }
         ExitCode::from(match self {
             Self::Input(_) => code::INPUT,

@@ -95,9 +95,9 @@ fn line(thing: &Thing, why: &str, error: Option<&str>, dry_run: bool) -> String 
 pub(crate) async fn sweep(home: &Path) {
     for thing in list::left_over(home) {
         if let Err(error) = remove(home, &thing).await {
-            eprintln!("klpfarm: note: left over: {}: {}", thing.path.display(), one_line(&error, 200));
+            tell!("klpfarm: note: left over: {}: {}", thing.path.display(), one_line(&error, 200));
         } else if let What::Process(process) = &thing.what {
-            eprintln!("klpfarm: ended process {}, a machine whose farm is gone", process.pid);
+            tell!("klpfarm: ended process {}, a machine whose farm is gone", process.pid);
         }
     }
 }

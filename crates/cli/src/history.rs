@@ -42,7 +42,7 @@ fn within(
 
 fn warn(dir: &Path, problem: Option<String>) {
     if let Some(problem) = problem {
-        eprintln!(
+        tell!(
             "klpfarm: warning: history: {}; the run is not concerned: `klpfarm db rebuild --runs {}` catches up",
             one_line(&problem, 400),
             one_line(&dir.display().to_string(), 400)
@@ -65,14 +65,14 @@ pub(crate) fn say_problems(refreshed: &Refreshed) {
         let told = one_line(problem, 300);
         // Most problems begin with the file that they are about.
         if problem.starts_with(&*dir.to_string_lossy()) {
-            eprintln!("klpfarm: warning: left out: {told}");
+            tell!("klpfarm: warning: left out: {told}");
         } else {
-            eprintln!("klpfarm: warning: left out: {}: {told}", one_line(&dir.display().to_string(), 400));
+            tell!("klpfarm: warning: left out: {}: {told}", one_line(&dir.display().to_string(), 400));
         }
     }
     let more = refreshed.problems.len().saturating_sub(MOST);
     if more > 0 {
-        eprintln!("klpfarm: warning: left out: {more} more run folder(s) that can't be read");
+        tell!("klpfarm: warning: left out: {more} more run folder(s) that can't be read");
     }
 }
 

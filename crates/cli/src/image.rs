@@ -138,13 +138,13 @@ async fn build(recipe: &klpfarm_image::Recipe, force: bool) -> Result<Image, Fai
     let name = recipe.name.clone();
     let shown = bar.clone();
     let mut progress = move |news: Progress| match news {
-        Progress::Waiting { id } => eprintln!("{id}: another process builds it; waiting"),
+        Progress::Waiting { id } => tell!("{id}: another process builds it; waiting"),
         Progress::Step { number, total, title } => {
             if live {
                 shown.set_prefix(format!("{name} [{number}/{total}] {title}"));
                 shown.set_message("");
             } else {
-                eprintln!("{name} [{number}/{total}] {title}");
+                tell!("{name} [{number}/{total}] {title}");
             }
         }
         Progress::Line(line) => shown.set_message(klpfarm_report::one_line(&line, 200)),

@@ -30,8 +30,8 @@ impl Interrupts {
         // Ends with the process: it owns nothing.
         tokio::spawn(async move {
             first().await;
-            eprintln!("klpfarm: ending all machines; once more to kill them");
             one.cancel();
+            tell!("klpfarm: ending all machines; once more to kill them");
             first().await;
             two.cancel();
         });

@@ -25,10 +25,10 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<u8, Failure> {
     let run = Run::open(&args.run).map_err(Failure::input)?;
     if run.torn {
-        eprintln!("klpfarm: the journal's last line is incomplete and was left out");
+        tell!("klpfarm: the journal's last line is incomplete and was left out");
     }
     if run.plan.apart {
-        eprintln!(
+        tell!(
             "klpfarm: the patches of this run have nothing to do with each other: `klpfarm qualify-detectors --again` judges each by itself"
         );
     }

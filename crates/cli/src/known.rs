@@ -32,7 +32,7 @@ pub(crate) fn list(file: Option<&Path>) -> Result<KnownFindings, Failure> {
 /// Entries that act no more are said, so that somebody looks again.
 pub(crate) fn say_expired(list: &KnownFindings) {
     for entry in list.expired(today()) {
-        eprintln!(
+        tell!(
             "klpfarm: known finding `{}` expired on {}: findings count as new again",
             one_line(&entry.title, 120),
             entry.expires

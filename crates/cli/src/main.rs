@@ -1,5 +1,14 @@
 //! The `klpfarm` binary: arguments, wiring, exit codes.
 
+/// A line on standard error, as `eprintln` writes it. Whoever reads it may be gone, and that must not end a run, or lose the signal that is
+/// to end it: `eprintln` would panic.
+macro_rules! tell {
+    ($($arg:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($arg)*);
+    }};
+}
+
 mod aging;
 mod bench;
 mod catalog;
@@ -76,7 +85,11 @@ enum Command {
 #[tokio::main]
 async fn main() -> ExitCode {
     let filter = EnvFilter::try_from_env("KLPFARM_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .log_internal_errors(false)
+        .init();
     let done = match Cli::parse().command {
         Command::Doctor(args) => doctor::run(args).await,
         Command::Image(command) => image::run(command).await,

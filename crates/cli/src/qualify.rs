@@ -84,7 +84,7 @@ pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
         examples.into_iter().partition(|e| release.is_empty() || e.fits(release));
     if !other.is_empty() {
         let names: Vec<&str> = other.iter().map(Example::name).collect();
-        eprintln!("klpfarm: note: not for kernel {release}: {}", names.join(", "));
+        tell!("klpfarm: note: not for kernel {release}: {}", names.join(", "));
     }
     if examples.is_empty() {
         return Err(Failure::input(format!("none of the examples is for kernel {release}")));
@@ -168,7 +168,7 @@ async fn modules(
         let place = shelf.join(digest);
         let module = place.join(format!("{}.ko", example.name()));
         if !module.is_file() {
-            eprintln!("klpfarm: building {} ({} of {})", example.patch, n + 1, examples.len());
+            tell!("klpfarm: building {} ({} of {})", example.patch, n + 1, examples.len());
             image::module(image, &source, &place).await?;
         }
         built.push(module);
@@ -212,7 +212,7 @@ fn conclude(plan: &Plan, events: &[Event], examples: &[Example], dir: &Path, as_
     let file = dir.join("qualification.json");
     let text = serde_json::to_string_pretty(&value).unwrap_or_default() + "\n";
     if let Err(error) = write_atomically(&file, text.as_bytes()) {
-        eprintln!("klpfarm: {error}");
+        tell!("klpfarm: {error}");
     }
     if as_json {
         print_json(&value);

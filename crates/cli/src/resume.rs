@@ -29,11 +29,11 @@ pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
     let (run, journal) = Run::resume(&dir).map_err(Failure::input)?;
     let Run { plan, events, torn } = run;
     if torn {
-        eprintln!("klpfarm: the journal's last line was incomplete: it is cut off");
+        tell!("klpfarm: the journal's last line was incomplete: it is cut off");
     }
     let interrupts = Interrupts::listen();
     if klpfarm_farm::is_over(&plan, &events) {
-        eprintln!("klpfarm: this run has ended already; its verdict:");
+        tell!("klpfarm: this run has ended already; its verdict:");
         return conclude(&plan, Some(events), &dir, &telling, &interrupts);
     }
     let home = home::home()?;
@@ -41,13 +41,11 @@ pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
     // What was signed is no longer what the journal will say.
     if std::fs::remove_file(signing::envelope_of(&dir.join("verdict.json"))).is_ok() && telling.key.is_none()
     {
-        eprintln!(
-            "klpfarm: the signature of the verdict so far is removed; `klpfarm sign` signs the new one"
-        );
+        tell!("klpfarm: the signature of the verdict so far is removed; `klpfarm sign` signs the new one");
     }
     let events = go_on(&planned, &home, &dir, (journal, events), args.common.limits, &interrupts).await?;
     if planned.plan.apart && !interrupts.first.is_cancelled() {
-        eprintln!("klpfarm: the matrix of this run: klpfarm qualify-detectors --again {}", dir.display());
+        tell!("klpfarm: the matrix of this run: klpfarm qualify-detectors --again {}", dir.display());
     }
     conclude(&planned.plan, events, &dir, &telling, &interrupts)
 }

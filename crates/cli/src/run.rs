@@ -94,7 +94,7 @@ pub(crate) fn conclude(
     // After printing: whatever becomes of the signature, the verdict has been said.
     telling.key.as_ref().map_or(Ok(()), |key| sign::sign_anew(dir, key))?;
     if interrupts.first.is_cancelled() {
-        eprintln!("klpfarm: to go on: klpfarm resume {}", dir.display());
+        tell!("klpfarm: to go on: klpfarm resume {}", dir.display());
         return Ok(code::INTERRUPTED);
     }
     Ok(verdict.exit_code())
@@ -131,13 +131,13 @@ pub(crate) async fn go_on(
 ) -> Result<Option<Vec<Event>>, Failure> {
     gc::sweep(home).await;
     let plan = &planned.plan;
-    eprintln!("klpfarm: accelerator: {}", planned.accel_because);
-    eprintln!("klpfarm: run folder: {}", dir.display());
+    tell!("klpfarm: accelerator: {}", planned.accel_because);
+    tell!("klpfarm: run folder: {}", dir.display());
     let scratch = aging::scratch(home)?;
     let machine = plan.pipeline.machine;
     // Ended with whatever is in it when the run is over.
     let group = RunGroup::create(machine.memory_mib, machine.cpus, plan.accel, plan.jobs).await;
-    eprintln!("klpfarm: machines {}", group.words);
+    tell!("klpfarm: machines {}", group.words);
     let (mut held, mut benches, mut checkpoints) = (Vec::new(), Vec::new(), Vec::new());
     for (turn, place) in planned.places.iter().enumerate() {
         // Nobody may remove the image under running machines.
@@ -205,13 +205,14 @@ fn say_limits(planned: &Planned) {
     let alike = |a: &Trial| plan.trials.iter().filter(|b| (a.arm, &a.patches) == (b.arm, &b.patches)).count();
     let allowed = groups.map(alike).min().unwrap_or(0);
     if allowed < plan.needed as usize && plan.turns.is_empty() {
-        eprintln!(
+        tell!(
             "klpfarm: note: tier {} needs {} clean trials, and {allowed} are allowed: the patch can be rejected, but not qualified",
-            plan.tier, plan.needed
+            plan.tier,
+            plan.needed
         );
     }
     if let Some(why) = &planned.cold_because {
-        eprintln!(
+        tell!(
             "klpfarm: note: no forks: {why}; each of up to {} trials boots and ages for {} s by itself",
             plan.trials.len(),
             plan.pipeline.aging.uptime.as_secs()

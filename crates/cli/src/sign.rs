@@ -39,7 +39,7 @@ pub(crate) fn sign_anew(dir: &Path, key: &PrivateKey) -> Result<(), Failure> {
     let envelope = stated(dir)?.envelope(key);
     let place = envelope_of(&dir.join("verdict.json"));
     write_atomically(&place, envelope.to_json().as_bytes()).map_err(Failure::farm)?;
-    eprintln!("klpfarm: signed: {}", place.display());
+    tell!("klpfarm: signed: {}", place.display());
     Ok(())
 }
 

@@ -46,7 +46,7 @@ pub(crate) fn run(args: &Args) -> Result<u8, Failure> {
         print(&format!("{}: [{}] {}{corrupted}\n", r.line, r.kind, klpfarm_report::one_line(&r.title, 300)));
     }
     if reports.is_empty() {
-        eprintln!("klpfarm: no kernel trouble found");
+        tell!("klpfarm: no kernel trouble found");
     }
     Ok(0)
 }

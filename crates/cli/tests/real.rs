@@ -195,7 +195,10 @@ fn an_interrupted_run_ends_its_machines_and_says_what_is_known() {
         let dir = temporary();
         let out = dir.path().join("run");
         let pipeline = pipeline(dir.path(), "debian-12", TWO_ARMS);
-        let mut running = Running::start(run(&pipeline, &patch, &out), &out);
+        let run = run(&pipeline, &patch, &out);
+        // A terminal that goes away takes the reader of standard error with it.
+        let mut running =
+            if signal == "-HUP" { Running::start_unheard(run, &out) } else { Running::start(run, &out) };
         running.wait_for("\"phase-started\"");
         let machines = running.machines();
         assert!(!machines.is_empty());

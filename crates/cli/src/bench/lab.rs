@@ -231,5 +231,5 @@ async fn candidate(image: &Image, scratch: &Path) -> Result<(Patch, Vec<u8>), Fa
 
 /// Where the benchmark is, on standard error.
 pub(super) fn say(text: &str) {
-    eprintln!("klpfarm: bench: {text}");
+    tell!("klpfarm: bench: {text}");
 }

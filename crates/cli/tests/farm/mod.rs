@@ -110,7 +110,17 @@ pub(crate) struct Running {
 
 impl Running {
     pub(crate) fn start(mut command: Command, out: &Path) -> Self {
-        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        Self::of(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap(), out)
+    }
+
+    /// The same, with nobody who reads what it says: each line that it writes fails.
+    pub(crate) fn start_unheard(mut command: Command, out: &Path) -> Self {
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        drop(child.stderr.take());
+        Self::of(child, out)
+    }
+
+    fn of(child: Child, out: &Path) -> Self {
         let journal = out.join("journal.jsonl");
         let seen = std::fs::metadata(&journal).map_or(0, |m| m.len() as usize);
         Self { child, journal, seen }
