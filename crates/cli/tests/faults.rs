@@ -158,7 +158,10 @@ fn a_farm_without_machines_is_a_farm_error() {
     let out = dir.path().join("run");
     let patch = module("debian-12", "madvise-fixed");
     aged();
-    let mut running = Running::start(run(&pipeline(dir.path(), "debian-12", TWO_ARMS), &patch, &out), &out);
+    let mut command = run(&pipeline(dir.path(), "debian-12", TWO_ARMS), &patch, &out);
+    // None to spare: each of them is killed.
+    command.args(["--trials", "1"]);
+    let mut running = Running::start(command, &out);
     running.wait_for("\"phase\":\"baseline\"");
     while running.child.try_wait().unwrap().is_none() {
         for pid in running.machines() {
