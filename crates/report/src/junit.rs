@@ -103,6 +103,10 @@ fn test_case(plan: &Plan, trial: &klpfarm_model::Trial, case: &Case, verdict: &V
         }
         (Some(TrialEnd::Completed | TrialEnd::Stopped), None, None) => TestCaseBuilder::success(&name, time),
         (Some(TrialEnd::Unneeded), _, _) => TestCaseBuilder::skipped(&name),
+        // A run that lasts for a time always ends in the middle of trials.
+        (Some(TrialEnd::OutOfBudget), _, None) if !verdict.turns.is_empty() => {
+            TestCaseBuilder::skipped(&name)
+        }
         (Some(TrialEnd::Interrupted | TrialEnd::OutOfBudget) | None, _, _) => {
             TestCaseBuilder::error(&name, time, "not-done", "the run ended before this trial did")
         }
@@ -240,6 +244,25 @@ mod tests {
         // Without a control trial the finding can't be attributed: all are errors.
         assert_eq!(counts(&xml), [4, 0, 4], "{xml}");
         assert!(xml.contains("QEMU died"));
+    }
+
+    /// What is cut off when a rotation's time is over is no error, unless the run says nothing at all.
+    #[test]
+    fn the_end_of_a_rotation_is_no_error() {
+        let plan = plan();
+        let mut events = Vec::new();
+        for (trial, arm) in [(1, Arm::Loaded), (2, Arm::Control)] {
+            for body in [Body::TrialStarted, Body::TrialEnded { end: TrialEnd::OutOfBudget }] {
+                let scope = Some(Scope { trial, arm, phase: Phase::Soak });
+                events.push(Event { seq: events.len() as u64 + 1, at_ms: 1000, scope, body });
+            }
+        }
+        let mut verdict = judge(&plan, &events);
+        verdict.verdict = Outcome::Qualified;
+        let xml = |verdict: &Verdict| String::from_utf8(junit(&plan, &events, verdict)).unwrap();
+        assert_eq!(counts(&xml(&verdict)), [3, 0, 2]);
+        verdict.turns = [("a/all".to_owned(), Outcome::Qualified)].into();
+        assert_eq!(counts(&xml(&verdict)), [3, 0, 0]);
     }
 
     /// A cause stands once in the trial's text, whatever the number of findings, and in the summary for people as well.
