@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use klpfarm_farm::{AgeError, Aged, Bench};
 use klpfarm_image::{Begun, Checkpoint, CheckpointStore, Draft, Image, Key, Made};
 use klpfarm_model::event::CheckpointFacts;
-use klpfarm_model::{Accel, Arm, Event, Pipeline, Plan, Resolved, Rotation, Start, Tier, TierRule, Workload};
+use klpfarm_model::{Accel, Arm, Event, Pipeline, Plan, Resolved, Rotation, TierRule, Workload};
 use klpfarm_report::{Terminal, View};
 use klpfarm_vm::{Claimed, Files, Group, Login, Origin, RunGroup, Spec};
 
@@ -90,29 +90,8 @@ pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
 
 /// A plan that has machines and load, but nothing to judge.
 fn plan(pipeline: &Pipeline, workloads: Vec<Workload>, image: &Image, accel: Accel) -> Result<Plan, Failure> {
-    let rule = TierRule {
-        max_failure_rate: 0.5,
-        confidence: 0.5,
-        soak: Duration::from_secs(1),
-        arms: vec![Arm::Control],
-        severities: None,
-        after: None,
-        signed_by: None,
-    };
-    let with = Resolved {
-        image: image_facts(image),
-        workloads,
-        patches: Vec::new(),
-        accel,
-        jobs: 1,
-        tier: Tier::Proposed,
-        rule,
-        trials: None,
-        start: Start::Fork,
-        seed: 0,
-        apart: false,
-        turns: Vec::new(),
-    };
+    let rule = TierRule::new(0.5, 0.5, Duration::from_secs(1), vec![Arm::Control]);
+    let with = Resolved { workloads, accel, seed: 0, ..Resolved::new(image_facts(image), rule) };
     Plan::new(pipeline, with).map_err(Failure::input)
 }
 

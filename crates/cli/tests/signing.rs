@@ -66,18 +66,9 @@ impl World {
         let tiers = Tiers::parse(Path::new("tiers.yaml"), TIERS).unwrap();
         let data = self.read("x.ko");
         let resolved = Resolved {
-            image,
-            workloads: Vec::new(),
             patches: vec![Patch::parse(Path::new("x.ko"), &data, Sidecar::default()).unwrap()],
-            accel: Accel::Tcg,
-            jobs: 1,
-            tier: Tier::Proposed,
-            rule: tiers.rule(Tier::Proposed).unwrap().clone(),
-            trials: None,
             start: Start::Boot,
-            seed: 1,
-            apart: false,
-            turns: Vec::new(),
+            ..Resolved::new(image, tiers.rule(Tier::Proposed).unwrap().clone())
         };
         Plan::new(&pipeline, resolved).unwrap()
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use klpfarm_model::event::{CheckpointFacts, Vitals};
 use klpfarm_model::{
-    Arm, Body, Event, Finding, Phase, Plan, Scope, Start, Trial, TrialEnd, is_decided, judge, next_trial,
+    Arm, Body, Event, Finding, Phase, Plan, Scope, Start, Trial, TrialEnd, is_decided, next_trial,
 };
 use klpfarm_vm::Checkpointed;
 use tokio::sync::{mpsc, watch};
@@ -87,7 +87,7 @@ where
     let (stop, _) = watch::channel(None);
     let mut running: JoinSet<Ended> = JoinSet::new();
     let mut failed = None;
-    let mut more = !is_decided(plan, &judge(plan, &log.events));
+    let mut more = !is_decided(plan, &log.events);
     let mut over = std::pin::pin!(tokio::time::sleep(time_left(plan, log.before)));
     loop {
         while more && stop.borrow().is_none() && running.len() < plan.jobs.max(1) as usize {
@@ -134,7 +134,7 @@ where
             stop.send_replace(Some(TrialEnd::Interrupted));
         } else if ended && stop.borrow().is_none() {
             more = true;
-            if plan.turns.is_empty() && is_decided(plan, &judge(plan, &log.events)) {
+            if is_decided(plan, &log.events) {
                 stop.send_replace(Some(TrialEnd::Unneeded));
             }
         }
@@ -185,7 +185,7 @@ pub fn is_over(plan: &Plan, events: &[Event]) -> bool {
     let Some(last) = events.last() else { return false };
     let past = Past::read(events);
     matches!(last.body, Body::RunEnded { interrupted: false })
-        && (is_decided(plan, &judge(plan, events))
+        && (is_decided(plan, events)
             || time_left(plan, Duration::from_millis(last.at_ms)).is_zero()
             || next_trial(plan, events, &past.started).is_none())
 }

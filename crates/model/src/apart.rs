@@ -81,7 +81,7 @@ pub(crate) fn next<'a>(plan: &'a Plan, events: &[Event], started: &BTreeSet<u32>
             continue;
         }
         let (mut own, own_events) = of(plan, events, patch);
-        if is_decided(&own, &judge(&own, &own_events)) {
+        if is_decided(&own, &own_events) {
             continue;
         }
         undecided = true;

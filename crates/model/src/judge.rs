@@ -127,12 +127,13 @@ pub(crate) fn judge_one(plan: &Plan, events: &[Event]) -> Verdict {
     }
 }
 
-/// Whether this verdict ends the run that it is of: it is reached, and enough is known to say under which condition the patch fails.
-pub fn is_decided(plan: &Plan, verdict: &Verdict) -> bool {
+/// Whether a run with these events is decided: its verdict is reached, and enough is known to say under which condition the patch fails.
+/// A run of patches apart ends when none of them needs a trial any more, and one with a rotation when its time is over: they never are.
+pub fn is_decided(plan: &Plan, events: &[Event]) -> bool {
     if plan.apart || !plan.turns.is_empty() {
-        // The run ends when no patch needs a trial any more, or when its time is over.
         return false;
     }
+    let verdict = judge_one(plan, events);
     let ended =
         |arm: Arm| verdict.arms.get(&arm).is_some_and(|n| n.clean + n.failed + n.unclear + n.void > 0);
     let planned = |arm: Arm| plan.trials.iter().any(|t| t.arm == arm);

@@ -55,6 +55,26 @@ pub struct Resolved {
     pub turns: Vec<Turn>,
 }
 
+impl Resolved {
+    /// Forks of one machine at a time on `image`, under emulation, for the first tier by `rule`; no candidate and no load yet.
+    pub fn new(image: ImageFacts, rule: TierRule) -> Self {
+        Self {
+            image,
+            workloads: Vec::new(),
+            patches: Vec::new(),
+            accel: Accel::Tcg,
+            jobs: 1,
+            tier: Tier::Proposed,
+            rule,
+            trials: None,
+            start: Start::Fork,
+            seed: 1,
+            apart: false,
+            turns: Vec::new(),
+        }
+    }
+}
+
 /// How a trial's machine comes to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

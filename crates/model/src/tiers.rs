@@ -129,6 +129,12 @@ impl Tiers {
 }
 
 impl TierRule {
+    /// A rule for patches of any severity that no other tier has to have qualified: at most this share of loaded applications may fail,
+    /// known with this confidence.
+    pub fn new(max_failure_rate: f64, confidence: f64, soak: Duration, arms: Vec<Arm>) -> Self {
+        Self { max_failure_rate, confidence, soak, arms, severities: None, after: None, signed_by: None }
+    }
+
     /// Clean loaded trials that the tier takes.
     pub fn trials(&self) -> u32 {
         trials_needed(self.max_failure_rate, self.confidence)

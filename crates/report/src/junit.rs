@@ -138,8 +138,7 @@ mod tests {
     use std::path::Path;
 
     use klpfarm_model::{
-        Accel, Arm, FarmKind, Finding, ImageFacts, Patch, Phase, Pipeline, Resolved, Scope, Source, Start,
-        Tier, TierRule, judge,
+        Arm, FarmKind, Finding, ImageFacts, Patch, Phase, Pipeline, Resolved, Scope, Source, TierRule, judge,
     };
     use quick_xml::Reader;
     use quick_xml::events::Event as Xml;
@@ -151,28 +150,12 @@ mod tests {
             "name: gate\nimage: debian-12\nworkloads: [w]\narms: {quiescent: 1, control: 1, reapply: 0}\n";
         let pipeline = Pipeline::parse(Path::new("gate.yaml"), text).unwrap();
         let patch = Patch { name: "x".into(), vermagic: "6.1 SMP".into(), ..Patch::default() };
-        let rule = TierRule {
-            max_failure_rate: 0.8,
-            confidence: 0.7,
-            soak: std::time::Duration::from_secs(1),
-            arms: vec![Arm::Loaded, Arm::Control],
-            severities: None,
-            after: None,
-            signed_by: None,
-        };
+        let rule =
+            TierRule::new(0.8, 0.7, std::time::Duration::from_secs(1), vec![Arm::Loaded, Arm::Control]);
         let with = Resolved {
-            image: ImageFacts { name: "debian-12".into(), hash: String::new(), release: None },
-            workloads: Vec::new(),
             patches: vec![patch],
-            accel: Accel::Tcg,
-            jobs: 1,
-            tier: Tier::Proposed,
-            rule,
             trials: Some(1),
-            start: Start::Fork,
-            seed: 1,
-            apart: false,
-            turns: Vec::new(),
+            ..Resolved::new(ImageFacts { name: "debian-12".into(), hash: String::new(), release: None }, rule)
         };
         Plan::new(&pipeline, with).unwrap()
     }

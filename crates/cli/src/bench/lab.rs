@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use klpfarm_farm::{Aged, Beginning};
 use klpfarm_image::{Hold, Image};
-use klpfarm_model::{Event, Patch, Plan, Resolved, Start};
+use klpfarm_model::{Event, Patch, Plan, Resolved};
 use klpfarm_report::Run;
 use klpfarm_vm::{Claimed, Files, Origin};
 use tokio_util::sync::CancellationToken;
@@ -66,18 +66,12 @@ impl Lab {
         };
         let rule = loaded.tiers.rule(pipeline.tier).map_err(Failure::input)?.clone();
         let with = Resolved {
-            image: image_facts(&image),
             workloads: loaded.workloads,
             patches: vec![patch],
             accel,
-            jobs: 1,
             tier: pipeline.tier,
-            rule,
             trials: Some(1),
-            start: Start::Fork,
-            seed: 1,
-            apart: false,
-            turns: Vec::new(),
+            ..Resolved::new(image_facts(&image), rule)
         };
         let plan = Plan::new(&pipeline, with).map_err(Failure::input)?;
         Ok(Self { plan, interrupts, image, patches: vec![data], qemu, accel_because, scratch, _held: held })

@@ -2,7 +2,7 @@ use std::path::Path;
 
 use klpfarm_model::event::live;
 use klpfarm_model::{
-    Accel, FarmKind, ImageFacts, Outcome, Patch, Pipeline, Resolved, Source, Tier, TierRule, Turn, Verdict,
+    FarmKind, ImageFacts, Outcome, Patch, Pipeline, Resolved, Source, TierRule, Turn, Verdict, judge,
 };
 
 use super::*;
@@ -27,26 +27,13 @@ fn plan(more: &str, jobs: u32, turns: &[(&str, &str)]) -> Plan {
         checkpoint: Some(format!("{name}-{load}")),
     };
     let with = Resolved {
-        image: image("a", "6.1-a"),
-        workloads: Vec::new(),
         patches: if turns.is_empty() { vec![patch("6.1-a")] } else { vec![patch("6.1-a"), patch("6.1-b")] },
-        accel: Accel::Tcg,
         jobs,
-        tier: Tier::Proposed,
-        rule: TierRule {
-            max_failure_rate: 0.2,
-            confidence: 0.95,
-            soak: Duration::from_secs(30),
-            arms: vec![Arm::Loaded, Arm::Control],
-            severities: None,
-            after: None,
-            signed_by: None,
-        },
-        trials: None,
-        start: Start::Fork,
-        seed: 1,
-        apart: false,
         turns: turns.iter().map(turn).collect(),
+        ..Resolved::new(
+            image("a", "6.1-a"),
+            TierRule::new(0.2, 0.95, Duration::from_secs(30), vec![Arm::Loaded, Arm::Control]),
+        )
     };
     Plan::new(&pipeline, with).unwrap()
 }

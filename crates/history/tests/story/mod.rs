@@ -9,7 +9,7 @@ use std::time::Duration;
 use klpfarm_model::event::{Measured, WorkloadMeasure};
 use klpfarm_model::{
     Accel, Arm, Body, Event, FarmKind, Finding, FindingKind, ImageFacts, Patch, Phase, Pipeline, Plan,
-    Resolved, Scope, Source, Start, Tier, TierRule, TrialEnd, Turn,
+    Resolved, Scope, Source, TierRule, TrialEnd, Turn,
 };
 use klpfarm_report::Run;
 
@@ -51,28 +51,12 @@ impl Story {
         };
         let turns = if more.is_empty() { Vec::new() } else { images.iter().map(turn).collect() };
         let pipeline = Pipeline::parse(Path::new("gate.yaml"), &text).unwrap();
-        let rule = TierRule {
-            max_failure_rate: 0.5,
-            confidence: 0.6,
-            soak: Duration::from_secs(30),
-            arms: vec![Arm::Loaded, Arm::Control],
-            severities: None,
-            after: None,
-            signed_by: None,
-        };
+        let rule = TierRule::new(0.5, 0.6, Duration::from_secs(30), vec![Arm::Loaded, Arm::Control]);
         let resolved = Resolved {
-            image: facts(images[0]),
-            workloads: Vec::new(),
             patches: vec![Patch { name: patch.into(), vermagic: "6.1 SMP".into(), ..Patch::default() }],
-            accel: Accel::Tcg,
             jobs: 2,
-            tier: Tier::Proposed,
-            rule,
-            trials: None,
-            start: Start::Fork,
-            seed: 1,
-            apart: false,
             turns,
+            ..Resolved::new(facts(images[0]), rule)
         };
         let plan = Plan::new(&pipeline, resolved).unwrap();
         let body = Body::RunStarted {

@@ -4,9 +4,8 @@ use std::time::Duration;
 
 use super::*;
 use crate::{
-    Accel, Corpus, Example, FarmKind, Finding, FindingKind, ImageFacts, Outcome, Patch, Phase, Pipeline,
-    Resolved, Row, Scope, Score, Source, Start, Tier, TierRule, TrialEnd, needed_detectors, next_trial,
-    score,
+    Corpus, Example, FarmKind, Finding, FindingKind, ImageFacts, Outcome, Patch, Phase, Pipeline, Resolved,
+    Row, Scope, Score, Source, TierRule, TrialEnd, needed_detectors, next_trial, score,
 };
 
 const CORPUS: &str = "examples:
@@ -26,28 +25,15 @@ fn plan() -> Plan {
     let text = "name: q\nimage: i\nworkloads: [w]\narms: {quiescent: 0, control: 8, reapply: 1}\n";
     let pipeline = Pipeline::parse(Path::new("q.yaml"), text).unwrap();
     let patch = |e: &Example| Patch { name: e.name().into(), vermagic: "6.1 SMP".into(), ..Patch::default() };
-    let rule = TierRule {
-        max_failure_rate: 0.26,
-        confidence: 0.95,
-        soak: Duration::from_secs(1),
-        arms: vec![Arm::Loaded, Arm::Control, Arm::Reapply],
-        severities: None,
-        after: None,
-        signed_by: None,
-    };
+    let rule =
+        TierRule::new(0.26, 0.95, Duration::from_secs(1), vec![Arm::Loaded, Arm::Control, Arm::Reapply]);
     let with = Resolved {
-        image: ImageFacts { name: "i".into(), hash: String::new(), release: Some("6.1".into()) },
-        workloads: Vec::new(),
         patches: examples().iter().map(patch).collect(),
-        accel: Accel::Tcg,
-        jobs: 1,
-        tier: Tier::Proposed,
-        rule,
-        trials: None,
-        start: Start::Fork,
-        seed: 1,
         apart: true,
-        turns: Vec::new(),
+        ..Resolved::new(
+            ImageFacts { name: "i".into(), hash: String::new(), release: Some("6.1".into()) },
+            rule,
+        )
     };
     Plan::new(&pipeline, with).unwrap()
 }

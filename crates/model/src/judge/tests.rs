@@ -1,143 +1,16 @@
+mod story;
+
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::time::Duration;
 
 use proptest::prelude::*;
 
 use super::*;
 use crate::event::{LatencyMeasure, WorkloadMeasure};
-use crate::plan::{ImageFacts, Resolved, Start};
+use crate::plan::Resolved;
 use crate::verdict::Outcome;
-use crate::{Accel, FarmKind, FindingKind, Patch, Pipeline, Source, Tier, TierRule};
-
-fn rule() -> TierRule {
-    TierRule {
-        max_failure_rate: 0.2,
-        confidence: 0.95,
-        soak: Duration::from_secs(30),
-        arms: vec![Arm::Loaded, Arm::Quiescent, Arm::Control, Arm::Reapply],
-        severities: None,
-        after: None,
-        signed_by: None,
-    }
-}
-
-fn resolved(patches: &[&str]) -> Resolved {
-    let patch = |name: &&str| Patch { name: (*name).into(), vermagic: "6.1 SMP".into(), ..Patch::default() };
-    Resolved {
-        image: ImageFacts { name: "debian-12".into(), hash: String::new(), release: Some("6.1".into()) },
-        workloads: Vec::new(),
-        patches: patches.iter().map(patch).collect(),
-        accel: Accel::Tcg,
-        jobs: 3,
-        tier: Tier::Proposed,
-        rule: rule(),
-        trials: None,
-        start: Start::Fork,
-        seed: 1,
-        apart: false,
-        turns: Vec::new(),
-    }
-}
-
-fn try_plan(more: &str, with: Resolved) -> Result<Plan, String> {
-    let text = format!("name: gate\nimage: debian-12\nworkloads: [w]\n{more}");
-    let pipeline = Pipeline::parse(Path::new("gate.yaml"), &text).unwrap();
-    Plan::new(&pipeline, with).map_err(|e| e.to_string())
-}
-
-/// 24 loaded trials at most, of which 14 are needed without a failure and 22 with one; 4 control, 3 quiescent, 2 reapply.
-fn plan() -> Plan {
-    try_plan("", resolved(&["x"])).unwrap()
-}
-
-/// A trial by its arm and its place among the trials of that arm, from 0.
-type Place = (Arm, usize);
-const L0: Place = (Arm::Loaded, 0);
-const L1: Place = (Arm::Loaded, 1);
-const C0: Place = (Arm::Control, 0);
-const Q0: Place = (Arm::Quiescent, 0);
-
-/// Builds a journal.
-struct Story {
-    plan: Plan,
-    events: Vec<Event>,
-}
-
-impl Default for Story {
-    fn default() -> Self {
-        Self { plan: plan(), events: Vec::new() }
-    }
-}
-
-impl Story {
-    fn number(&self, (arm, nth): Place) -> u32 {
-        self.plan.trials.iter().filter(|t| t.arm == arm).nth(nth).unwrap().number
-    }
-
-    fn add(mut self, place: Place, phase: Phase, body: Body) -> Self {
-        let seq = self.events.len() as u64 + 1;
-        let scope = Scope { trial: self.number(place), arm: place.0, phase };
-        self.events.push(Event { seq, at_ms: seq * 10, scope: Some(scope), body });
-        self
-    }
-
-    fn finding(self, place: Place, phase: Phase, finding: Finding) -> Self {
-        self.add(place, phase, Body::Finding(Box::new(finding)))
-    }
-
-    fn finds(self, place: Place, phase: Phase, kind: impl Into<FindingKind>, title: &str) -> Self {
-        self.finding(place, phase, finding(kind, title))
-    }
-
-    fn end(self, place: Place, end: TrialEnd) -> Self {
-        self.add(place, Phase::End, Body::TrialEnded { end })
-    }
-
-    /// All that have not ended complete their phases; of the loaded ones, as many as are needed.
-    fn rest_clean(self) -> Self {
-        let counts = [(Arm::Loaded, 14), (Arm::Control, 4), (Arm::Quiescent, 3), (Arm::Reapply, 2)];
-        let places = counts.into_iter().flat_map(|(arm, n)| (0..n).map(move |k| (arm, k)));
-        places.fold(self, |story, place| {
-            let number = story.number(place);
-            let ended = story.events.iter().any(|e| {
-                e.scope.is_some_and(|s| s.trial == number) && matches!(e.body, Body::TrialEnded { .. })
-            });
-            if ended { story } else { story.end(place, TrialEnd::Completed) }
-        })
-    }
-
-    fn reach(self, calls: u64) -> Self {
-        self.add(C0, Phase::Reach, Body::Reach { function: "do_it".into(), calls, window_ms: 1000 })
-    }
-
-    fn judge(&self) -> Verdict {
-        judge(&self.plan, &self.events)
-    }
-}
-
-fn finding(kind: impl Into<FindingKind>, title: &str) -> Finding {
-    Finding {
-        kind: kind.into(),
-        title: title.into(),
-        source: Source::Console,
-        function: None,
-        workload: None,
-        after_apply_ms: Some(1500),
-        line: None,
-        in_patch: false,
-        corrupted: false,
-        evidence: "raw".into(),
-    }
-}
-
-const HANG: FarmKind = FarmKind::ThreadStalled;
-const OOPS: FindingKind = FindingKind::Kernel(klpfarm_kmsg::Kind::NullDeref);
-
-/// A hang in the patch's own code.
-fn own(title: &str) -> Finding {
-    Finding { in_patch: true, ..finding(HANG, title) }
-}
+use crate::{FarmKind, FindingKind};
+use story::*;
 
 #[test]
 fn a_clean_run_qualifies_and_says_what_it_is_worth() {
@@ -185,10 +58,10 @@ fn a_hang_in_the_patch_itself_rejects_at_once_and_names_the_condition() {
     assert_eq!(story.judge().verdict, Outcome::Inconclusive, "the trial may find more");
     let story = story.end(L0, TrialEnd::Stopped);
     assert_eq!(story.judge().verdict, Outcome::Rejected);
-    assert!(!is_decided(&story.plan, &story.judge()), "the condition is not known yet");
+    assert!(!is_decided(&story.plan, &story.events), "the condition is not known yet");
     let story = story.end(Q0, TrialEnd::Completed);
     let verdict = story.judge();
-    assert!(is_decided(&story.plan, &verdict));
+    assert!(is_decided(&story.plan, &story.events));
     assert_eq!((verdict.verdict, verdict.exit_code()), (Outcome::Rejected, 1));
     let cause = &verdict.causes[0];
     for part in [

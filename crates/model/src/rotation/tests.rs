@@ -1,7 +1,7 @@
 use std::path::Path;
 
 use super::*;
-use crate::{Accel, Patch, Phase, Resolved, Scope, Start, Tier, TierRule, TrialEnd};
+use crate::{Patch, Phase, Resolved, Scope, TierRule, TrialEnd};
 
 const TWO: &str = "rotation:\n  duration: 8h\n  images: [old, new]\n  loads: {memory: [w], files: [v, w]}\narms: {loaded: 2, control: 1, quiescent: 0, reapply: 0}\n";
 
@@ -33,26 +33,14 @@ fn plan(more: &str, patches: &[(&str, &str)]) -> Result<Plan, String> {
         ..Patch::default()
     };
     let with = Resolved {
-        image: image("old"),
-        workloads: Vec::new(),
         patches: patches.iter().map(patch).collect(),
-        accel: Accel::Tcg,
         jobs: 2,
-        tier: Tier::Proposed,
-        rule: TierRule {
-            max_failure_rate: 0.7,
-            confidence: 0.6,
-            soak: Duration::from_secs(30),
-            arms: vec![Arm::Loaded, Arm::Control],
-            severities: None,
-            after: None,
-            signed_by: None,
-        },
-        trials: None,
-        start: Start::Fork,
         seed: 7,
-        apart: false,
         turns: turns.collect(),
+        ..Resolved::new(
+            image("old"),
+            TierRule::new(0.7, 0.6, Duration::from_secs(30), vec![Arm::Loaded, Arm::Control]),
+        )
     };
     Plan::new(&pipeline, with).map_err(|e| e.to_string())
 }

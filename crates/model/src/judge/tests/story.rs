@@ -1,0 +1,128 @@
+//! Journals made up step by step, for runs of a plan of their own.
+
+use std::path::Path;
+use std::time::Duration;
+
+use crate::judge::*;
+use crate::plan::{ImageFacts, Resolved};
+use crate::{FarmKind, FindingKind, Patch, Pipeline, Source, TierRule};
+
+pub(super) fn rule() -> TierRule {
+    TierRule::new(
+        0.2,
+        0.95,
+        Duration::from_secs(30),
+        vec![Arm::Loaded, Arm::Quiescent, Arm::Control, Arm::Reapply],
+    )
+}
+
+pub(super) fn resolved(patches: &[&str]) -> Resolved {
+    let patch = |name: &&str| Patch { name: (*name).into(), vermagic: "6.1 SMP".into(), ..Patch::default() };
+    Resolved {
+        patches: patches.iter().map(patch).collect(),
+        jobs: 3,
+        ..Resolved::new(
+            ImageFacts { name: "debian-12".into(), hash: String::new(), release: Some("6.1".into()) },
+            rule(),
+        )
+    }
+}
+
+pub(super) fn try_plan(more: &str, with: Resolved) -> Result<Plan, String> {
+    let text = format!("name: gate\nimage: debian-12\nworkloads: [w]\n{more}");
+    let pipeline = Pipeline::parse(Path::new("gate.yaml"), &text).unwrap();
+    Plan::new(&pipeline, with).map_err(|e| e.to_string())
+}
+
+/// 24 loaded trials at most, of which 14 are needed without a failure and 22 with one; 4 control, 3 quiescent, 2 reapply.
+pub(super) fn plan() -> Plan {
+    try_plan("", resolved(&["x"])).unwrap()
+}
+
+/// A trial by its arm and its place among the trials of that arm, from 0.
+pub(super) type Place = (Arm, usize);
+pub(super) const L0: Place = (Arm::Loaded, 0);
+pub(super) const L1: Place = (Arm::Loaded, 1);
+pub(super) const C0: Place = (Arm::Control, 0);
+pub(super) const Q0: Place = (Arm::Quiescent, 0);
+
+/// Builds a journal.
+pub(super) struct Story {
+    pub(super) plan: Plan,
+    pub(super) events: Vec<Event>,
+}
+
+impl Default for Story {
+    fn default() -> Self {
+        Self { plan: plan(), events: Vec::new() }
+    }
+}
+
+impl Story {
+    pub(super) fn number(&self, (arm, nth): Place) -> u32 {
+        self.plan.trials.iter().filter(|t| t.arm == arm).nth(nth).unwrap().number
+    }
+
+    pub(super) fn add(mut self, place: Place, phase: Phase, body: Body) -> Self {
+        let seq = self.events.len() as u64 + 1;
+        let scope = Scope { trial: self.number(place), arm: place.0, phase };
+        self.events.push(Event { seq, at_ms: seq * 10, scope: Some(scope), body });
+        self
+    }
+
+    pub(super) fn finding(self, place: Place, phase: Phase, finding: Finding) -> Self {
+        self.add(place, phase, Body::Finding(Box::new(finding)))
+    }
+
+    pub(super) fn finds(self, place: Place, phase: Phase, kind: impl Into<FindingKind>, title: &str) -> Self {
+        self.finding(place, phase, finding(kind, title))
+    }
+
+    pub(super) fn end(self, place: Place, end: TrialEnd) -> Self {
+        self.add(place, Phase::End, Body::TrialEnded { end })
+    }
+
+    /// All that have not ended complete their phases; of the loaded ones, as many as are needed.
+    pub(super) fn rest_clean(self) -> Self {
+        let counts = [(Arm::Loaded, 14), (Arm::Control, 4), (Arm::Quiescent, 3), (Arm::Reapply, 2)];
+        let places = counts.into_iter().flat_map(|(arm, n)| (0..n).map(move |k| (arm, k)));
+        places.fold(self, |story, place| {
+            let number = story.number(place);
+            let ended = story.events.iter().any(|e| {
+                e.scope.is_some_and(|s| s.trial == number) && matches!(e.body, Body::TrialEnded { .. })
+            });
+            if ended { story } else { story.end(place, TrialEnd::Completed) }
+        })
+    }
+
+    pub(super) fn reach(self, calls: u64) -> Self {
+        self.add(C0, Phase::Reach, Body::Reach { function: "do_it".into(), calls, window_ms: 1000 })
+    }
+
+    pub(super) fn judge(&self) -> Verdict {
+        judge(&self.plan, &self.events)
+    }
+}
+
+pub(super) fn finding(kind: impl Into<FindingKind>, title: &str) -> Finding {
+    Finding {
+        kind: kind.into(),
+        title: title.into(),
+        source: Source::Console,
+        function: None,
+        workload: None,
+        after_apply_ms: Some(1500),
+        line: None,
+        in_patch: false,
+        corrupted: false,
+        evidence: "raw".into(),
+    }
+}
+
+pub(super) const HANG: FarmKind = FarmKind::ThreadStalled;
+pub(super) const OOPS: FindingKind = FindingKind::Kernel(klpfarm_kmsg::Kind::NullDeref);
+
+/// A hang in the patch's own code.
+pub(super) fn own(title: &str) -> Finding {
+    Finding { in_patch: true, ..finding(HANG, title) }
+}
