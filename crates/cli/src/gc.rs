@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use klpfarm_image::{CheckpointStore, Store};
-use klpfarm_report::{one_line, printable};
+use klpfarm_report::{FolderError, RunLock, one_line, printable};
 use klpfarm_vm::{Group, Owner};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -146,9 +146,11 @@ fn end(process: &Owner) -> Result<(), String> {
 
 /// First out of sight, in one step and under its lock; then the long work.
 fn remove_run(dir: &Path) -> std::io::Result<()> {
-    let Some(_lock) = list::lock(dir)? else {
-        return Err(std::io::Error::other("a farm has begun to work on it"));
-    };
+    let _lock = RunLock::take(dir).map_err(|error| match error {
+        FolderError::Busy { .. } => std::io::Error::other("a farm has begun to work on it"),
+        FolderError::Io { source, .. } => source,
+        error => std::io::Error::other(error),
+    })?;
     let name = dir.file_name().unwrap_or_default().to_string_lossy();
     let old = dir.with_file_name(format!(".old-{name}"));
     fs::rename(dir, &old)?;
@@ -205,7 +207,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let run = dir.path().join("night");
         fs::create_dir(&run).unwrap();
-        let lock = list::lock(&run).unwrap().unwrap();
+        let lock = RunLock::take(&run).unwrap();
         assert!(remove_run(&run).unwrap_err().to_string().contains("has begun to work on it"));
         drop(lock);
         remove_run(&run).unwrap();

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use klpfarm_history::{OUTCOMES, RunFilter, RunSeen, parse_since};
 use klpfarm_model::Tier;
 use klpfarm_model::known::{KnownFindings, Sighted, Standing, sort};
-use klpfarm_report::one_line;
+use klpfarm_report::{RunLock, one_line};
 use serde_json::{Value, json};
 
 use crate::failure::{Failure, print, print_json};
@@ -144,7 +144,7 @@ fn place(run: &RunSeen) -> String {
     let dir = one_line(&run.dir.display().to_string(), 400);
     match (run.gone, run.unfinished || run.interrupted) {
         (true, _) => format!("{dir} (gone)"),
-        (false, true) if host::is_locked(&run.dir.join("run.lock")) => format!("{dir} (running)"),
+        (false, true) if host::is_locked(&run.dir.join(RunLock::FILE)) => format!("{dir} (running)"),
         (false, true) => format!("klpfarm resume {dir}"),
         (false, false) => dir,
     }

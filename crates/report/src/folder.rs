@@ -8,8 +8,7 @@ use std::path::{Path, PathBuf};
 use klpfarm_model::plan::SCHEMA;
 use klpfarm_model::{Event, Plan, Verdict};
 
-use crate::journal::Lock;
-use crate::{Journal, journal, junit};
+use crate::{Journal, RunLock, journal, junit};
 
 /// A run on disk.
 #[derive(Debug, Clone, PartialEq)]
@@ -88,7 +87,7 @@ impl Run {
         Self::is_free(dir)?;
         let kept = dir.join("patches");
         fs::create_dir_all(&kept).map_err(io(&kept))?;
-        let lock = Lock::take(dir)?;
+        let lock = RunLock::take(dir)?;
         for (i, data) in patches.iter().enumerate() {
             write_atomically(&dir.join(plan.patch_file(i)), data)?;
         }
@@ -111,7 +110,7 @@ impl Run {
         if !dir.join("plan.json").is_file() {
             return Err(FolderError::NoRun(dir.to_owned()));
         }
-        let lock = Lock::take(dir)?;
+        let lock = RunLock::take(dir)?;
         let run = Self::open(dir)?;
         let path = dir.join("journal.jsonl");
         let journal = Journal::resume(&path, lock).map_err(io(&path))?;

@@ -1,70 +1,28 @@
 //! The journal: one event a line, synced before anybody acts on it.
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use klpfarm_model::Event;
 
-use crate::{FolderError, one_line};
+use crate::RunLock;
 
 /// `journal.jsonl` of a run.
 #[derive(Debug)]
 pub struct Journal {
     file: File,
-    _lock: Lock,
-}
-
-/// A run folder is worked in by one farm at a time. The kernel gives the lock back however the farm ends; the file says whose it is.
-#[derive(Debug)]
-pub(crate) struct Lock {
-    path: PathBuf,
-    _file: File,
-}
-
-/// The lock's name below the run folder.
-const LOCK: &str = "run.lock";
-
-impl Lock {
-    pub(crate) fn take(dir: &Path) -> Result<Self, FolderError> {
-        let path = dir.join(LOCK);
-        let io = |source| FolderError::Io { path: path.clone(), source };
-        let mut file = loop {
-            let file = File::options().read(true).write(true).create(true).truncate(false).open(&path);
-            let file = file.map_err(io)?;
-            match file.try_lock() {
-                // Its owner may have removed it after we opened it: then nobody else would see our lock.
-                Ok(()) if file.metadata().map_err(io)?.nlink() == 0 => {}
-                Ok(()) => break file,
-                Err(TryLockError::WouldBlock) => {
-                    let owner = fs::read_to_string(&path).unwrap_or_default();
-                    return Err(FolderError::Busy { dir: dir.to_owned(), owner: one_line(&owner, 100) });
-                }
-                Err(TryLockError::Error(error)) => return Err(io(error)),
-            }
-        };
-        file.set_len(0).map_err(io)?;
-        writeln!(file, "process {}", std::process::id()).map_err(io)?;
-        Ok(Self { path, _file: file })
-    }
-}
-
-impl Drop for Lock {
-    fn drop(&mut self) {
-        // Nobody can have taken it meanwhile: it is still locked.
-        let _ = fs::remove_file(&self.path);
-    }
+    _lock: RunLock,
 }
 
 impl Journal {
     /// Begin a new journal; one that exists is refused.
-    pub(crate) fn create(path: &Path, lock: Lock) -> io::Result<Self> {
+    pub(crate) fn create(path: &Path, lock: RunLock) -> io::Result<Self> {
         Ok(Self { file: File::options().append(true).create_new(true).open(path)?, _lock: lock })
     }
 
     /// Go on behind the last whole line; what a crash left of another is cut off.
-    pub(crate) fn resume(path: &Path, lock: Lock) -> io::Result<Self> {
+    pub(crate) fn resume(path: &Path, lock: RunLock) -> io::Result<Self> {
         let text = fs::read(path)?;
         let whole = text.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
         let file = File::options().append(true).open(path)?;
@@ -137,13 +95,13 @@ mod tests {
             let (events, torn) = read(&whole[..cut]).unwrap();
             assert_eq!(events.len(), kept);
             assert_eq!(torn, cut > 0 && whole[cut - 1] != b'\n');
-            let mut journal = Journal::resume(&path, Lock::take(dir.path()).unwrap()).unwrap();
+            let mut journal = Journal::resume(&path, RunLock::take(dir.path()).unwrap()).unwrap();
             journal.append(&event(kept as u64 + 1)).unwrap();
             drop(journal);
             let (events, torn) = read(&fs::read(&path).unwrap()).unwrap();
             assert_eq!((events.len(), torn), (kept + 1, false), "cut at {cut}");
         }
-        assert!(!dir.path().join(LOCK).exists());
+        assert!(!dir.path().join(RunLock::FILE).exists());
     }
 
     #[test]
@@ -158,11 +116,11 @@ mod tests {
     #[test]
     fn two_farms_do_not_write_one_journal() {
         let dir = tempfile::tempdir().unwrap();
-        let lock = Lock::take(dir.path()).unwrap();
-        let said = Lock::take(dir.path()).unwrap_err().to_string();
+        let lock = RunLock::take(dir.path()).unwrap();
+        let said = RunLock::take(dir.path()).unwrap_err().to_string();
         assert!(said.contains(&format!("process {}", std::process::id())), "{said}");
         drop(lock);
-        Lock::take(dir.path()).unwrap();
+        RunLock::take(dir.path()).unwrap();
         // No run: nothing is left in a folder that is somebody else's.
         assert!(Run::resume(dir.path()).is_err());
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);

@@ -4,6 +4,7 @@ mod clean;
 mod folder;
 mod journal;
 mod junit;
+mod lock;
 mod summary;
 mod terminal;
 
@@ -11,5 +12,6 @@ pub use clean::{one_line, printable};
 pub use folder::{FolderError, Run, write_atomically};
 pub use journal::Journal;
 pub use junit::junit;
+pub use lock::RunLock;
 pub use summary::{summary, summary_with_known};
 pub use terminal::{Terminal, View};

@@ -5,15 +5,13 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use klpfarm_image::{CheckpointStore, Store};
+use klpfarm_report::RunLock;
 use klpfarm_vm::{Claimed, Group, Owner, SOCKETS};
 
 use super::policy::{Checkpoint, Run, Thing, What};
 use crate::aging::SCRATCH;
 use crate::disk;
 use crate::failure::Failure;
-
-/// A run's lock: held by the farm that works on it.
-const RUN_LOCK: &str = "run.lock";
 
 /// A run without a lock file and a verdict, of an older klpfarm, may still go on if its journal is younger than this.
 const MAY_GO_ON: Duration = Duration::from_secs(24 * 3600);
@@ -113,7 +111,7 @@ fn state(run: &Path, journal_at: SystemTime) -> Run {
         serde_json::from_str::<serde_json::Value>(text).ok()?[field].as_str().map(str::to_owned)
     };
     let verdict = verdict.and_then(|text| word(&text, "verdict"));
-    let locked = match File::open(run.join(RUN_LOCK)) {
+    let locked = match File::open(run.join(RunLock::FILE)) {
         Ok(lock) => lock.try_lock_shared().is_err(),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             let age = SystemTime::now().duration_since(journal_at).unwrap_or_default();
@@ -129,12 +127,6 @@ fn state(run: &Path, journal_at: SystemTime) -> Run {
             Run::Unfinished(word(&plan, "checkpoint"))
         }
     }
-}
-
-/// The lock of a run that nobody works on; held while it is removed. Nothing if somebody has begun to.
-pub(crate) fn lock(run: &Path) -> std::io::Result<Option<File>> {
-    let lock = File::options().append(true).create(true).open(run.join(RUN_LOCK))?;
-    Ok(lock.try_lock().is_ok().then_some(lock))
 }
 
 fn hidden(dir: &Path, prefix: &str) -> Vec<PathBuf> {
