@@ -70,7 +70,12 @@ pub(crate) fn judge_with(
 /// The next trial worth starting. Patches take turns, so that what is learnt of one's first trial spares it a second; control trials
 /// keep pace, so that each trial has one near in time.
 pub(crate) fn next<'a>(plan: &'a Plan, events: &[Event], started: &BTreeSet<u32>) -> Option<&'a Trial> {
-    let controls = || plan.trials.iter().filter(|t| t.arm == Arm::Control);
+    let spoilt = |e: &&Event| match (&e.body, e.scope) {
+        (Body::TrialEnded { end }, Some(scope)) => scope.arm == Arm::Control && !end.is_valid(true),
+        _ => false,
+    };
+    let due = plan.due(Arm::Control) as usize + events.iter().filter(spoilt).count();
+    let controls = || plan.trials.iter().filter(|t| t.arm == Arm::Control).take(due);
     let controls_started = controls().filter(|t| started.contains(&t.number)).count();
     let mut wanted: Option<(usize, u32)> = None;
     let mut undecided = false;

@@ -144,8 +144,8 @@ pub fn is_decided(plan: &Plan, events: &[Event]) -> bool {
     }
 }
 
-/// The next trial worth starting, if the run is not decided: in the plan's order, and no loaded one more than the tier still
-/// needs. `started` are the numbers of those that have been.
+/// The next trial worth starting, if the run is not decided: in the plan's order, no loaded one more than the tier still needs, and of the
+/// other arms those that are due, void ones made up for. `started` are the numbers of those that have been.
 pub fn next_trial(plan: &Plan, events: &[Event], started: &BTreeSet<u32>) -> Option<Trial> {
     if plan.apart {
         return crate::apart::next(plan, events, started).cloned();
@@ -155,14 +155,13 @@ pub fn next_trial(plan: &Plan, events: &[Event], started: &BTreeSet<u32>) -> Opt
     }
     let record = read(plan, events);
     let items = attribute::items(plan, &record);
+    let marks = |of: &dyn Fn(&Trial) -> bool| -> Vec<Mark> {
+        let begun = plan.trials.iter().filter(|t| started.contains(&t.number) && of(t));
+        begun.map(|t| mark(t, &record.trials[&t.number], &items)).collect()
+    };
     // As if all that run were to end cleanly.
     let counted = |of: &dyn Fn(&Trial) -> bool| {
-        let marks = plan
-            .trials
-            .iter()
-            .filter(|t| started.contains(&t.number) && of(t))
-            .map(|t| mark(t, &record.trials[&t.number], &items));
-        marks.fold((0, 0), |(failed, clean), mark| match mark {
+        marks(of).into_iter().fold((0, 0), |(failed, clean), mark| match mark {
             Mark::Failed => (failed + 1, clean),
             Mark::Clean | Mark::Open => (failed, clean + 1),
             Mark::Void | Mark::Unclear => (failed, clean),
@@ -171,12 +170,15 @@ pub fn next_trial(plan: &Plan, events: &[Event], started: &BTreeSet<u32>) -> Opt
     let wanting = |(failed, clean): (u32, u32)| !plan.rule.allows(failed, clean);
     let patched = counted(&|t| t.arm != Arm::Control);
     let mut left = plan.trials.iter().filter(|t| !started.contains(&t.number));
-    let next = left.find(|trial| match trial.arm {
-        Arm::Loaded | Arm::Stack => {
-            wanting(counted(&|t| t.arm == trial.arm && t.patches == trial.patches))
-                || (patched.0 > 0 && wanting(patched))
+    let next = left.find(|trial| {
+        let alike = |t: &Trial| t.arm == trial.arm && t.patches == trial.patches;
+        match trial.arm {
+            Arm::Loaded | Arm::Stack => wanting(counted(&alike)) || (patched.0 > 0 && wanting(patched)),
+            Arm::Quiescent | Arm::Control | Arm::Reapply => {
+                let said = marks(&alike).iter().filter(|m| **m != Mark::Void).count();
+                said < plan.due(trial.arm) as usize
+            }
         }
-        Arm::Quiescent | Arm::Control | Arm::Reapply => true,
     });
     next.cloned()
 }

@@ -240,6 +240,14 @@ impl Plan {
         self.pipeline.phases.soak.max(self.rule.soak).max(least)
     }
 
+    /// Trials of an arm that a run takes for each patch, or all together, if nothing goes wrong. What is planned beyond is to spare.
+    pub fn due(&self, arm: Arm) -> u32 {
+        match arm {
+            Arm::Loaded | Arm::Stack => self.needed,
+            Arm::Quiescent | Arm::Control | Arm::Reapply => self.pipeline.arms.of(arm).unwrap_or(0),
+        }
+    }
+
     /// The names of the patches of a trial, in order.
     pub fn names<'a>(&'a self, trial: &'a Trial) -> impl Iterator<Item = &'a str> {
         trial.patches.iter().filter_map(|i| self.patches.get(*i)).map(|p| p.name.as_str())
@@ -258,12 +266,12 @@ impl Plan {
             Start::Boot => self.pipeline.aging.uptime,
         };
         let applying = self.scaled(Duration::from_secs(3));
-        let mut spare: BTreeMap<(Arm, &[usize]), u32> = BTreeMap::new();
+        let mut places: BTreeMap<(Arm, &[usize]), u32> = BTreeMap::new();
         let mut all = Duration::ZERO;
         for trial in &self.trials {
-            let place = spare.entry((trial.arm, &trial.patches)).or_default();
+            let place = places.entry((trial.arm, &trial.patches)).or_default();
             *place += 1;
-            if matches!(trial.arm, Arm::Loaded | Arm::Stack) && *place > self.needed {
+            if *place > self.due(trial.arm) {
                 continue;
             }
             let rounds = match trial.arm {
@@ -315,8 +323,8 @@ fn sequence(pipeline: &Pipeline, with: &Resolved, needed: u32) -> Result<Vec<Tri
         }
     }
     has_arms(pipeline, with)?;
-    let counts = counts(pipeline, &with.rule, stacked, with.trials);
-    let trials = order(&counts, needed, with.patches.len()).into_iter().zip(1..);
+    let counts = counts(pipeline, &with.rule, stacked, with.trials, needed);
+    let trials = order(&counts, with.patches.len()).into_iter().zip(1..);
     Ok(trials.map(|((arm, patches), number)| Trial::new(number, arm, patches, with.seed)).collect())
 }
 
@@ -360,8 +368,9 @@ fn round(pipeline: &Pipeline, with: &Resolved) -> Result<(Vec<Turn>, Vec<Trial>)
             Arm::Loaded | Arm::Stack => pipeline.arms.of(arm).unwrap_or(LOADED_A_ROUND),
             Arm::Quiescent | Arm::Control | Arm::Reapply => pipeline.arms.of(arm).unwrap_or(0),
         };
-        let counts: Vec<(Arm, u32)> = Arm::ALL.iter().map(|&arm| (arm, of(arm))).collect();
-        for (arm, set) in order(&counts, u32::MAX, turn.patches.len()) {
+        let counts: Vec<Count> =
+            Arm::ALL.iter().map(|&arm| Count { arm, due: of(arm), all: of(arm) }).collect();
+        for (arm, set) in order(&counts, turn.patches.len()) {
             let patches = set.into_iter().map(|p| turn.patches[p]).collect();
             let number = u32::try_from(trials.len()).unwrap_or(u32::MAX).saturating_add(1);
             trials.push(Trial { turn: k, ..Trial::new(number, arm, patches, with.seed) });
@@ -370,39 +379,59 @@ fn round(pipeline: &Pipeline, with: &Resolved) -> Result<(Vec<Turn>, Vec<Trial>)
     Ok((turns, trials))
 }
 
-/// Trials planned of each arm, for each patch that it takes alone; `stacked` patches go on top of each other.
-fn counts(pipeline: &Pipeline, rule: &TierRule, stacked: usize, trials: Option<u32>) -> Vec<(Arm, u32)> {
+/// Trials of the arms that only the host can spoil, beyond those that are due: each makes up for one that was void.
+const SPARE: u32 = 2;
+
+/// Trials of one arm, for each patch that it takes alone.
+struct Count {
+    arm: Arm,
+    /// Those that a run takes if nothing goes wrong.
+    due: u32,
+    /// And those to spare.
+    all: u32,
+}
+
+/// How many trials of each arm are planned; `stacked` patches go on top of each other.
+fn counts(
+    pipeline: &Pipeline,
+    rule: &TierRule,
+    stacked: usize,
+    trials: Option<u32>,
+    needed: u32,
+) -> Vec<Count> {
     // Some to spare: for one failure that nobody can explain, and for trials that the farm itself spoils.
     let one_failure = stats::trials_needed_with_one_failure(rule.max_failure_rate, rule.confidence);
     let spare = one_failure.min(20_000) + (rule.trials() / 10).max(2);
     [Arm::Loaded, Arm::Control, Arm::Quiescent, Arm::Reapply, Arm::Stack]
         .into_iter()
-        .map(|arm| {
-            let n = match arm {
-                Arm::Stack if stacked < 2 => 0,
-                Arm::Loaded | Arm::Stack => trials.or(pipeline.arms.of(arm)).unwrap_or(spare),
-                Arm::Quiescent | Arm::Control | Arm::Reapply => pipeline.arms.of(arm).unwrap_or(0),
-            };
-            (arm, n)
+        .map(|arm| match arm {
+            Arm::Stack if stacked < 2 => Count { arm, due: 0, all: 0 },
+            Arm::Loaded | Arm::Stack => {
+                let all = trials.or(pipeline.arms.of(arm)).unwrap_or(spare);
+                Count { arm, due: needed.min(all), all }
+            }
+            Arm::Quiescent | Arm::Control | Arm::Reapply => {
+                let due = pipeline.arms.of(arm).unwrap_or(0);
+                Count { arm, due, all: if due == 0 { 0 } else { due + SPARE } }
+            }
         })
         .collect()
 }
 
 /// All arms spread evenly over the run, one of each first: neighbours in time are compared, because a shared host's speed drifts.
 /// Arms that take one patch alone take turns with the patches.
-fn order(counts: &[(Arm, u32)], needed: u32, patches: usize) -> Vec<(Arm, Vec<usize>)> {
+fn order(counts: &[Count], patches: usize) -> Vec<(Arm, Vec<usize>)> {
     let mut places: Vec<(u64, usize, Arm, Vec<usize>)> = Vec::new();
-    for (turn, (arm, n)) in counts.iter().enumerate() {
+    for (turn, Count { arm, due, all }) in counts.iter().enumerate() {
         let sets: Vec<Vec<usize>> = match arm {
             Arm::Control => vec![Vec::new()],
             Arm::Stack => vec![(0..patches).collect()],
             Arm::Loaded | Arm::Quiescent | Arm::Reapply => (0..patches).map(|i| vec![i]).collect(),
         };
         // Those to spare come after all others.
-        let due = if matches!(arm, Arm::Loaded | Arm::Stack) { needed.min(*n) } else { *n };
-        for k in 0..*n {
+        for k in 0..*all {
             for set in &sets {
-                places.push((u64::from(k) * 1_000_000 / u64::from(due.max(1)), turn, *arm, set.clone()));
+                places.push((u64::from(k) * 1_000_000 / u64::from((*due).max(1)), turn, *arm, set.clone()));
             }
         }
     }

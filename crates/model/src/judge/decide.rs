@@ -128,24 +128,29 @@ impl Facts<'_> {
         })
     }
 
-    /// Arms that are not done, or that the tier asks for and nothing clean came of.
+    /// Arms that are not done, or that the tier asks for and nothing clean came of. What loaded arms lack, their bounds say.
     fn arms_missing(&self) -> Vec<String> {
         let mut causes = Vec::new();
-        for &arm in Arm::ALL {
-            let trials: Vec<Mark> =
-                self.plan.trials.iter().filter(|t| t.arm == arm).map(|t| self.marks[&t.number]).collect();
-            let count = |mark: Mark| trials.iter().filter(|m| **m == mark).count();
-            let bounded = matches!(arm, Arm::Loaded | Arm::Stack);
-            if count(Mark::Open) > 0 && !bounded {
-                causes.push(format!(
-                    "{} of {} {arm} trials did not take place",
-                    count(Mark::Open),
-                    trials.len()
-                ));
-            } else if self.plan.rule.arms.contains(&arm) && count(Mark::Clean) == 0 && !bounded {
+        for arm in [Arm::Quiescent, Arm::Control, Arm::Reapply] {
+            let mut sets: BTreeMap<&[usize], Vec<Mark>> = BTreeMap::new();
+            for trial in self.plan.trials.iter().filter(|t| t.arm == arm) {
+                sets.entry(&trial.patches).or_default().push(self.marks[&trial.number]);
+            }
+            let due = self.plan.due(arm) as usize;
+            let count = |marks: &[Mark], of: &[Mark]| marks.iter().filter(|m| of.contains(m)).count();
+            // Void ones are made up for as long as there are some to spare.
+            let open = |marks: &Vec<Mark>| {
+                let said = count(marks, &[Mark::Clean, Mark::Failed, Mark::Unclear]);
+                due.saturating_sub(said).min(count(marks, &[Mark::Open]))
+            };
+            let missing: usize = sets.values().map(open).sum();
+            let clean: usize = sets.values().map(|marks| count(marks, &[Mark::Clean])).sum();
+            if missing > 0 {
+                causes.push(format!("{missing} of {} {arm} trials did not take place", due * sets.len()));
+            } else if self.plan.rule.arms.contains(&arm) && clean == 0 {
                 causes.push(format!(
                     "none of {} {arm} trials ended cleanly, and tier {} asks for that arm",
-                    trials.len(),
+                    sets.values().map(Vec::len).sum::<usize>(),
                     self.plan.tier
                 ));
             }

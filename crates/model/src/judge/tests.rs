@@ -51,6 +51,36 @@ fn a_void_trial_is_made_up_for_whatever_it_found() {
     assert_eq!((verdict.arms[&Arm::Loaded].void, verdict.bounds[0].clean), (1, 14));
 }
 
+/// An arm of one trial, which the host spoils: nobody is held up for it.
+#[test]
+fn a_void_trial_of_any_arm_is_done_again_and_no_other() {
+    let begun = |story: &Story| -> BTreeSet<u32> {
+        story.events.iter().filter_map(|e| e.scope).map(|s| s.trial).collect()
+    };
+    let next = |story: &Story| next_trial(&story.plan, &story.events, &begun(story)).map(|t| t.arm);
+    for arm in [Arm::Quiescent, Arm::Control, Arm::Reapply] {
+        let plan = try_plan("arms: {quiescent: 1, control: 1, reapply: 1}\n", resolved(&["x"])).unwrap();
+        let loaded = (0..14).map(|k| (Arm::Loaded, k));
+        let due = loaded.chain([Arm::Quiescent, Arm::Control, Arm::Reapply].map(|arm| (arm, 0)));
+        let story = Story { plan, events: Vec::new() }.reach(500);
+        let story = due.clone().filter(|p| p.0 != arm).fold(story, |s, p| s.end(p, TrialEnd::Completed));
+        assert_eq!(story.judge().causes, [format!("1 of 1 {arm} trials did not take place")]);
+        let void = |story: Story, nth| story.end((arm, nth), TrialEnd::Void { reason: "it slept".into() });
+        let story = void(story, 0);
+        assert_eq!((story.judge().verdict, next(&story)), (Outcome::Inconclusive, Some(arm)));
+        let again = Story { plan: story.plan.clone(), events: story.events.clone() };
+        let again = again.end((arm, 1), TrialEnd::Completed);
+        assert_eq!(
+            (again.judge().verdict, next(&again)),
+            (Outcome::Qualified, None),
+            "{:?}",
+            again.judge().causes
+        );
+        let lost = void(void(story, 1), 2);
+        assert_eq!((lost.judge().verdict, next(&lost)), (Outcome::Inconclusive, None));
+    }
+}
+
 #[test]
 fn a_hang_in_the_patch_itself_rejects_at_once_and_names_the_condition() {
     let story = Story::default().finding(L0, Phase::Soak, own("hangs in f"));
@@ -478,7 +508,7 @@ fn plans_are_the_same_for_the_same_seed_and_arms_are_spread_evenly() {
 fn several_patches_are_tried_alone_and_together() {
     let plan = try_plan("", resolved(&["a", "b"])).unwrap();
     let of = |arm: Arm| plan.trials.iter().filter(|t| t.arm == arm).collect::<Vec<_>>();
-    assert_eq!((of(Arm::Loaded).len(), of(Arm::Stack).len(), of(Arm::Control).len()), (48, 24, 4));
+    assert_eq!((of(Arm::Loaded).len(), of(Arm::Stack).len(), of(Arm::Control).len()), (48, 24, 6));
     assert!(of(Arm::Stack).iter().all(|t| t.patches == [0, 1]));
     assert_eq!(of(Arm::Loaded).iter().filter(|t| t.patches == [1]).count(), 24);
     let verdict = judge(&plan, &[]);
@@ -508,8 +538,8 @@ fn trials_are_started_until_the_tier_has_what_it_needs() {
     while let Some(trial) = next_trial(&plan, &[], &started) {
         started.insert(trial.number);
     }
-    // Ten loaded ones are left: those that run may all end cleanly.
-    assert_eq!(started.len(), plan.trials.len() - 10);
+    // Those to spare are left, ten loaded ones and two of each other arm: those that run may all end cleanly.
+    assert_eq!(started.len(), plan.trials.len() - 16);
     let void = Story::default().end(L0, TrialEnd::FarmError { message: "m".into() });
     let next = next_trial(&plan, &void.events, &started).map(|t| t.arm);
     assert_eq!(next, Some(Arm::Loaded));

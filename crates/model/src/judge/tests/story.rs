@@ -34,7 +34,8 @@ pub(super) fn try_plan(more: &str, with: Resolved) -> Result<Plan, String> {
     Plan::new(&pipeline, with).map_err(|e| e.to_string())
 }
 
-/// 24 loaded trials at most, of which 14 are needed without a failure and 22 with one; 4 control, 3 quiescent, 2 reapply.
+/// 24 loaded trials at most, of which 14 are needed without a failure and 22 with one; 4 control, 3 quiescent, 2 reapply, and two of each
+/// to spare.
 pub(super) fn plan() -> Plan {
     try_plan("", resolved(&["x"])).unwrap()
 }
