@@ -116,7 +116,8 @@ fn a_killed_farm_goes_on_where_it_was() {
     }));
 }
 
-/// QEMU is killed, and another one is stopped for a while: neither is the patch's doing, and other trials take their places.
+/// QEMU is killed, another one is stopped for a while, and channels to others are cut: none of it is the patch's doing, and other trials
+/// take their places.
 #[test]
 fn what_happens_to_a_machine_is_not_held_against_the_patch() {
     let _alone = alone();
@@ -141,6 +142,14 @@ fn what_happens_to_a_machine_is_not_held_against_the_patch() {
             machines.iter().for_each(|pid| kill("-CONT", pid));
             running.wait_for_new("\"how\":\"void\"");
             tell("QEMU stopped for 15 s in phase soak");
+            let channels: &[(&str, &str)] =
+                if all() { &[("qmp", "QMP"), ("console", "the serial console")] } else { &[("qmp", "QMP")] };
+            for (socket, name) in channels {
+                running.wait_for_new(&loaded);
+                cut(running.child.id(), socket);
+                running.wait_for_new(&format!("the connection to {name} was lost in phase soak"));
+                tell(&format!("the connection to {name} cut in phase soak"));
+            }
         }
         assert_eq!(running.code(), Some(0), "{:?}", ends(&out));
         let errors = json(&out.join("verdict.json"))["farm_errors"].clone();
@@ -148,6 +157,28 @@ fn what_happens_to_a_machine_is_not_held_against_the_patch() {
         let output = resume(&out).output().unwrap();
         assert_qualified(&output, &out);
     }
+}
+
+/// Shut the farm's only connection to such a socket of its machine down, for both ends.
+fn cut(farm: u32, socket: &str) {
+    use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+    let unix = fs::read_to_string("/proc/net/unix").unwrap();
+    let sockets: Vec<String> = unix
+        .lines()
+        .filter(|l| l.ends_with(&format!("/{socket}")))
+        .map(|l| format!("socket:[{}]", l.split_whitespace().nth(6).unwrap()))
+        .collect();
+    let open = fs::read_dir(format!("/proc/{farm}/fd")).unwrap().flatten();
+    let ours = |fd: &fs::DirEntry| {
+        fs::read_link(fd.path()).is_ok_and(|to| sockets.iter().any(|s| to.as_os_str() == s.as_str()))
+    };
+    let fds: Vec<i32> =
+        open.filter(ours).map(|fd| fd.file_name().to_str().unwrap().parse().unwrap()).collect();
+    assert_eq!(fds.len(), 1, "{socket}: {fds:?}");
+    let pid = Pid::from_raw(farm.try_into().unwrap()).unwrap();
+    let pidfd = pidfd_open(pid, PidfdFlags::empty()).unwrap();
+    let fd = pidfd_getfd(pidfd, fds[0], PidfdGetfdFlags::empty()).unwrap();
+    rustix::net::shutdown(fd, rustix::net::Shutdown::Both).unwrap();
 }
 
 /// All machines of a run are killed: the farm failed, and says so.

@@ -77,6 +77,7 @@ async fn record(
         let _ = file.write_all(&kept.end()).await;
         let _ = file.flush().await;
         let _ = recording.send(Recorded { left_out });
+        let _ = output.send(Output::Closed("the serial console")).await;
     });
     Ok((writer(write, tasks), recorded))
 }

@@ -38,6 +38,8 @@ pub enum Output {
     Probe(FromGuest),
     /// An event of QEMU.
     Qmp(QmpEvent),
+    /// QEMU closed its end of this channel: it is ending, or what it does can't be told any more.
+    Closed(&'static str),
     /// QEMU ended; nothing more will come but what is on its way.
     Exited {
         /// Exit status in words.

@@ -136,6 +136,7 @@ impl Qmp {
                 }
             }
             lock(&waiting).clear();
+            let _ = output.send(Output::Closed("QMP")).await;
         });
         // One writer, so that a caller that gives up never leaves half a line.
         let (lines, mut queue) = mpsc::channel::<Vec<u8>>(16);

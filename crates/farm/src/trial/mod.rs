@@ -199,6 +199,9 @@ const COUNT_ROUNDS: u32 = 12;
 pub(crate) struct Dispatcher {
     plan: Arc<Plan>,
     trial: Trial,
+/// From QEMU's closing of a channel until its end is known.
+const ENDING: Duration = Duration::from_secs(5);
+
     origin: Origin,
     script: VecDeque<Op>,
     /// The patch that is being applied or taken back.
@@ -236,6 +239,8 @@ pub(crate) struct Dispatcher {
     load_runs: bool,
     applied: Option<Duration>,
     /// What loading said of tasks inside functions.
+    /// The first channel that QEMU has closed, and when.
+    closed: Option<(Duration, &'static str)>,
     inside: BTreeMap<String, u32>,
     /// The patch that is being applied is listed in sysfs.
     listed: bool,
@@ -294,6 +299,7 @@ impl Dispatcher {
             load_runs: origin != Origin::Boot,
             applied: None,
             inside: BTreeMap::new(),
+            closed: None,
             listed: false,
             enabled: false,
             functions: BTreeSet::new(),

@@ -231,6 +231,13 @@ fn qemu_ending_by_itself_is_the_farms_error() {
         "{:?}",
         told.end
     );
+    let told =
+        tell(Arm::Loaded, Faults { after_apply: vec![(2, Output::Closed("QMP"))], ..Faults::default() });
+    assert!(
+        matches!(&told.end, TrialEnd::FarmError { message } if message.contains("the connection to QMP was lost in phase soak")),
+        "{:?}",
+        told.end
+    );
     let failed = Output::Qmp(QmpEvent::IoError { reason: "No space left on device".into() });
     let told = tell(Arm::Loaded, Faults { after_apply: vec![(2, failed)], ..Faults::default() });
     assert!(

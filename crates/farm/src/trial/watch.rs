@@ -6,7 +6,9 @@ use klpfarm_model::{Body, FarmKind, TrialEnd};
 use klpfarm_stress::wire::FromGuest;
 use klpfarm_vm::{Output, QmpEvent};
 
-use super::{Action, Collect, Collected, Dispatcher, LATE, LOGIN_EVERY, Origin, QUIET, RATES_EVERY, Step};
+use super::{
+    Action, Collect, Collected, Dispatcher, ENDING, LATE, LOGIN_EVERY, Origin, QUIET, RATES_EVERY, Step,
+};
 use crate::guest::PatchState;
 
 impl Dispatcher {
@@ -27,6 +29,9 @@ impl Dispatcher {
             Output::Qmp(event) => {
                 let bodies = self.health.qmp(now, &event);
                 self.report(now, bodies);
+            }
+            Output::Closed(channel) => {
+                self.closed.get_or_insert((now, channel));
             }
             Output::Exited { status, stderr } => {
                 let signals = self.classifier.finish();
@@ -150,9 +155,23 @@ impl Dispatcher {
         }
         let bodies = self.health.tick(now);
         self.report(now, bodies);
+        self.watch_channels(now);
         self.routine(now);
         self.watch_beside(now);
         self.step_tick(now);
+    }
+
+    /// QEMU closes its channels when it ends, and its end is told as well. A QEMU that lives on without one can't be watched any more.
+    fn watch_channels(&mut self, now: Duration) {
+        let deaf = self.closed.filter(|(at, _)| now.saturating_sub(*at) >= ENDING);
+        if let Some((_, channel)) = deaf
+            && !matches!(self.step, Step::Listen(_) | Step::Collecting | Step::Over)
+        {
+            self.farm_error(format!(
+                "the connection to {channel} was lost in phase {}, and QEMU lives on",
+                self.phase
+            ));
+        }
     }
 
     /// Fresh logins and rates, on schedule.
