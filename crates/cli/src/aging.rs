@@ -2,11 +2,11 @@
 
 use std::io::IsTerminal;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use klpfarm_farm::{AgeError, Aged, Bench};
-use klpfarm_image::{Begun, Checkpoint, CheckpointStore, Draft, Image, Key, Made};
+use klpfarm_image::{Begun, CHECKPOINT_KEY, Checkpoint, CheckpointStore, Draft, Image, Key, Made};
 use klpfarm_model::event::CheckpointFacts;
 use klpfarm_model::{Accel, Arm, Event, Pipeline, Plan, Resolved, Rotation, TierRule, Workload};
 use klpfarm_report::{Terminal, View};
@@ -15,7 +15,7 @@ use klpfarm_vm::{Claimed, Files, Group, Login, Origin, RunGroup, Spec};
 use crate::failure::{Failure, print, print_json};
 use crate::interrupt::Interrupts;
 use crate::plan::image_facts;
-use crate::{catalog, home, host, image};
+use crate::{catalog, disk, home, host, image};
 
 /// Make an aged machine and keep it as a checkpoint; from an older checkpoint, uptime adds up.
 #[derive(Debug, clap::Args)]
@@ -31,6 +31,9 @@ pub(crate) struct Args {
     /// kvm or tcg; by default KVM if it really runs a guest.
     #[arg(long)]
     accel: Option<Accel>,
+    /// Aging ends, and nothing is kept, when less than this is free in KLPFARM_HOME or in the temporary folder.
+    #[arg(long, value_name = "512M", default_value = "512M", value_parser = crate::gc::bytes)]
+    disk_reserve: u64,
     /// Print the checkpoint as JSON.
     #[arg(long)]
     json: bool,
@@ -72,7 +75,9 @@ pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
         None => key(&plan, &image, &qemu),
         Some(parent) => older(parent, args.more),
     };
-    let maker = Maker { plan: Arc::new(plan), image, home, parent: parent.map(|p| (p, args.more)) };
+    let limits = disk::Limits { disk_reserve: args.disk_reserve, disk_limit: None };
+    let parent = parent.map(|p| (p, args.more));
+    let maker = Maker { plan: Arc::new(plan), image, home, parent, limits };
     let (checkpoint, made) = maker.ensure(&store, &key, &Interrupts::listen()).await?;
     if args.json {
         print_json(&checkpoint.manifest);
@@ -268,6 +273,8 @@ pub(crate) struct Maker {
     pub(crate) home: std::path::PathBuf,
     /// To go on from this checkpoint for so long, instead of booting.
     pub(crate) parent: Option<(Checkpoint, Duration)>,
+    /// The disk it may not use up.
+    pub(crate) limits: disk::Limits,
 }
 
 impl Maker {
@@ -316,7 +323,9 @@ impl Maker {
         };
         let _held = self.image.hold().map_err(Failure::farm)?;
         let scratch = scratch(&self.home)?;
-        let mut bench = bench(&self.plan, &self.image, &[], origin, scratch.path(), scratch.path())?;
+        let parent = self.parent.as_ref().map(|(parent, _)| parent);
+        let mut bench = bench(&self.plan, &self.image, parent, &[], origin, scratch.path(), scratch.path())?;
+        bench.rekey = self.image.has_own_keys();
         // Alone, but bounded like the machines of a run.
         let spec = &mut bench.spec;
         let group = RunGroup::create(spec.memory_mib, spec.cpus, spec.accel, 1).await;
@@ -327,17 +336,35 @@ impl Maker {
             terminal.event(event);
             Ok(())
         };
-        let aging = klpfarm_farm::age(&bench, more, &mut sink, interrupts.first.clone());
-        let aged =
-            interrupts.until_second(aging).await.ok_or_else(|| Failure::Interrupted("interrupted".into()))?;
+        let stop = interrupts.first.child_token();
+        let full = OnceLock::new();
+        let watching = async {
+            let _ = full.set(self.limits.low(&self.home).await);
+            stop.cancel();
+            std::future::pending().await
+        };
+        let aging = klpfarm_farm::age(&bench, more, &mut sink, stop.clone());
+        let aged = tokio::select! {
+            aged = interrupts.until_second(aging) => aged,
+            never = watching => never,
+        };
+        let aged = aged.ok_or_else(|| Failure::Interrupted("interrupted".into()))?;
         let console = scratch.path().join(Plan::trial_dir(0)).join("console.log");
-        let aged = match aged {
-            Ok(aged) => aged,
-            Err(AgeError::Interrupted) => return Err(Failure::Interrupted("interrupted while aging".into())),
-            Err(error) => return Err(self.failed(&error, &console)),
+        let aged = match (aged, full.get()) {
+            (Ok(aged), _) => aged,
+            (Err(_), Some(why)) => {
+                let advice = "see `klpfarm gc`, or set --disk-reserve";
+                return Err(Failure::farm(format!(
+                    "aging was ended before the disk is full: {why}: {advice}"
+                )));
+            }
+            (Err(error), None) => return Err(self.failed(error, &console)),
         };
         std::fs::copy(&console, draft.dir().join("console.log"))
             .map_err(|e| Failure::farm(format!("{}: {e}", console.display())))?;
+        if let Some(login) = &aged.login {
+            login.save(&draft.dir().join(CHECKPOINT_KEY)).map_err(Failure::farm)?;
+        }
         let took = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
         draft.publish(self.made(aged, took)).map_err(Failure::farm)
     }
@@ -355,6 +382,7 @@ impl Maker {
         };
         Made {
             blind,
+            host_key: aged.login.and_then(|login| login.host_key()),
             release: aged.release,
             took_ms,
             fresh,
@@ -364,7 +392,10 @@ impl Maker {
     }
 
     /// The console is kept: nobody can see otherwise what went wrong.
-    fn failed(&self, error: &AgeError, console: &Path) -> Failure {
+    fn failed(&self, error: AgeError, console: &Path) -> Failure {
+        if matches!(error, AgeError::Interrupted) {
+            return Failure::Interrupted("interrupted while aging".into());
+        }
         let stamp = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ-aging.log").to_string();
         let kept = self.home.join("runs").join(stamp);
         let copy =
@@ -397,16 +428,17 @@ pub(crate) fn facts(checkpoint: &Checkpoint, made_ms: Option<u64>) -> Checkpoint
     }
 }
 
-/// What trials of this plan run on.
+/// What trials of this plan run on; `from` is the checkpoint that their machines go on from.
 pub(crate) fn bench(
     plan: &Arc<Plan>,
     image: &Image,
+    from: Option<&Checkpoint>,
     patches: &[Vec<u8>],
     origin: Origin,
     dir: &Path,
     scratch: &Path,
 ) -> Result<Bench, Failure> {
-    let ssh = image.ssh();
+    let ssh = from.map_or_else(|| image.ssh(), |checkpoint| checkpoint.ssh(image.ssh()));
     let login = Login::new(&ssh.user, &ssh.key, ssh.host_key.as_deref()).map_err(Failure::farm)?;
     let (disk, format) = image.disk();
     let spec = Spec {
@@ -429,6 +461,7 @@ pub(crate) fn bench(
         plan: Arc::clone(plan),
         spec,
         login,
+        rekey: false,
         patches: Arc::new(patches.to_vec()),
         run_dir: dir.to_owned(),
         scratch: scratch.to_owned(),

@@ -43,8 +43,13 @@ impl Limits {
     /// # Errors
     /// If less than the reserve is free.
     pub(crate) fn allow(self, home: &Path, run: &Path) -> Result<(), Failure> {
-        let places = vec![run.to_owned(), home.to_owned(), std::env::temp_dir()];
-        Watched { limits: self, places, run: run.to_owned() }.enough()
+        Watched::new(self, home, run).enough()
+    }
+
+    /// Wait until disk runs short for a machine that is aged: nothing is written but below `home` and to the temporary folder. Returns
+    /// what to say.
+    pub(crate) async fn low(self, home: &Path) -> String {
+        Arc::new(Watched::new(Self { disk_limit: None, ..self }, home, home)).low().await
     }
 }
 
@@ -69,8 +74,7 @@ impl Guard {
     /// # Errors
     /// If less than the reserve is free already.
     pub(crate) fn new(limits: Limits, home: &Path, run: &Path) -> Result<Self, Failure> {
-        let places = vec![run.to_owned(), home.to_owned(), std::env::temp_dir()];
-        let watched = Watched { limits, places, run: run.to_owned() };
+        let watched = Watched::new(limits, home, run);
         watched.enough()?;
         let aside = set_aside(run).map_err(|e| Failure::farm(format!("{}: {e}", run.display())))?;
         Ok(Self { watched: Arc::new(watched), aside: Some(aside) })
@@ -78,22 +82,32 @@ impl Guard {
 
     /// Wait until disk runs short; returns what to say, when the reserve has been given back.
     pub(crate) async fn low(&mut self) -> String {
+        let why = Arc::clone(&self.watched).low().await;
+        self.aside.take();
+        why
+    }
+}
+
+impl Watched {
+    fn new(limits: Limits, home: &Path, run: &Path) -> Self {
+        let places = vec![run.to_owned(), home.to_owned(), std::env::temp_dir()];
+        Self { limits, places, run: run.to_owned() }
+    }
+
+    async fn low(self: Arc<Self>) -> String {
         let mut looks = 0_u32;
         loop {
             tokio::time::sleep(LOOK).await;
             looks = looks.wrapping_add(1);
             // A file system may take its time to answer, and machines must be looked after meanwhile.
-            let (watched, count) = (Arc::clone(&self.watched), looks.is_multiple_of(COUNT_EVERY));
+            let (watched, count) = (Arc::clone(&self), looks.is_multiple_of(COUNT_EVERY));
             let short = tokio::task::spawn_blocking(move || watched.short(count)).await;
             if let Ok(Some(why)) = short {
-                self.aside.take();
                 return why;
             }
         }
     }
-}
 
-impl Watched {
     fn enough(&self) -> Result<(), Failure> {
         match self.short(false) {
             Some(why) => Err(Failure::farm(format!("{why}: see `klpfarm gc`, or set --disk-reserve"))),

@@ -143,12 +143,14 @@ pub(crate) async fn go_on(
         // Nobody may remove the image under running machines.
         held.push(place.image.hold().map_err(Failure::farm)?);
         let own = Arc::new(plan.of_turn(turn));
-        let (origin, forked) = origin(&own, planned, place, home, interrupts).await?;
-        if let Some((facts, hold)) = forked {
-            checkpoints.push(facts);
-            held.push(hold);
+        let (origin, forked) = origin(&own, planned, place, home, (limits, interrupts)).await?;
+        let from = forked.as_ref().map(|forked| &forked.checkpoint);
+        let mut bench =
+            aging::bench(&own, &place.image, from, &planned.patches, origin, dir, scratch.path())?;
+        if let Some(forked) = forked {
+            checkpoints.push(forked.facts);
+            held.push(forked.hold);
         }
-        let mut bench = aging::bench(&own, &place.image, &planned.patches, origin, dir, scratch.path())?;
         bench.spec.group = group.group();
         benches.push(bench);
     }
@@ -220,14 +222,21 @@ fn say_limits(planned: &Planned) {
     }
 }
 
+/// What a turn's machines are forks of.
+struct Forked {
+    checkpoint: Checkpoint,
+    facts: CheckpointFacts,
+    hold: Hold,
+}
+
 /// How a turn's machines come to be: the checkpoint is found, made if there is none, and compared with its manifest.
 async fn origin(
     own: &Arc<Plan>,
     planned: &Planned,
     place: &Place,
     home: &Path,
-    interrupts: &Interrupts,
-) -> Result<(Origin, Option<(CheckpointFacts, Hold)>), Failure> {
+    (limits, interrupts): (disk::Limits, &Interrupts),
+) -> Result<(Origin, Option<Forked>), Failure> {
     let Some(wanted) = &place.checkpoint else { return Ok((Origin::Boot, None)) };
     let store = CheckpointStore::open(home).map_err(Failure::farm)?;
     let maker = |parent: Option<(Checkpoint, Duration)>| Maker {
@@ -235,6 +244,7 @@ async fn origin(
         image: place.image.clone(),
         home: home.to_owned(),
         parent,
+        limits,
     };
     let (checkpoint, made_ms) = match wanted {
         Wanted::There(checkpoint) => ((**checkpoint).clone(), None),
@@ -246,10 +256,10 @@ async fn origin(
         }
     };
     // Nobody may remove it under running machines, and none may run from a damaged one.
-    let held = checkpoint.hold().map_err(Failure::farm)?;
+    let hold = checkpoint.hold().map_err(Failure::farm)?;
     aging::verified(&checkpoint).await?;
     let facts = aging::facts(&checkpoint, made_ms);
-    Ok((Origin::Fork(Files::in_dir(&checkpoint.dir)), Some((facts, held))))
+    Ok((Origin::Fork(Files::in_dir(&checkpoint.dir)), Some(Forked { checkpoint, facts, hold })))
 }
 
 /// The run folder: `out`, or one below the home, named by time and what is run.

@@ -27,6 +27,8 @@ pub struct Bench {
     pub spec: Spec,
     /// How to log in.
     pub login: Login,
+    /// A machine that is aged is to get SSH keys of its own: those it has were made by the farm.
+    pub rekey: bool,
     /// Contents of the patch files, as hashed in the plan and in its order.
     pub patches: Arc<Vec<Vec<u8>>>,
     /// Share of their time that a machine's CPUs are expected to get from the host, 0 to 1: less than 1 where machines that run at once
@@ -72,6 +74,8 @@ pub(crate) struct Ended {
     pub(crate) end: TrialEnd,
     /// What a machine that was aged (trial 0) left for its forks.
     pub(crate) checkpointed: Option<Checkpointed>,
+    /// How to log in to those, if not as to the machine they came from.
+    pub(crate) login: Option<Login>,
 }
 
 /// Run one trial to its end.
@@ -83,6 +87,7 @@ pub(crate) async fn drive(bench: &Bench, trial: Trial, origin: Origin, wires: Wi
         trial,
         report,
         power_on: Instant::now(),
+        own_login: None,
         pace: Pace::new(bench.spec.cpus, bench.share),
         host: Host::new(bench.plan.scaled(grace(&bench.plan.pipeline.limits))),
         machine: None,
@@ -112,6 +117,7 @@ pub(crate) async fn drive(bench: &Bench, trial: Trial, origin: Origin, wires: Wi
             Some(done) = driver.jobs.join_next() => match done {
                 Ok(Done::Input(input)) => input,
                 Ok(Done::Login(result)) => driver.logged_in(result),
+                Ok(Done::Rekeyed(result)) => Input::Rekeyed(result.map(|login| driver.own_login = Some(login))),
                 Err(error) => Input::Started(Err(format!("a task of the farm failed: {error}"))),
             },
             _ = ticks.tick() => Input::Tick,
@@ -138,6 +144,7 @@ async fn receive(outputs: &mut Option<mpsc::Receiver<Output>>) -> Option<Output>
 enum Done {
     Input(Input),
     Login(Result<(u64, Ssh), String>),
+    Rekeyed(Result<Login, String>),
 }
 
 struct Driver<'a> {
@@ -148,6 +155,8 @@ struct Driver<'a> {
     power_on: Instant,
     pace: Pace,
     host: Host,
+    /// How to log in once the machine has keys of its own.
+    own_login: Option<Login>,
     machine: Option<Arc<Machine>>,
     ssh: Option<Arc<Ssh>>,
     jobs: JoinSet<Done>,
@@ -234,6 +243,7 @@ impl Driver<'_> {
                     self.emit(phase, body).await;
                 }
                 Action::Login { limit } => self.login(limit),
+                Action::Rekey { limit } => self.rekey(limit),
                 Action::Cpus => self.cpus(),
                 Action::Ssh { command, input, limit } => self.over_ssh(command, input, limit),
                 Action::Tell(message) => {
@@ -251,7 +261,7 @@ impl Driver<'_> {
 
     fn login(&mut self, limit: Duration) {
         let Some(machine) = self.machine.clone() else { return };
-        let login = self.bench.login.clone();
+        let login = self.own_login.as_ref().unwrap_or(&self.bench.login).clone();
         self.jobs.spawn(async move {
             let started = Instant::now();
             let result = async {
@@ -262,6 +272,19 @@ impl Driver<'_> {
             let result = result.await.map_err(|e| e.to_string());
             let ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
             Done::Login(result.map(|ssh| (ms, ssh)))
+        });
+    }
+
+    fn rekey(&mut self, limit: Duration) {
+        let Some(machine) = self.machine.clone() else { return };
+        let login = self.bench.login.clone();
+        let rekey = self.bench.rekey;
+        self.jobs.spawn(async move {
+            if rekey {
+                Done::Rekeyed(machine.rekey(&login, limit).await.map_err(|e| e.to_string()))
+            } else {
+                Done::Input(Input::Rekeyed(Ok(())))
+            }
         });
     }
 
@@ -401,6 +424,6 @@ impl Driver<'_> {
             }
         }
         self.emit(Phase::End, Body::TrialEnded { end: end.clone() }).await;
-        Ended { end, checkpointed }
+        Ended { end, checkpointed, login: self.own_login }
     }
 }

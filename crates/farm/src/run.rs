@@ -7,7 +7,7 @@ use klpfarm_model::event::{CheckpointFacts, Vitals};
 use klpfarm_model::{
     Arm, Body, Event, Finding, Phase, Plan, Scope, Start, Trial, TrialEnd, is_decided, next_trial,
 };
-use klpfarm_vm::Checkpointed;
+use klpfarm_vm::{Checkpointed, Login};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -225,6 +225,8 @@ impl Functions {
 pub struct Aged {
     /// What its checkpoint cost.
     pub checkpointed: Checkpointed,
+    /// How to log in to its forks, if it was given keys of its own.
+    pub login: Option<Login>,
     /// The machine soon after booting; absent if it was forked from an older checkpoint.
     pub fresh: Option<Vitals>,
     /// The machine in the end.
@@ -318,7 +320,7 @@ fn aged(ended: Ended, events: &[Event]) -> Result<Aged, AgeError> {
     }
     match (ended.end, ended.checkpointed, reached) {
         (TrialEnd::Completed, Some(checkpointed), Some(reached)) => {
-            Ok(Aged { checkpointed, fresh, reached, release, blind })
+            Ok(Aged { checkpointed, login: ended.login, fresh, reached, release, blind })
         }
         (TrialEnd::FarmError { message }, _, _) => Err(AgeError::Farm(message)),
         (TrialEnd::Interrupted, _, _) => Err(AgeError::Interrupted),

@@ -13,8 +13,8 @@ use tar::EntryType;
 
 use crate::checkpoint::parse;
 use crate::{
-    CHECKPOINT_FILES, Checkpoint, CheckpointFile, CheckpointManifest, CheckpointStore, Draft, Error, Result,
-    Store, fsutil, sparse,
+    Checkpoint, CheckpointFile, CheckpointManifest, CheckpointStore, Draft, Error, Result, Store, fsutil,
+    sparse,
 };
 
 const MANIFEST: &str = "manifest.json";
@@ -80,7 +80,7 @@ fn pack(checkpoint: &Checkpoint, to: &mut File) -> std::io::Result<()> {
     let mut tar = tar::Builder::new(to);
     tar.mode(tar::HeaderMode::Deterministic);
     tar.sparse(true);
-    for name in [MANIFEST].into_iter().chain(CHECKPOINT_FILES) {
+    for name in [MANIFEST].into_iter().chain(checkpoint.manifest.made.files()) {
         tar.append_file(name, &mut File::open(checkpoint.dir.join(name))?)?;
     }
     tar.into_inner().map(drop)
@@ -105,7 +105,7 @@ fn read_manifest(mut entry: tar::Entry<'_, impl Read>) -> Result<CheckpointManif
     }
     let mut names: Vec<_> = manifest.files.iter().map(|f| f.name.as_str()).collect();
     names.sort_unstable();
-    let mut known = CHECKPOINT_FILES;
+    let mut known: Vec<_> = manifest.made.files().collect();
     known.sort_unstable();
     if names != known {
         return Err(format!("`{MANIFEST}` lists other files than {}", known.join(", ")));
@@ -163,8 +163,8 @@ fn own_overlay(path: &Path) -> Result<(), String> {
     Ok(())
 }
 
-/// The overlay and the keys in the guest's memory belong to one making of the image: another of the same recipe has other keys,
-/// and its files lie elsewhere on the disk.
+/// The overlay belongs to one making of the image: another of the same recipe has other keys, and its files lie elsewhere on the
+/// disk.
 fn require_image(manifest: &CheckpointManifest, images: &Store) -> Result<()> {
     let key = &manifest.key;
     let missing =

@@ -10,13 +10,16 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::store::{Hold, open_lock};
-use crate::{Draft, Error, Result, fsutil, sparse};
+use crate::{Draft, Error, Result, Ssh, fsutil, sparse};
 
 /// Version of a checkpoint's `manifest.json`; one of another version is not recognised.
-pub const CHECKPOINT_SCHEMA: u32 = 1;
+pub const CHECKPOINT_SCHEMA: u32 = 2;
 
 /// The files of every checkpoint: guest memory, processors and devices, disk changes, and the console until then.
 pub const CHECKPOINT_FILES: [&str; 4] = ["ram", "state", "disk.qcow2", "console.log"];
+
+/// The private SSH key of a checkpoint whose guest has keys of its own.
+pub const CHECKPOINT_KEY: &str = "ssh_key";
 
 /// The files a machine goes on from.
 const MACHINE_FILES: [&str; 3] = ["ram", "state", "disk.qcow2"];
@@ -84,7 +87,7 @@ pub struct CheckpointManifest {
     pub key: Key,
     /// When it was made, RFC 3339, UTC.
     pub created: String,
-    /// One entry for each of [`CHECKPOINT_FILES`].
+    /// One entry for each of [`CHECKPOINT_FILES`], and for [`CHECKPOINT_KEY`] where there is one.
     pub files: Vec<CheckpointFile>,
     /// What its maker tells of it.
     #[serde(flatten)]
@@ -106,12 +109,21 @@ pub struct Made {
     pub uptime_s: f64,
     /// Detectors that can't fire on this guest, and why.
     pub blind: BTreeMap<String, String>,
+    /// The guest's own public host key, which came with [`CHECKPOINT_KEY`]; `None`: it has its image's keys.
+    pub host_key: Option<String>,
+}
+
+impl Made {
+    /// The files of a checkpoint of which this is told.
+    pub(crate) fn files(&self) -> impl Iterator<Item = &'static str> + use<> {
+        CHECKPOINT_FILES.into_iter().chain(self.host_key.as_ref().map(|_| CHECKPOINT_KEY))
+    }
 }
 
 /// A file of a checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CheckpointFile {
-    /// One of [`CHECKPOINT_FILES`].
+    /// One of [`CHECKPOINT_FILES`], or [`CHECKPOINT_KEY`].
     pub name: String,
     /// Length in bytes.
     pub size: u64,
@@ -133,7 +145,7 @@ impl CheckpointFile {
 /// A finished checkpoint.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Checkpoint {
-    /// The folder, absolute: `ram`, `state`, `disk.qcow2`, `console.log`, `manifest.json`.
+    /// The folder, absolute: `ram`, `state`, `disk.qcow2`, `console.log`, `ssh_key`, `manifest.json`.
     pub dir: PathBuf,
     /// The manifest.
     pub manifest: CheckpointManifest,
@@ -148,7 +160,15 @@ impl Checkpoint {
     /// Bytes it takes on the disk: less than the files' lengths, because memory is mostly holes.
     pub fn disk_bytes(&self) -> u64 {
         let blocks = |name| fs::metadata(self.dir.join(name)).map_or(0, |m| m.blocks() * 512);
-        CHECKPOINT_FILES.iter().map(blocks).sum()
+        self.manifest.made.files().map(blocks).sum()
+    }
+
+    /// How to log in to its machines, where this is how to log in to its image.
+    pub fn ssh(&self, image: Ssh) -> Ssh {
+        match &self.manifest.made.host_key {
+            None => image,
+            host_key => Ssh { key: self.dir.join(CHECKPOINT_KEY), host_key: host_key.clone(), ..image },
+        }
     }
 
     /// Read every file and compare it with the manifest. A GiB of memory takes a fraction of a second; call it where that may
@@ -162,7 +182,7 @@ impl Checkpoint {
             file: self.dir.join(file),
             reason,
         };
-        for name in CHECKPOINT_FILES {
+        for name in self.manifest.made.files() {
             let Some(wanted) = self.manifest.files.iter().find(|f| f.name == name) else {
                 return Err(damaged("manifest.json", format!("it does not list `{name}`")));
             };

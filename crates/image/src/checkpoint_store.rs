@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use crate::store::{Hold, left_over, open_lock};
 use crate::{
-    CHECKPOINT_FILES, CHECKPOINT_SCHEMA, Checkpoint, CheckpointFile, CheckpointManifest, Error, Key, Made,
-    Progress, Result, Sink, fsutil,
+    CHECKPOINT_SCHEMA, Checkpoint, CheckpointFile, CheckpointManifest, Error, Key, Made, Progress, Result,
+    Sink, fsutil,
 };
 
 /// All checkpoints below one `KLPFARM_HOME`.
@@ -89,6 +89,19 @@ impl CheckpointStore {
         }
         list.sort_by(|a, b| a.manifest.created.cmp(&b.manifest.created));
         Ok(list)
+    }
+
+    /// Ids of checkpoints that another klpfarm made and this one cannot read: lists leave them out, and they take disk all the same.
+    ///
+    /// # Errors
+    /// When the folder cannot be read.
+    pub fn of_other_schema(&self) -> Result<Vec<String>> {
+        let mut names = self.names("")?;
+        let dir = |name: &String| self.dir.join(name);
+        names.retain(|name| {
+            dir(name).join("manifest.json").exists() && matches!(Checkpoint::read(&dir(name)), Ok(None))
+        });
+        Ok(names)
     }
 
     /// Remove the checkpoint with this id, whatever its state, or the only one whose id begins so; returns the id.
@@ -215,7 +228,7 @@ pub struct Draft {
 }
 
 impl Draft {
-    /// The folder to put [`CHECKPOINT_FILES`] into.
+    /// The folder to put [`crate::CHECKPOINT_FILES`] into, and [`crate::CHECKPOINT_KEY`] with its host key in [`Made`].
     pub fn dir(&self) -> &Path {
         &self.dir
     }
@@ -226,8 +239,7 @@ impl Draft {
     /// # Errors
     /// When a file is missing or cannot be read; nothing is visible then.
     pub fn publish(self, made: Made) -> Result<Checkpoint> {
-        let files =
-            CHECKPOINT_FILES.iter().map(|name| CheckpointFile::of(&self.dir, name)).collect::<Result<_>>()?;
+        let files = made.files().map(|name| CheckpointFile::of(&self.dir, name)).collect::<Result<_>>()?;
         let manifest = CheckpointManifest {
             schema: CHECKPOINT_SCHEMA,
             id: self.key.id(),
@@ -245,7 +257,7 @@ impl Draft {
         let text =
             serde_json::to_string_pretty(&manifest).map_err(|e| Error::io("write", &file)(e.into()))?;
         fs::write(&file, text + "\n").map_err(Error::io("write", &file))?;
-        for name in CHECKPOINT_FILES.into_iter().chain(["manifest.json"]) {
+        for name in manifest.made.files().chain(["manifest.json"]) {
             let path = self.dir.join(name);
             // QEMU and the console's writer have modes of their own.
             fs::set_permissions(&path, Permissions::from_mode(0o600)).map_err(Error::io("protect", &path))?;

@@ -29,7 +29,8 @@ mod sparse;
 mod store;
 
 pub use checkpoint::{
-    CHECKPOINT_FILES, CHECKPOINT_SCHEMA, Checkpoint, CheckpointFile, CheckpointManifest, Key, Made,
+    CHECKPOINT_FILES, CHECKPOINT_KEY, CHECKPOINT_SCHEMA, Checkpoint, CheckpointFile, CheckpointManifest, Key,
+    Made,
 };
 pub use checkpoint_store::{Begun, CheckpointStore, Draft};
 pub use command::Command;

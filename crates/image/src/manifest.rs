@@ -130,6 +130,11 @@ impl Image {
         Ssh { key: self.dir.join(&self.manifest.ssh.key), ..self.manifest.ssh.clone() }
     }
 
+    /// Whether the guest's SSH keys were made with the image, and are ours to replace. Otherwise the key is a user's own.
+    pub fn has_own_keys(&self) -> bool {
+        self.manifest.ssh.key.is_relative()
+    }
+
     /// The kernel's release, where known before booting.
     pub fn release(&self) -> Option<&str> {
         self.manifest.release.as_deref()

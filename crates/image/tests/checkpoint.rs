@@ -6,8 +6,8 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use klpfarm_image::{
-    Begun, BuildOptions, CHECKPOINT_FILES, Checkpoint, CheckpointStore, Draft, Error, Image, Key, Made,
-    Progress, Recipe, Store,
+    Begun, BuildOptions, CHECKPOINT_FILES, CHECKPOINT_KEY, Checkpoint, CheckpointStore, Draft, Error, Image,
+    Key, Made, Progress, Recipe, Store,
 };
 use serde_json::{Value, json};
 use tar::{EntryType, Header};
@@ -57,8 +57,9 @@ impl World {
     async fn checkpoint(&self) -> Checkpoint {
         let draft = self.draft(&self.key()).await;
         fill(draft.dir());
-        let made = Made { release: "6.1".into(), uptime_s: 42.0, ..Made::default() };
-        draft.publish(made).unwrap()
+        fs::write(draft.dir().join(CHECKPOINT_KEY), "key").unwrap();
+        let host_key = Some("ssh-ed25519 AAAA".into());
+        draft.publish(Made { release: "6.1".into(), uptime_s: 42.0, host_key, ..Made::default() }).unwrap()
     }
 
     /// Names in the store, lock files left out.
@@ -126,6 +127,22 @@ async fn a_checkpoint_is_made_in_one_step_kept_private_and_found() {
 }
 
 #[tokio::test]
+async fn one_with_keys_of_its_own_keeps_them_private_and_says_how_to_log_in() {
+    let world = host().await;
+    let (image, checkpoint) = (world.image.ssh(), world.checkpoint().await);
+    let own = checkpoint.ssh(image.clone());
+    assert_eq!(own.key, checkpoint.dir.join(CHECKPOINT_KEY));
+    assert_eq!((own.host_key.as_deref(), &own.user), (Some("ssh-ed25519 AAAA"), &image.user));
+    assert_eq!(mode(&own.key), 0o600);
+    // The next one is not given this one's key.
+    let draft = world.draft(&Key { parent: Some(checkpoint.id().into()), ..world.key() }).await;
+    checkpoint.copy_into(&draft).unwrap();
+    assert!(!draft.dir().join(CHECKPOINT_KEY).exists());
+    fs::write(draft.dir().join("console.log"), "").unwrap();
+    assert_eq!(draft.publish(Made::default()).unwrap().ssh(image.clone()), image);
+}
+
+#[tokio::test]
 async fn one_in_use_is_not_removed() {
     let world = host().await;
     let checkpoint = world.checkpoint().await;
@@ -143,7 +160,7 @@ async fn one_in_use_is_not_removed() {
 async fn damage_is_named_with_what_to_do_and_can_be_removed() {
     let world = host().await;
     type Damage = fn(&Path);
-    let damages: [(&str, &str, Damage); 5] = [
+    let damages: [(&str, &str, Damage); 6] = [
         ("ram", "No such file", |f| fs::remove_file(f).unwrap()),
         ("ram", "bytes, the manifest says 8388608", |f| {
             File::options().write(true).open(f).unwrap().set_len(4096).unwrap();
@@ -153,6 +170,7 @@ async fn damage_is_named_with_what_to_do_and_can_be_removed() {
         }),
         ("state", "has changed", |f| fs::write(f, b"stat3").unwrap()),
         ("disk.qcow2", "No such file", |f| fs::remove_file(f).unwrap()),
+        ("ssh_key", "has changed", |f| fs::write(f, "kex").unwrap()),
     ];
     for (name, words, damage) in damages {
         let checkpoint = world.checkpoint().await;
@@ -169,6 +187,15 @@ async fn damage_is_named_with_what_to_do_and_can_be_removed() {
     assert!(world.store.list().unwrap().is_empty());
     world.store.remove(checkpoint.id()).unwrap();
     assert!(world.entries().is_empty());
+    // One of another klpfarm's is none of ours, but it is there to be removed.
+    let checkpoint = world.checkpoint().await;
+    let manifest = checkpoint.dir.join("manifest.json");
+    let other = fs::read_to_string(&manifest).unwrap().replace("\"schema\": 2", "\"schema\": 1");
+    fs::write(&manifest, other).unwrap();
+    assert!(world.store.list().unwrap().is_empty() && world.store.get(&world.key()).unwrap().is_none());
+    assert_eq!(world.store.of_other_schema().unwrap(), [checkpoint.id()]);
+    world.store.remove(checkpoint.id()).unwrap();
+    assert!(world.store.of_other_schema().unwrap().is_empty());
 }
 
 #[tokio::test]
@@ -275,10 +302,9 @@ async fn nothing_strange_is_taken_out_of_an_archive() {
     let read = |name: &str| fs::read(kept.join(name)).unwrap();
     let manifest = String::from_utf8(read("manifest.json")).unwrap();
     let file = |name: &str| entry(name, EntryType::Regular, &read(name));
-    let files: Vec<u8> = CHECKPOINT_FILES.iter().flat_map(|n| file(n)).collect();
-    let without = |left: &str| {
-        CHECKPOINT_FILES.iter().filter(|n| **n != left).flat_map(|n| file(n)).collect::<Vec<u8>>()
-    };
+    let all = || CHECKPOINT_FILES.into_iter().chain([CHECKPOINT_KEY]);
+    let files: Vec<u8> = all().flat_map(file).collect();
+    let without = |left: &str| all().filter(|n| *n != left).flat_map(file).collect::<Vec<u8>>();
     let first = |text: &str| entry("manifest.json", EntryType::Regular, text.as_bytes());
     let good = [first(&manifest), files.clone()].concat();
     let changed = |from: &str, to: &str| {
@@ -318,10 +344,12 @@ async fn nothing_strange_is_taken_out_of_an_archive() {
             [first(&manifest), without("state"), entry("state", EntryType::Regular, b"stat3")].concat(),
         ),
         ("", good[..good.len() / 2].to_vec()),
-        ("schema is 2", changed("\"schema\": 1", "\"schema\": 2")),
+        ("schema is 3", changed("\"schema\": 2", "\"schema\": 3")),
         ("id is not the one of its key", changed(&format!("\"id\": \"{id}\""), "\"id\": \"../../x\"")),
         ("id is not the one of its key", changed("\"cpus\": 1", "\"cpus\": 2")),
         ("lists other files", changed("\"name\": \"state\"", "\"name\": \"../state\"")),
+        ("lists other files", changed("\"host_key\": \"ssh-ed25519 AAAA\"", "\"host_key\": null")),
+        ("`ssh_key` is missing", [first(&manifest), without("ssh_key")].concat()),
         ("not that of the machine's memory", changed("\"size\": 8388608", "\"size\": 8388609")),
     ];
     for (words, bytes) in cases {

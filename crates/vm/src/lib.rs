@@ -14,6 +14,7 @@ mod overlay;
 mod owner;
 mod qmp;
 mod registers;
+mod rekey;
 mod spec;
 mod ssh;
 

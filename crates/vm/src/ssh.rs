@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use russh::client::{self, Handle};
+use russh::keys::ssh_key::LineEnding;
 use russh::keys::{PrivateKey, PrivateKeyWithHashAlg, PublicKey, PublicKeyOrCertificate};
 use russh::{ChannelMsg, Disconnect};
 
@@ -36,6 +37,26 @@ impl Login {
             })
             .transpose()?;
         Ok(Self { user: user.to_owned(), key: Arc::new(key), host_key })
+    }
+
+    /// The same user's, with other keys.
+    pub(crate) fn with(&self, key: PrivateKey, host_key: PublicKey) -> Self {
+        Self { user: self.user.clone(), key: Arc::new(key), host_key: Some(host_key) }
+    }
+
+    /// Write the private key to a new file for the owner alone, for [`Login::new`] to read.
+    ///
+    /// # Errors
+    /// If it can't be written.
+    pub fn save(&self, key: &Path) -> Result<(), VmError> {
+        self.key
+            .write_openssh_file(key, LineEnding::LF)
+            .map_err(|e| VmError::Ssh(format!("{}: {e}", key.display())))
+    }
+
+    /// The pinned host key, as a line of `ssh_host_ed25519_key.pub`.
+    pub fn host_key(&self) -> Option<String> {
+        self.host_key.as_ref()?.to_openssh().ok()
     }
 }
 

@@ -5,7 +5,9 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use klpfarm_image::{Begun, BuildOptions, Checkpoint, CheckpointStore, Draft, Image, Key, Made, Store};
+use klpfarm_image::{
+    Begun, BuildOptions, CHECKPOINT_KEY, Checkpoint, CheckpointStore, Draft, Image, Key, Made, Store,
+};
 use klpfarm_model::Accel;
 use klpfarm_stress::wire::{Ask, FromGuest, Run, ToGuest};
 use klpfarm_vm::{
@@ -349,15 +351,42 @@ async fn older(bench: &Bench, checkpoint: &Checkpoint) {
     let mut machine = bench.start(&draft.dir().join("console.log"), origin).await.unwrap();
     machine.ticks().await;
     machine.run(bench, "echo older > /root/mark && sync", b"").await;
+    let begun = Instant::now();
+    let own = drained(&mut machine.outputs, machine.machine.rekey(&bench.login, LIMIT)).await.unwrap();
+    println!("SSH keys of its own after {} ms", begun.elapsed().as_millis());
     machine.checkpoint().await;
-    let older = draft.publish(Made::default()).unwrap();
+    own.save(&draft.dir().join(CHECKPOINT_KEY)).unwrap();
+    let older = draft.publish(Made { host_key: own.host_key(), ..Made::default() }).unwrap();
     checkpoint.verify().unwrap();
     let begun = Instant::now();
     let mut fork = bench.fork("fork-of-older", &older).await.unwrap();
     println!("fork of the older one: running after {} ms", begun.elapsed().as_millis());
     fork.ticks().await;
-    assert_eq!(fork.run(bench, "cat /root/mark", b"").await.trim(), "older");
+    own_keys_only(bench, &older, &mut fork).await;
     fork.close().await;
+}
+
+/// The key that opens the image does not open this machine, nor does the machine show the image's host key.
+async fn own_keys_only(bench: &Bench, checkpoint: &Checkpoint, fork: &mut Running) {
+    let (image, own) = (bench.image.ssh(), checkpoint.ssh(bench.image.ssh()));
+    assert!(image.key != own.key && image.host_key != own.host_key);
+    let login = |key: &Path, host_key: &Option<String>| Login::new("root", key, host_key.as_deref()).unwrap();
+    for (login, why) in [
+        (login(&image.key, &image.host_key), "key"),
+        (login(&own.key, &image.host_key), "key"),
+        (login(&image.key, &own.host_key), "authent"),
+    ] {
+        let refused = drained(&mut fork.outputs, fork.machine.ssh(&login, LIMIT)).await.err();
+        let error = refused.expect("a key of the image's").to_string().to_lowercase();
+        assert!(error.contains(why), "{error}");
+    }
+    let own = login(&own.key, &own.host_key);
+    let ssh = drained(&mut fork.outputs, fork.machine.ssh(&own, LIMIT)).await.unwrap();
+    let said = drained(&mut fork.outputs, ssh.run("cat /root/mark && ls /etc/ssh /root/.ssh", b"", LIMIT))
+        .await
+        .unwrap();
+    assert!(said.text.starts_with("older\n") && !said.text.contains(".new"), "{said:?}");
+    ssh.close().await;
 }
 
 /// A checkpoint that was elsewhere is one to fork from.

@@ -146,7 +146,7 @@ impl Lab {
         name: &str,
     ) -> Result<klpfarm_farm::Bench, Failure> {
         let dir = self.dir().join(name);
-        aging::bench(&Arc::new(plan), &self.image, &self.patches, origin, &dir, self.dir())
+        aging::bench(&Arc::new(plan), &self.image, None, &self.patches, origin, &dir, self.dir())
     }
 
     /// Age a machine by the plan; its files lie in a folder of this name.

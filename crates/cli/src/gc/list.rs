@@ -62,6 +62,14 @@ pub(crate) fn all(home: &Path, with_checkpoints: bool) -> Result<Vec<Thing>, Fai
             path: checkpoint.dir,
         });
     }
+    for id in checkpoints.of_other_schema().map_err(Failure::farm)? {
+        let path = checkpoints.dir().join(&id);
+        let busy = checkpoints.is_busy(&id).map_err(Failure::farm)?;
+        // Of no more use to us than one whose image is gone.
+        let of = Checkpoint { id, parent: None, image_there: false, busy };
+        let at = modified(&path.join("manifest.json"));
+        things.push(Thing { what: What::Checkpoint(of), bytes: disk::used(&path), at, path });
+    }
     Ok(things)
 }
 

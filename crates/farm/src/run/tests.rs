@@ -75,7 +75,7 @@ async fn scripted(script: Script, trial: Trial, mut wires: Wires) -> Ended {
         }
     };
     tell(Phase::End, Body::TrialEnded { end: end.clone() }).await;
-    Ended { end, checkpointed: None }
+    Ended { end, checkpointed: None, login: None }
 }
 
 fn finding(kind: FarmKind) -> Finding {

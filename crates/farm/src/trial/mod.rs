@@ -48,6 +48,8 @@ pub(crate) enum Input {
     Login(Result<u64, String>),
     /// [`Action::Ssh`] ended.
     Ssh(Result<SshOutput, String>),
+    /// [`Action::Rekey`] ended.
+    Rekeyed(Result<(), String>),
     /// [`Action::Cpus`] ended: what the virtual CPUs do, or why that can't be told.
     Cpus(Result<Vec<CpuLook>, String>),
     /// [`Action::Collect`] ended.
@@ -67,6 +69,11 @@ pub(crate) enum Action {
     Emit(Phase, Body),
     /// Log in afresh, run `true`, and keep the first connection that works for [`Action::Ssh`].
     Login {
+        /// At most so long.
+        limit: Duration,
+    },
+    /// Give the guest SSH keys of its own, and log in with them from now on.
+    Rekey {
         /// At most so long.
         limit: Duration,
     },
@@ -154,6 +161,7 @@ enum Step {
     Prepare(usize),
     Hello,
     Refresh,
+    Rekey,
     Vitals,
     /// Replies of so many workloads are awaited.
     StartLoad(usize),
@@ -191,6 +199,9 @@ fn guest_limit_ms(limit: Duration) -> u64 {
     millis(limit * 20)
 }
 
+/// From QEMU's closing of a channel until its end is known.
+const ENDING: Duration = Duration::from_secs(5);
+
 /// How long calls are counted, and how often again without the patch while a function was not called at all.
 const COUNT_SECONDS: u64 = 2;
 const COUNT_ROUNDS: u32 = 12;
@@ -199,9 +210,6 @@ const COUNT_ROUNDS: u32 = 12;
 pub(crate) struct Dispatcher {
     plan: Arc<Plan>,
     trial: Trial,
-/// From QEMU's closing of a channel until its end is known.
-const ENDING: Duration = Duration::from_secs(5);
-
     origin: Origin,
     script: VecDeque<Op>,
     /// The patch that is being applied or taken back.
@@ -231,6 +239,8 @@ const ENDING: Duration = Duration::from_secs(5);
     cpus_at: Option<Duration>,
     cpus_running: bool,
     console: Console,
+    /// The first channel that QEMU has closed, and when.
+    closed: Option<(Duration, &'static str)>,
     beat_at: Duration,
     /// Questions that no step waits for, by id.
     beside: BTreeMap<u64, Beside>,
@@ -239,8 +249,6 @@ const ENDING: Duration = Duration::from_secs(5);
     load_runs: bool,
     applied: Option<Duration>,
     /// What loading said of tasks inside functions.
-    /// The first channel that QEMU has closed, and when.
-    closed: Option<(Duration, &'static str)>,
     inside: BTreeMap<String, u32>,
     /// The patch that is being applied is listed in sysfs.
     listed: bool,
@@ -291,6 +299,7 @@ impl Dispatcher {
             cpus_at: Some(zero),
             cpus_running: false,
             console,
+            closed: None,
             beat_at: zero,
             beside: BTreeMap::new(),
             started_ms: 0,
@@ -299,7 +308,6 @@ impl Dispatcher {
             load_runs: origin != Origin::Boot,
             applied: None,
             inside: BTreeMap::new(),
-            closed: None,
             listed: false,
             enabled: false,
             functions: BTreeSet::new(),
@@ -325,6 +333,7 @@ impl Dispatcher {
                 Input::Output(output) => self.output(now, output),
                 Input::Login(result) => self.login(now, result),
                 Input::Ssh(result) => self.ssh(now, result),
+                Input::Rekeyed(result) => self.rekeyed(now, result),
                 Input::Cpus(looks) => self.cpus_seen(now, looks),
                 Input::Collected(collected) => self.collected(collected),
                 Input::Tick => self.tick(now),
@@ -353,6 +362,7 @@ impl Dispatcher {
     fn next_op(&mut self, now: Duration) {
         match self.script.pop_front() {
             None => self.end(TrialEnd::Completed),
+            Some(Op::Rekey) => self.rekey(now),
             Some(Op::Vitals) => {
                 self.step = Step::Vitals;
                 self.ask(now, Ask::Vitals, self.scaled(20));

@@ -43,6 +43,24 @@ impl Dispatcher {
         self.out.push_back(Action::Refresh { id: self.awaited });
     }
 
+    pub(super) fn rekey(&mut self, now: Duration) {
+        self.step = Step::Rekey;
+        let limit = self.plan.scaled(self.plan.pipeline.limits.ssh);
+        self.deadline = now + limit + Duration::from_secs(5);
+        self.out.push_back(Action::Rekey { limit });
+    }
+
+    pub(super) fn rekeyed(&mut self, now: Duration, result: Result<(), String>) {
+        match (self.step, result) {
+            (Step::Rekey, Ok(())) => self.next_op(now),
+            (Step::Rekey, Err(error)) => {
+                self.farm_error(format!("giving the machine SSH keys of its own failed: {error}"));
+            }
+            // The answer came after a finding ended the step.
+            _ => {}
+        }
+    }
+
     pub(super) fn vitals(&mut self, now: Duration, out: &str) {
         match serde_json::from_str::<wire::Vitals>(out) {
             Ok(v) => {

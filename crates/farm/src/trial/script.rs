@@ -18,6 +18,8 @@ pub(crate) enum Origin {
 /// One thing a trial does; the next begins when it is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Op {
+    /// Give the machine SSH keys of its own.
+    Rekey,
     /// Learn how old and worn the machine is.
     Vitals,
     /// Start what makes the machine old.
@@ -43,6 +45,10 @@ pub(super) enum Op {
 pub(super) fn script(plan: &Plan, trial: &Trial, origin: Origin) -> Vec<Op> {
     let phases = plan.pipeline.phases;
     let mut ops = Vec::new();
+    if trial.number == 0 {
+        // First, so that all later logins show that they work.
+        ops.push(Op::Rekey);
+    }
     match origin {
         Origin::Boot => {
             let uptime = plan.pipeline.aging.uptime;
@@ -133,7 +139,8 @@ mod tests {
         let plan = plan();
         let trial = Trial::new(0, Arm::Control, Vec::new(), 1);
         let more = Duration::from_secs(9);
-        assert_eq!(script(&plan, &trial, Origin::Older(more)), [Op::Run(Phase::Age, more), Op::Vitals]);
-        assert_eq!(script(&plan, &trial, Origin::Boot).len(), 6);
+        let older = [Op::Rekey, Op::Run(Phase::Age, more), Op::Vitals];
+        assert_eq!(script(&plan, &trial, Origin::Older(more)), older);
+        assert_eq!(script(&plan, &trial, Origin::Boot).len(), 7);
     }
 }

@@ -8,7 +8,7 @@ use klpfarm_vm::QmpEvent;
 
 use super::*;
 pub(super) use fake::plan;
-use fake::{Fake, Faults, tell};
+use fake::{Fake, Faults, tell, tell_of_aging};
 
 #[test]
 fn a_loaded_trial_goes_through_all_phases() {
@@ -261,6 +261,21 @@ fn no_login_and_another_kernel_are_the_farms_errors() {
         "{:?}",
         told.end
     );
+}
+
+#[test]
+fn a_machine_that_is_aged_gets_keys_of_its_own_or_is_of_no_use() {
+    let told = tell_of_aging(Faults::default());
+    assert_eq!(told.end, TrialEnd::Completed);
+    assert_eq!(told.commands.iter().filter(|c| *c == "rekey").count(), 1, "{:?}", told.commands);
+    let told = tell_of_aging(Faults { rekey: Some("read-only file system"), ..Faults::default() });
+    assert!(
+        matches!(&told.end, TrialEnd::FarmError { message } if message.contains("SSH keys of its own failed: read-only")),
+        "{:?}",
+        told.end
+    );
+    let none = tell(Arm::Loaded, Faults { rekey: Some("not asked for"), ..Faults::default() });
+    assert_eq!(none.end, TrialEnd::Completed);
 }
 
 #[test]

@@ -179,7 +179,8 @@ impl Dispatcher {
         let booting = self.step == Step::Login;
         let every = if booting { Duration::from_secs(1) } else { LOGIN_EVERY };
         let due = self.login_at.is_some_and(|at| now.saturating_sub(at) >= every);
-        if due && !matches!(self.step, Step::PowerOn | Step::Over) {
+        // While keys change, a login fails for no fault of the guest's.
+        if due && !matches!(self.step, Step::PowerOn | Step::Rekey | Step::Over) {
             self.try_login(now);
         }
         if self.load_runs && now.saturating_sub(self.rates_at) >= RATES_EVERY {
@@ -205,6 +206,9 @@ impl Dispatcher {
             Step::Login if late => {
                 let seconds = now.as_secs();
                 self.farm_error(format!("no SSH login within {seconds} s of power-on; see console.log"));
+            }
+            Step::Rekey if late => {
+                self.farm_error("giving the machine SSH keys of its own did not end".into());
             }
             Step::Prepare(_) if late => self.farm_error("preparing the guest did not end".into()),
             Step::StartLoad(_) | Step::StopLoad(_) if late => self.load_late(now),

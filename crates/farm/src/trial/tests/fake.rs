@@ -32,6 +32,8 @@ pub(in crate::trial) fn plan() -> Arc<Plan> {
 #[derive(Default)]
 pub(super) struct Faults {
     pub(super) no_login: bool,
+    /// Why the guest takes no new SSH keys.
+    pub(super) rekey: Option<&'static str>,
     /// So many seconds after loading, nobody answers a login any more.
     pub(super) login_mute: Option<u64>,
     pub(super) release: Option<&'static str>,
@@ -111,6 +113,16 @@ impl Told {
 pub(super) fn tell(arm: Arm, faults: Faults) -> Told {
     let plan = plan();
     let trial = plan.trials.iter().find(|t| t.arm == arm).unwrap().clone();
+    tell_of(plan, trial, faults)
+}
+
+/// What is told of a machine that only grows old.
+pub(super) fn tell_of_aging(faults: Faults) -> Told {
+    tell_of(plan(), Trial::new(0, Arm::Control, Vec::new(), 0), faults)
+}
+
+fn tell_of(plan: Arc<Plan>, trial: Trial, faults: Faults) -> Told {
+    let arm = trial.arm;
     let origin = if faults.forked { Origin::Fork } else { Origin::Boot };
     let mut dispatcher = Dispatcher::new(plan, trial, origin);
     let mut fake = Fake::new(arm, faults);
@@ -168,6 +180,10 @@ impl Fake {
             Action::Login { .. } if self.faults.no_login => vec![Input::Login(Err("no route".into()))],
             Action::Login { .. } if self.login_is_mute() => Vec::new(),
             Action::Login { .. } => vec![Input::Login(Ok(50))],
+            Action::Rekey { .. } => {
+                self.commands.push("rekey".into());
+                vec![Input::Rekeyed(self.faults.rekey.map_or(Ok(()), |error| Err(error.into())))]
+            }
             Action::Ssh { command, .. } => {
                 self.commands.push(command);
                 vec![Input::Ssh(Ok(SshOutput { code: 0, text: "blind nothing just a test\n".into() }))]
