@@ -76,6 +76,7 @@ pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
         Some(parent) => older(parent, args.more),
     };
     let limits = disk::Limits { disk_reserve: args.disk_reserve, disk_limit: None };
+    limits.allow(&home, &home)?;
     let parent = parent.map(|p| (p, args.more));
     let maker = Maker { plan: Arc::new(plan), image, home, parent, limits };
     let (checkpoint, made) = maker.ensure(&store, &key, &Interrupts::listen()).await?;

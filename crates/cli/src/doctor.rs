@@ -35,7 +35,7 @@ enum Status {
 pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
     let home = home::home()?;
     let mut lines = qemu().await;
-    lines.push(image_tools());
+    lines.push(image_tools().await);
     lines.push(memory());
     lines.push(disk(&home));
     lines.push(machines().await);
@@ -120,20 +120,19 @@ async fn qemu() -> Vec<Line> {
     vec![qemu, forks, kvm]
 }
 
-fn image_tools() -> Line {
+async fn image_tools() -> Line {
     let missing = klpfarm_image::missing_tools();
     let names: Vec<&str> = missing.iter().map(|t| t.program).collect();
     let packages: Vec<&str> = missing.iter().map(|t| t.package).collect();
-    if missing.is_empty() {
-        Line { name: "image-tools", status: Status::Ok, detail: "all there".into(), hint: String::new() }
+    let (status, detail, hint) = if !missing.is_empty() {
+        let detail = format!("{} not found: images can't be built", names.join(", "));
+        (Status::Missing, detail, format!("apt-get install {}", packages.join(" ")))
+    } else if let Err(error) = klpfarm_image::may_build().await {
+        (Status::Missing, "all there, but you may not build images".to_owned(), error.to_string())
     } else {
-        Line {
-            name: "image-tools",
-            status: Status::Missing,
-            detail: format!("{} not found: images can't be built", names.join(", ")),
-            hint: format!("apt-get install {}", packages.join(" ")),
-        }
-    }
+        (Status::Ok, "all there".to_owned(), String::new())
+    };
+    Line { name: "image-tools", status, detail, hint }
 }
 
 fn memory() -> Line {

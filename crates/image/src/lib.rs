@@ -43,7 +43,7 @@ pub use recipe::{
     BuildSpec, DiskFormat, KernelPackages, PrebuiltDisk, PrebuiltFile, PrebuiltSpec, Recipe, Security, Seed,
     Source, SshSpec,
 };
-pub use sandbox::missing_tools;
+pub use sandbox::{may_build, missing_tools};
 pub use store::{BuildOptions, Hold, Store};
 
 /// The result of everything here that can fail.

@@ -49,6 +49,14 @@ pub fn missing_tools() -> Vec<MissingTool> {
     missing_for_build(&fsutil::search_path(None))
 }
 
+/// Whether this user may build on this host, once no tool is missing.
+///
+/// # Errors
+/// [`Error::Unprivileged`] with what to do: an ordinary user needs ids of their own and user namespaces.
+pub async fn may_build() -> Result<()> {
+    Sandbox::detect(fsutil::search_path(None)).await.map(drop)
+}
+
 pub(crate) fn missing_for_build(search_path: &OsStr) -> Vec<MissingTool> {
     let needed = if is_root() { &TOOLS[..TOOLS.len() - 1] } else { &TOOLS[..] };
     missing(needed, search_path)

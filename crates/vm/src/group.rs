@@ -31,6 +31,9 @@ impl Most {
 /// Set to `off`, it leaves machines to the parent-death signal alone.
 pub const GROUP_VARIABLE: &str = "KLPFARM_GROUP";
 
+/// The systemd slice of all machines. A slice for each run would stay behind: systemd keeps empty ones until somebody stops them.
+const SLICE: &str = "klpfarm.slice";
+
 const UNBOUNDED: &str = "without limits";
 
 /// Memory that QEMU may take beside the guest's, in MiB. Under emulation its translations alone may grow to 1 GiB (QEMU's
@@ -48,10 +51,8 @@ pub enum Group {
     /// Nothing but their parent.
     #[default]
     Alone,
-    /// A systemd slice; each machine is a scope in it.
+    /// A systemd slice; each machine is a scope in it, which goes with it.
     Slice {
-        /// Its name.
-        name: String,
         /// Of the user's own systemd.
         user: bool,
     },
@@ -82,11 +83,12 @@ impl RunGroup {
         }
         if Path::new("/run/systemd/system").exists() {
             return match slice(most).await {
-                Some((name, user)) => {
+                Some(user) => {
                     let Most { memory, cpus } = most;
-                    let words =
-                        format!("are systemd scopes of at most {memory} MiB and {cpus} CPUs each, in {name}");
-                    Self { group: Group::Slice { name, user }, words, bounded: true }
+                    let words = format!(
+                        "are systemd scopes of at most {memory} MiB and {cpus} CPUs each, in {SLICE}"
+                    );
+                    Self { group: Group::Slice { user }, words, bounded: true }
                 }
                 None => alone("systemd-run starts no scope here (see `loginctl enable-linger`)"),
             };
@@ -124,8 +126,8 @@ impl Drop for RunGroup {
 impl Group {
     /// What comes before a machine's command line.
     pub(crate) fn prefix(&self, spec: &Spec) -> Vec<OsString> {
-        let Self::Slice { name, user } = self else { return Vec::new() };
-        scope(name, *user, Most::of(spec.memory_mib, spec.cpus, spec.accel))
+        let Self::Slice { user } = self else { return Vec::new() };
+        scope(*user, Most::of(spec.memory_mib, spec.cpus, spec.accel))
     }
 
     /// Take in a process that has just been started. Best effort: limits are a second line of defence.
@@ -171,28 +173,27 @@ impl Group {
 
 /// The command line that a scope's command comes after. A scope is entered by systemd-run itself, which then becomes the command:
 /// process id and parent stay.
-fn scope(slice: &str, user: bool, most: Most) -> Vec<OsString> {
+fn scope(user: bool, most: Most) -> Vec<OsString> {
     let mut words = vec!["systemd-run".to_owned()];
     words.extend(user.then(|| "--user".to_owned()));
     words.extend(["--scope", "--quiet", "--collect"].map(str::to_owned));
-    words.push(format!("--slice={slice}"));
+    words.push(format!("--slice={SLICE}"));
     words.push(format!("--property=MemoryMax={}M", most.memory));
     words.push(format!("--property=CPUQuota={}%", most.cpus * 100));
     words.push("--".to_owned());
     words.into_iter().map(OsString::from).collect()
 }
 
-/// A slice's name, and whether it is of the user's own systemd, if a scope can really be started in it.
-async fn slice(most: Most) -> Option<(String, bool)> {
+/// Whether the slice is of the user's own systemd, if a scope can really be started in it.
+async fn slice(most: Most) -> Option<bool> {
     // For root only the system's manager is sure to run.
     let root = fs::metadata("/proc/self").is_ok_and(|m| m.uid() == 0);
-    let name = format!("klpfarm-{}.slice", std::process::id());
-    let words = scope(&name, !root, most);
+    let words = scope(!root, most);
     let (program, arguments) = words.split_first()?;
     let mut tried = Command::new(program);
     tried.args(arguments).arg("true").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let status = tokio::time::timeout(Duration::from_secs(10), tried.kill_on_drop(true).status()).await;
-    status.ok()?.ok()?.success().then_some((name, !root))
+    status.ok()?.ok()?.success().then_some(!root)
 }
 
 /// A control group of our own below ours, with limits for all machines together as far as they can be had.
@@ -291,12 +292,12 @@ mod tests {
 
     #[test]
     fn a_scope_bounds_its_machine_and_becomes_it() {
-        let slice = Group::Slice { name: "klpfarm-7.slice".into(), user: true };
+        let slice = Group::Slice { user: true };
         let words = slice.prefix(&spec());
         let text: Vec<_> = words.iter().map(|w| w.to_str().unwrap()).collect();
         assert_eq!(
             text.join(" "),
-            "systemd-run --user --scope --quiet --collect --slice=klpfarm-7.slice --property=MemoryMax=1536M --property=CPUQuota=300% --"
+            "systemd-run --user --scope --quiet --collect --slice=klpfarm.slice --property=MemoryMax=1536M --property=CPUQuota=300% --"
         );
         assert!(Group::Alone.prefix(&spec()).is_empty());
     }
@@ -304,7 +305,13 @@ mod tests {
     /// Where this host lets us make one; the words say where it does not.
     #[test]
     fn what_is_in_a_control_group_dies_with_it() {
-        let Ok((dir, _)) = folder(Most { memory: 100, cpus: 1 }, 1) else { return };
+        let Ok((dir, limits)) = folder(Most { memory: 100, cpus: 1 }, 2) else { return };
+        if limits.contains("200 MiB") {
+            assert_eq!(fs::read_to_string(dir.join("memory.max")).unwrap().trim(), (200 << 20).to_string());
+        }
+        if limits.contains("2 CPUs") {
+            assert_eq!(fs::read_to_string(dir.join("cpu.max")).unwrap().trim(), "200000 100000");
+        }
         let mut child = std::process::Command::new("sleep").arg("600").spawn().unwrap();
         Group::Folder(dir.clone()).join(child.id());
         let inside = fs::read_to_string(dir.join("cgroup.procs")).unwrap();

@@ -48,10 +48,11 @@ pub(crate) fn all(home: &Path, with_checkpoints: bool) -> Result<Vec<Thing>, Fai
     let there = images.list().map_err(Failure::farm)?;
     for checkpoint in checkpoints.list().map_err(Failure::farm)? {
         let key = &checkpoint.manifest.key;
+        let has_image = there.iter().any(|i| i.id() == key.image && i.identity() == key.image_hash);
         let of = Checkpoint {
             id: checkpoint.id().to_owned(),
             parent: key.parent.clone(),
-            image_there: there.iter().any(|i| i.id() == key.image && i.identity() == key.image_hash),
+            useless: (!has_image).then_some("its image is gone"),
             busy: checkpoints.is_busy(checkpoint.id()).map_err(Failure::farm)?,
         };
         let what = What::Checkpoint(of);
@@ -65,8 +66,8 @@ pub(crate) fn all(home: &Path, with_checkpoints: bool) -> Result<Vec<Thing>, Fai
     for id in checkpoints.of_other_schema().map_err(Failure::farm)? {
         let path = checkpoints.dir().join(&id);
         let busy = checkpoints.is_busy(&id).map_err(Failure::farm)?;
-        // Of no more use to us than one whose image is gone.
-        let of = Checkpoint { id, parent: None, image_there: false, busy };
+        let useless = Some("another version of klpfarm made it");
+        let of = Checkpoint { id, parent: None, useless, busy };
         let at = modified(&path.join("manifest.json"));
         things.push(Thing { what: What::Checkpoint(of), bytes: disk::used(&path), at, path });
     }

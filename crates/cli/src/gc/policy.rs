@@ -67,8 +67,8 @@ pub(crate) struct Checkpoint {
     pub(crate) id: String,
     /// The one that it was aged from.
     pub(crate) parent: Option<String>,
-    /// The image that it is of is there.
-    pub(crate) image_there: bool,
+    /// Why nothing can be run from it any more.
+    pub(crate) useless: Option<&'static str>,
     /// Machines run from it.
     pub(crate) busy: bool,
 }
@@ -177,10 +177,10 @@ fn checkpoints(listing: &[Thing], limit: Duration, now: SystemTime, gone: &BTree
         let What::Checkpoint(c) = &thing.what else { continue };
         let age = age(thing, now);
         let youngest = c.parent.is_some() && !parents.contains(c.id.as_str());
-        if age <= limit || c.busy || needed.contains(c.id.as_str()) || (youngest && c.image_there) {
+        if age <= limit || c.busy || needed.contains(c.id.as_str()) || (youngest && c.useless.is_none()) {
             continue;
         }
-        let more = if c.image_there { "" } else { ", and its image is gone" };
+        let more = c.useless.map(|why| format!(", and {why}")).unwrap_or_default();
         going.push(Going { thing: i, why: format!("{} old, {} are kept{more}", days(age), days(limit)) });
     }
     going
@@ -269,8 +269,7 @@ mod tests {
     }
 
     fn checkpoint(id: &str, parent: Option<&str>, days: u64) -> Thing {
-        let of =
-            Checkpoint { id: id.into(), parent: parent.map(str::to_owned), image_there: true, busy: false };
+        let of = Checkpoint { id: id.into(), parent: parent.map(str::to_owned), useless: None, busy: false };
         thing(What::Checkpoint(of), days, 1)
     }
 
@@ -289,9 +288,9 @@ mod tests {
         let asked = Policy { checkpoints: Some(Duration::from_secs(60 * DAY)), ..POLICY };
         assert_eq!(goes(&listing, &asked), [0, 1, 3]);
         // The youngest of a lineage whose image is gone is of no use; one that machines run from stays.
-        for (at, change) in [(2, (false, false)), (3, (true, true))] {
+        for (at, change) in [(2, (Some("its image is gone"), false)), (3, (None, true))] {
             let What::Checkpoint(c) = &mut listing[at].what else { unreachable!() };
-            (c.image_there, c.busy) = change;
+            (c.useless, c.busy) = change;
         }
         assert_eq!(goes(&listing, &asked), [0, 1, 2]);
         // A run that goes itself needs nothing.
