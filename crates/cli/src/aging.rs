@@ -1,16 +1,18 @@
 //! Aged machines: the checkpoint that a run's trials are forked from, and `klpfarm age`, which makes one or an older one.
 
-use std::io::IsTerminal;
-use std::path::Path;
-use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+mod maker;
 
-use klpfarm_farm::{AgeError, Aged, Bench};
-use klpfarm_image::{Begun, CHECKPOINT_KEY, Checkpoint, CheckpointStore, Draft, Image, Key, Made};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use klpfarm_farm::Bench;
+use klpfarm_image::{Checkpoint, CheckpointStore, Image, Key};
 use klpfarm_model::event::CheckpointFacts;
-use klpfarm_model::{Accel, Arm, Event, Pipeline, Plan, Resolved, Rotation, TierRule, Workload};
-use klpfarm_report::{Terminal, View};
-use klpfarm_vm::{Claimed, Files, Group, Login, Origin, RunGroup, Spec};
+use klpfarm_model::{Accel, Arm, Pipeline, Plan, Resolved, Rotation, TierRule, Workload};
+use klpfarm_vm::{Claimed, Group, Login, Origin, Spec};
+
+pub(crate) use maker::Maker;
 
 use crate::failure::{Failure, print, print_json};
 use crate::interrupt::Interrupts;
@@ -265,145 +267,6 @@ pub(crate) fn suits(checkpoint: &Checkpoint, plan: &Plan, image: &Image, qemu: &
         return Ok(());
     }
     Err(Failure::input(format!("checkpoint {}: {}", checkpoint.id(), differs.join("; "))))
-}
-
-/// What a checkpoint is made with.
-pub(crate) struct Maker {
-    pub(crate) plan: Arc<Plan>,
-    pub(crate) image: Image,
-    pub(crate) home: std::path::PathBuf,
-    /// To go on from this checkpoint for so long, instead of booting.
-    pub(crate) parent: Option<(Checkpoint, Duration)>,
-    /// The disk it may not use up.
-    pub(crate) limits: disk::Limits,
-}
-
-impl Maker {
-    /// The checkpoint with this key, and how many milliseconds it took if it had to be made.
-    pub(crate) async fn ensure(
-        &self,
-        store: &CheckpointStore,
-        key: &Key,
-        interrupts: &Interrupts,
-    ) -> Result<(Checkpoint, Option<u64>), Failure> {
-        let mut waiting = |_: klpfarm_image::Progress| {
-            tell!("klpfarm: another klpfarm is making checkpoint {}; waiting", key.id());
-        };
-        let begun = interrupts
-            .until_first(store.begin(key, &mut waiting))
-            .await
-            .ok_or_else(|| Failure::Interrupted("interrupted".into()))?;
-        match begun.map_err(Failure::farm)? {
-            Begun::There(checkpoint) => Ok((checkpoint, None)),
-            Begun::Draft(draft) => {
-                let started = Instant::now();
-                let checkpoint = self.make(draft, key, interrupts).await?;
-                Ok((checkpoint, Some(u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX))))
-            }
-        }
-    }
-
-    async fn make(&self, draft: Draft, key: &Key, interrupts: &Interrupts) -> Result<Checkpoint, Failure> {
-        let started = Instant::now();
-        let files = Files::in_dir(draft.dir());
-        let (origin, more) = match &self.parent {
-            Some((parent, more)) => {
-                verified(parent).await?;
-                parent.copy_into(&draft).map_err(Failure::farm)?;
-                tell!("klpfarm: aging checkpoint {} for {} s more", parent.id(), more.as_secs());
-                (Origin::Continue(files), Some(*more))
-            }
-            None => {
-                let uptime = self.plan.pipeline.aging.uptime.as_secs();
-                tell!(
-                    "klpfarm: no checkpoint of such a machine yet: aging one to an uptime of {uptime} s ({})",
-                    key.id()
-                );
-                (Origin::Template(files), None)
-            }
-        };
-        let _held = self.image.hold().map_err(Failure::farm)?;
-        let scratch = scratch(&self.home)?;
-        let parent = self.parent.as_ref().map(|(parent, _)| parent);
-        let mut bench = bench(&self.plan, &self.image, parent, &[], origin, scratch.path(), scratch.path())?;
-        bench.rekey = self.image.has_own_keys();
-        // Alone, but bounded like the machines of a run.
-        let spec = &mut bench.spec;
-        let group = RunGroup::create(spec.memory_mib, spec.cpus, spec.accel, 1).await;
-        spec.group = group.group();
-        let view = if std::io::stderr().is_terminal() { View::Live } else { View::Plain };
-        let mut terminal = Terminal::new(view, &self.plan);
-        let mut sink = |event: &Event| {
-            terminal.event(event);
-            Ok(())
-        };
-        let stop = interrupts.first.child_token();
-        let full = OnceLock::new();
-        let watching = async {
-            let _ = full.set(self.limits.low(&self.home).await);
-            stop.cancel();
-            std::future::pending().await
-        };
-        let aging = klpfarm_farm::age(&bench, more, &mut sink, stop.clone());
-        let aged = tokio::select! {
-            aged = interrupts.until_second(aging) => aged,
-            never = watching => never,
-        };
-        let aged = aged.ok_or_else(|| Failure::Interrupted("interrupted".into()))?;
-        let console = scratch.path().join(Plan::trial_dir(0)).join("console.log");
-        let aged = match (aged, full.get()) {
-            (Ok(aged), _) => aged,
-            (Err(_), Some(why)) => {
-                let advice = "see `klpfarm gc`, or set --disk-reserve";
-                return Err(Failure::farm(format!(
-                    "aging was ended before the disk is full: {why}: {advice}"
-                )));
-            }
-            (Err(error), None) => return Err(self.failed(error, &console)),
-        };
-        std::fs::copy(&console, draft.dir().join("console.log"))
-            .map_err(|e| Failure::farm(format!("{}: {e}", console.display())))?;
-        if let Some(login) = &aged.login {
-            login.save(&draft.dir().join(CHECKPOINT_KEY)).map_err(Failure::farm)?;
-        }
-        let took = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        draft.publish(self.made(aged, took)).map_err(Failure::farm)
-    }
-
-    fn made(&self, aged: Aged, took_ms: u64) -> Made {
-        let json = |vitals| serde_json::to_value(vitals).unwrap_or_default();
-        // A descendant's fresh machine is its first ancestor's.
-        let fresh = match (&self.parent, aged.fresh) {
-            (Some((parent, _)), _) => parent.manifest.made.fresh.clone(),
-            (None, fresh) => json(fresh.unwrap_or_default()),
-        };
-        let blind = match &self.parent {
-            Some((parent, _)) => parent.manifest.made.blind.clone(),
-            None => aged.blind,
-        };
-        Made {
-            blind,
-            host_key: aged.login.and_then(|login| login.host_key()),
-            release: aged.release,
-            took_ms,
-            fresh,
-            uptime_s: aged.reached.uptime_s,
-            reached: serde_json::to_value(aged.reached).unwrap_or_default(),
-        }
-    }
-
-    /// The console is kept: nobody can see otherwise what went wrong.
-    fn failed(&self, error: AgeError, console: &Path) -> Failure {
-        if matches!(error, AgeError::Interrupted) {
-            return Failure::Interrupted("interrupted while aging".into());
-        }
-        let stamp = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ-aging.log").to_string();
-        let kept = self.home.join("runs").join(stamp);
-        let copy =
-            std::fs::create_dir_all(self.home.join("runs")).and_then(|()| std::fs::copy(console, &kept));
-        let place = if copy.is_ok() { format!("; its console: {}", kept.display()) } else { String::new() };
-        Failure::farm(format!("{error}{place}"))
-    }
 }
 
 /// Read a checkpoint's files and compare them with its manifest.
