@@ -25,7 +25,7 @@ fn start(dir: &Path, out: &Path) -> Running {
     let patch = module("debian-12", "madvise-fixed");
     aged();
     let mut command = run(&pipeline(dir, "debian-12", "{quiescent: 0, control: 1, reapply: 0}"), &patch, out);
-    command.args(["--jobs", "1"]);
+    command.args(["--jobs", "1", "--trials", "8"]);
     Running::start(command, out)
 }
 
@@ -146,9 +146,16 @@ fn what_happens_to_a_machine_is_not_held_against_the_patch() {
                 if all() { &[("qmp", "QMP"), ("console", "the serial console")] } else { &[("qmp", "QMP")] };
             for (socket, name) in channels {
                 running.wait_for_new(&loaded);
-                cut(running.child.id(), socket);
+                cut(running.child.id(), &sockets_at(&format!("/{socket}")));
                 running.wait_for_new(&format!("the connection to {name} was lost in phase soak"));
                 tell(&format!("the connection to {name} cut in phase soak"));
+            }
+            if all() {
+                running.wait_for_new(&loaded);
+                let qemu = running.machines()[0].parse().unwrap();
+                cut(qemu, &listeners());
+                running.wait_for_new("the connection to the machine's SSH port was lost in phase soak");
+                tell("the port that leads to the guest's SSH closed in phase soak");
             }
         }
         assert_eq!(running.code(), Some(0), "{:?}", ends(&out));
@@ -159,23 +166,35 @@ fn what_happens_to_a_machine_is_not_held_against_the_patch() {
     }
 }
 
-/// Shut the farm's only connection to such a socket of its machine down, for both ends.
-fn cut(farm: u32, socket: &str) {
+/// All Unix sockets of this host whose path ends so.
+fn sockets_at(end: &str) -> Vec<String> {
+    inodes("unix", 6, |fields| fields.last().is_some_and(|path| path.ends_with(end)))
+}
+
+/// All TCP sockets of this host that listen.
+fn listeners() -> Vec<String> {
+    // State 0A, in Linux' include/net/tcp_states.h: TCP_LISTEN.
+    inodes("tcp", 9, |fields| fields[3] == "0A")
+}
+
+/// Sockets in a table of `/proc/net`, as links in `/proc/PID/fd` name them.
+fn inodes(table: &str, column: usize, wanted: impl Fn(&[&str]) -> bool) -> Vec<String> {
+    let text = fs::read_to_string(format!("/proc/net/{table}")).unwrap();
+    let lines = text.lines().skip(1).map(|l| l.split_whitespace().collect::<Vec<_>>());
+    lines.filter(|fields| wanted(fields)).map(|fields| format!("socket:[{}]", fields[column])).collect()
+}
+
+/// Shut the only one of these sockets that a process has down, for both ends.
+fn cut(process: u32, sockets: &[String]) {
     use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
-    let unix = fs::read_to_string("/proc/net/unix").unwrap();
-    let sockets: Vec<String> = unix
-        .lines()
-        .filter(|l| l.ends_with(&format!("/{socket}")))
-        .map(|l| format!("socket:[{}]", l.split_whitespace().nth(6).unwrap()))
-        .collect();
-    let open = fs::read_dir(format!("/proc/{farm}/fd")).unwrap().flatten();
+    let open = fs::read_dir(format!("/proc/{process}/fd")).unwrap().flatten();
     let ours = |fd: &fs::DirEntry| {
         fs::read_link(fd.path()).is_ok_and(|to| sockets.iter().any(|s| to.as_os_str() == s.as_str()))
     };
     let fds: Vec<i32> =
         open.filter(ours).map(|fd| fd.file_name().to_str().unwrap().parse().unwrap()).collect();
-    assert_eq!(fds.len(), 1, "{socket}: {fds:?}");
-    let pid = Pid::from_raw(farm.try_into().unwrap()).unwrap();
+    assert_eq!(fds.len(), 1, "{fds:?}");
+    let pid = Pid::from_raw(process.try_into().unwrap()).unwrap();
     let pidfd = pidfd_open(pid, PidfdFlags::empty()).unwrap();
     let fd = pidfd_getfd(pidfd, fds[0], PidfdGetfdFlags::empty()).unwrap();
     rustix::net::shutdown(fd, rustix::net::Shutdown::Both).unwrap();

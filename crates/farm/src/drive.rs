@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 use base64::Engine;
 use klpfarm_model::{Body, Limits, Phase, Plan, Scope, Trial, TrialEnd};
 use klpfarm_stress::wire::{Ask, FromGuest, ToGuest};
-use klpfarm_vm::{Checkpointed, GUEST_BINARY, Login, Machine, Output, Spec, Ssh};
+use klpfarm_vm::{Checkpointed, GUEST_BINARY, Login, Machine, Output, Spec, Ssh, VmError};
 use tokio::io::AsyncReadExt;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -16,7 +16,7 @@ use crate::code::Code;
 use crate::evidence::{self, About, Heard, Policy};
 use crate::host::{Host, Look};
 use crate::pace::{self, Pace};
-use crate::trial::{Action, CHUNK, Collect, Dispatcher, Input, Origin, Upload, millis};
+use crate::trial::{Action, CHUNK, Collect, Dispatcher, Input, NoLogin, Origin, Upload, millis};
 
 /// What all trials of a run share.
 #[derive(Debug, Clone)]
@@ -143,7 +143,7 @@ async fn receive(outputs: &mut Option<mpsc::Receiver<Output>>) -> Option<Output>
 /// What a job of a trial comes to.
 enum Done {
     Input(Input),
-    Login(Result<(u64, Ssh), String>),
+    Login(Result<(u64, Ssh), NoLogin>),
     Rekeyed(Result<Login, String>),
 }
 
@@ -267,9 +267,12 @@ impl Driver<'_> {
             let result = async {
                 let ssh = machine.ssh(&login, limit).await?;
                 ssh.run("true", b"", limit).await?;
-                Ok::<_, klpfarm_vm::VmError>(ssh)
+                Ok::<_, VmError>(ssh)
             };
-            let result = result.await.map_err(|e| e.to_string());
+            let result = result.await.map_err(|e| match e {
+                VmError::Port { .. } => NoLogin::Host,
+                e => NoLogin::Guest(e.to_string()),
+            });
             let ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
             Done::Login(result.map(|ssh| (ms, ssh)))
         });
@@ -297,7 +300,7 @@ impl Driver<'_> {
     }
 
     /// The first connection is kept for commands; later ones only prove that a login works.
-    fn logged_in(&mut self, result: Result<(u64, Ssh), String>) -> Input {
+    fn logged_in(&mut self, result: Result<(u64, Ssh), NoLogin>) -> Input {
         Input::Login(result.map(|(ms, ssh)| {
             if self.ssh.is_none() {
                 self.ssh = Some(Arc::new(ssh));

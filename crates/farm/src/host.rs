@@ -108,8 +108,8 @@ pub(crate) struct Host {
     stopped: Option<(Duration, Duration)>,
     slow: Option<(Duration, Duration)>,
     troubles: Vec<Trouble>,
-    /// How far the time of day was set, in seconds.
-    set: Option<f64>,
+    /// How far the time of day was set each time, in seconds.
+    set: Vec<f64>,
     findings: Vec<(Duration, FindingKind)>,
 }
 
@@ -121,7 +121,7 @@ impl Host {
             stopped: None,
             slow: None,
             troubles: Vec::new(),
-            set: None,
+            set: Vec::new(),
             findings: Vec::new(),
         }
     }
@@ -158,8 +158,8 @@ impl Host {
         }
         let day = look.day.as_secs_f64() - last.day.as_secs_f64();
         let set = day - (passed + slept).as_secs_f64();
-        if set.abs() > APART.as_secs_f64() {
-            self.set = Some(self.set.unwrap_or(0.0) + set);
+        if set.abs() > APART.as_secs_f64() && self.set.len() < MOST {
+            self.set.push(set);
         }
     }
 
@@ -219,8 +219,9 @@ impl Host {
 
     /// What is worth a word whatever came of it.
     pub(crate) fn notes(&self) -> Vec<String> {
-        let set =
-            self.set.map(|s| format!("the host's time of day was set by {s:.0} s; no limit goes by it"));
+        let steps: Vec<String> = self.set.iter().map(|s| format!("{s:+.0} s")).collect();
+        let set = (!steps.is_empty())
+            .then(|| format!("the host's time of day was set by {}; no limit goes by it", steps.join(", ")));
         self.troubles.iter().map(ToString::to_string).chain(set).collect()
     }
 }
@@ -361,6 +362,8 @@ mod tests {
         host.found(s(11.0), HANG);
         assert!(!is_void(&host));
         assert_eq!(host.notes(), ["the host's time of day was set by -7200 s; no limit goes by it"]);
+        pass(&mut host, 13, 14, |_| {});
+        assert_eq!(host.notes(), ["the host's time of day was set by -7200 s, +7200 s; no limit goes by it"]);
     }
 
     #[test]

@@ -51,6 +51,15 @@ pub enum VmError {
         /// Why.
         reason: String,
     },
+    /// The host does not connect us to the port that leads to the guest's SSH. QEMU's end of it takes connections whatever the guest
+    /// does.
+    #[error("the host does not connect klpfarm to the machine's SSH port {port}: {reason}")]
+    Port {
+        /// On the loopback interface.
+        port: u16,
+        /// Why.
+        reason: String,
+    },
     /// SSH failed.
     #[error("SSH: {0}")]
     Ssh(String),

@@ -38,7 +38,7 @@ pub enum Output {
     Probe(FromGuest),
     /// An event of QEMU.
     Qmp(QmpEvent),
-    /// QEMU closed its end of this channel: it is ending, or what it does can't be told any more.
+    /// QEMU closed its end of this channel: it is ending, or the channel is lost.
     Closed(&'static str),
     /// QEMU ended; nothing more will come but what is on its way.
     Exited {

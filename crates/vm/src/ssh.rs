@@ -8,6 +8,7 @@ use russh::client::{self, Handle};
 use russh::keys::ssh_key::LineEnding;
 use russh::keys::{PrivateKey, PrivateKeyWithHashAlg, PublicKey, PublicKeyOrCertificate};
 use russh::{ChannelMsg, Disconnect};
+use tokio::net::TcpStream;
 
 use crate::VmError;
 
@@ -63,6 +64,9 @@ impl Login {
 /// Output of a command that is kept at most, in bytes: a guest that writes without end must not fill the farm's memory.
 const MOST_OUTPUT: usize = 32 << 20;
 
+/// How long the host may take to connect us to QEMU, which is at once: the guest has no part in it.
+const CONNECT: Duration = Duration::from_secs(10);
+
 /// A logged-in connection.
 pub struct Ssh {
     handle: Handle<Pinned>,
@@ -97,19 +101,25 @@ impl Ssh {
     /// Connect to the loopback `port` and log in, at most `limit`.
     ///
     /// # Errors
-    /// No answer, a wrong host key, a refused login.
+    /// [`VmError::Port`] if the host does not connect; no answer, a wrong host key, a refused login.
     pub async fn connect(port: u16, login: &Login, limit: Duration) -> Result<Self, VmError> {
+        let reach = TcpStream::connect(("127.0.0.1", port));
+        let stream = tokio::time::timeout(CONNECT.min(limit), reach)
+            .await
+            .unwrap_or_else(|late| Err(late.into()))
+            .map_err(|e| VmError::Port { port, reason: e.to_string() })?;
         // russh itself waits for ever for a peer that accepts and stays silent.
-        tokio::time::timeout(limit, Self::login(port, login))
+        tokio::time::timeout(limit, Self::login(stream, login))
             .await
             .map_err(|_| VmError::Ssh(format!("no login within {:.0} s", limit.as_secs_f64())))?
             .map_err(|e| VmError::Ssh(e.to_string()))
     }
 
-    async fn login(port: u16, login: &Login) -> Result<Self, russh::Error> {
-        let config = client::Config { inactivity_timeout: None, nodelay: true, ..Default::default() };
+    async fn login(stream: TcpStream, login: &Login) -> Result<Self, russh::Error> {
+        stream.set_nodelay(true)?;
+        let config = client::Config { inactivity_timeout: None, ..Default::default() };
         let pinned = Pinned(login.host_key.clone());
-        let mut handle = client::connect(Arc::new(config), ("127.0.0.1", port), pinned).await?;
+        let mut handle = client::connect_stream(Arc::new(config), stream, pinned).await?;
         let key = PrivateKeyWithHashAlg::new(Arc::clone(&login.key), None);
         if handle.authenticate_publickey(&login.user, key).await?.success() {
             Ok(Self { handle })

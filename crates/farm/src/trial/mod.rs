@@ -45,7 +45,7 @@ pub(crate) enum Input {
     /// Something came out of the machine.
     Output(Output),
     /// [`Action::Login`] ended: milliseconds, or why not.
-    Login(Result<u64, String>),
+    Login(Result<u64, NoLogin>),
     /// [`Action::Ssh`] ended.
     Ssh(Result<SshOutput, String>),
     /// [`Action::Rekey`] ended.
@@ -60,6 +60,15 @@ pub(crate) enum Input {
     Tick,
     /// The trial is to end now, in this way.
     Stop(TrialEnd),
+}
+
+/// Why there was no login.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum NoLogin {
+    /// The guest's doing, as far as can be told.
+    Guest(String),
+    /// The host did not even connect us.
+    Host,
 }
 
 /// What is to be done.
@@ -199,7 +208,7 @@ fn guest_limit_ms(limit: Duration) -> u64 {
     millis(limit * 20)
 }
 
-/// From QEMU's closing of a channel until its end is known.
+/// From a channel's loss until QEMU's end is known, if that is why.
 const ENDING: Duration = Duration::from_secs(5);
 
 /// How long calls are counted, and how often again without the patch while a function was not called at all.
@@ -239,7 +248,7 @@ pub(crate) struct Dispatcher {
     cpus_at: Option<Duration>,
     cpus_running: bool,
     console: Console,
-    /// The first channel that QEMU has closed, and when.
+    /// The first channel that was lost, and when.
     closed: Option<(Duration, &'static str)>,
     beat_at: Duration,
     /// Questions that no step waits for, by id.

@@ -8,7 +8,7 @@ use klpfarm_model::{AGING, Body, Phase};
 use klpfarm_stress::wire::{self, Ask, Run};
 use klpfarm_vm::SshOutput;
 
-use super::{Action, CHUNK, Dispatcher, Origin, Step, Upload, millis};
+use super::{Action, CHUNK, Dispatcher, NoLogin, Origin, Step, Upload, millis};
 use crate::{blind, guest};
 
 impl Dispatcher {
@@ -105,9 +105,16 @@ impl Dispatcher {
         }
     }
 
-    pub(super) fn login(&mut self, now: Duration, result: Result<u64, String>) {
+    pub(super) fn login(&mut self, now: Duration, result: Result<u64, NoLogin>) {
         self.login_running = false;
         self.login_at = Some(now);
+        let result = result.map_err(|why| match why {
+            NoLogin::Guest(error) => error,
+            NoLogin::Host => {
+                self.lost(now, "the machine's SSH port");
+                "the host did not connect".to_owned()
+            }
+        });
         self.health.login(now, &result);
         if let Ok(ms) = result {
             self.ssh_ms = Some(ms);

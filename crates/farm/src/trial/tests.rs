@@ -255,6 +255,12 @@ fn no_login_and_another_kernel_are_the_farms_errors() {
         "{:?}",
         told.end
     );
+    let told = tell(Arm::Loaded, Faults { no_port: true, ..Faults::default() });
+    assert!(
+        matches!(&told.end, TrialEnd::FarmError { message } if message.contains("the machine's SSH port was lost in phase soak")),
+        "{:?}",
+        told.end
+    );
     let told = tell(Arm::Loaded, Faults { release: Some("5.10"), ..Faults::default() });
     assert!(
         matches!(&told.end, TrialEnd::FarmError { message } if message.contains("built for kernel 6.1")),

@@ -30,9 +30,7 @@ impl Dispatcher {
                 let bodies = self.health.qmp(now, &event);
                 self.report(now, bodies);
             }
-            Output::Closed(channel) => {
-                self.closed.get_or_insert((now, channel));
-            }
+            Output::Closed(channel) => self.lost(now, channel),
             Output::Exited { status, stderr } => {
                 let signals = self.classifier.finish();
                 self.signals(now, signals);
@@ -159,6 +157,10 @@ impl Dispatcher {
         self.routine(now);
         self.watch_beside(now);
         self.step_tick(now);
+    }
+
+    pub(super) fn lost(&mut self, now: Duration, channel: &'static str) {
+        self.closed.get_or_insert((now, channel));
     }
 
     /// QEMU closes its channels when it ends, and its end is told as well. A QEMU that lives on without one can't be watched any more.

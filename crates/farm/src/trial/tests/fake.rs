@@ -32,6 +32,8 @@ pub(in crate::trial) fn plan() -> Arc<Plan> {
 #[derive(Default)]
 pub(super) struct Faults {
     pub(super) no_login: bool,
+    /// After loading, the host connects nobody to the machine's SSH port.
+    pub(super) no_port: bool,
     /// Why the guest takes no new SSH keys.
     pub(super) rekey: Option<&'static str>,
     /// So many seconds after loading, nobody answers a login any more.
@@ -177,7 +179,12 @@ impl Fake {
 
     pub(super) fn answer(&mut self, action: Action) -> Vec<Input> {
         match action {
-            Action::Login { .. } if self.faults.no_login => vec![Input::Login(Err("no route".into()))],
+            Action::Login { .. } if self.faults.no_login => {
+                vec![Input::Login(Err(NoLogin::Guest("no route".into())))]
+            }
+            Action::Login { .. } if self.faults.no_port && self.loaded_at.is_some() => {
+                vec![Input::Login(Err(NoLogin::Host))]
+            }
             Action::Login { .. } if self.login_is_mute() => Vec::new(),
             Action::Login { .. } => vec![Input::Login(Ok(50))],
             Action::Rekey { .. } => {
