@@ -20,7 +20,7 @@ impl Dispatcher {
         self.applied = Some(now);
         self.enter(Phase::Apply);
         self.step = Step::Load;
-        let limit = self.plan.scaled(self.plan.pipeline.limits.apply);
+        let limit = self.patient(self.plan.pipeline.limits.apply);
         if self.resident.contains(&patch) {
             let line = guest::enable(&self.patch_name());
             self.exec(now, &line, limit);
@@ -31,6 +31,11 @@ impl Dispatcher {
         }
     }
 
+    /// A limit for what the guest's kernel does to switch to the patch or back.
+    fn patient(&self, limit: Duration) -> Duration {
+        self.plan.scaled(limit) * guest::patience(&self.release)
+    }
+
     /// Loading ended, with this status.
     pub(super) fn loaded(&mut self, now: Duration, code: i32, out: &str) {
         match code {
@@ -39,7 +44,7 @@ impl Dispatcher {
                 self.enter(Phase::Transition);
                 self.step = Step::Transition;
                 self.ask_state(now);
-                self.deadline = now + self.plan.scaled(self.plan.pipeline.limits.transition);
+                self.deadline = now + self.patient(self.plan.pipeline.limits.transition);
             }
             124 => {
                 self.find(now, FarmKind::LoadStuck, "loading the patch does not end", out.trim().to_owned());
@@ -92,7 +97,7 @@ impl Dispatcher {
             return;
         }
         self.stragglers = Some(1);
-        let seconds = self.plan.scaled(self.plan.pipeline.limits.transition).as_secs();
+        let seconds = self.patient(self.plan.pipeline.limits.transition).as_secs();
         let evidence = format!(
             "some tasks still run the old code {seconds} s after applying; evidence/stragglers.txt lists them"
         );
@@ -107,7 +112,7 @@ impl Dispatcher {
         self.measure.begin(now);
         self.step = Step::Disable;
         let line = guest::disable(&self.patch_name());
-        self.exec(now, &line, self.plan.scaled(self.plan.pipeline.limits.apply));
+        self.exec(now, &line, self.patient(self.plan.pipeline.limits.apply));
     }
 
     pub(super) fn disabled(&mut self, now: Duration, code: i32, out: &str) {
@@ -118,7 +123,7 @@ impl Dispatcher {
         }
         self.step = Step::Untransition;
         self.ask_state(now);
-        self.deadline = now + self.plan.scaled(self.plan.pipeline.limits.transition);
+        self.deadline = now + self.patient(self.plan.pipeline.limits.transition);
     }
 
     pub(super) fn in_untransition(&mut self, now: Duration, state: &PatchState) {
@@ -126,7 +131,7 @@ impl Dispatcher {
             self.poll_at = now + POLL;
         } else if self.has_transition {
             self.step = Step::Unload;
-            self.deadline = now + self.plan.scaled(self.plan.pipeline.limits.apply);
+            self.deadline = now + self.patient(self.plan.pipeline.limits.apply);
             self.exec_unload(now);
         } else {
             // Before 4.12 a livepatch module can't be unloaded, whatever it does.

@@ -8,7 +8,7 @@ use klpfarm_vm::QmpEvent;
 
 use super::*;
 pub(super) use fake::plan;
-use fake::{Fake, Faults, tell, tell_of_aging};
+use fake::{Fake, Faults, tell, tell_of, tell_of_aging};
 
 #[test]
 fn a_loaded_trial_goes_through_all_phases() {
@@ -188,6 +188,14 @@ fn a_refused_load_is_found() {
     tell(Arm::Loaded, Faults { load: stuck, ..Faults::default() }).assert_only(FarmKind::LoadStuck);
     let told = tell(Arm::Loaded, Faults { load_mute: true, ..Faults::default() });
     told.assert_only(FarmKind::LoadStuck);
+    // On a kernel that is slow at it a sound patch would be taken for one that is stuck.
+    let mut slow = (*plan()).clone();
+    slow.patches.iter_mut().for_each(|p| p.vermagic = "6.12 SMP".into());
+    let trial = slow.trials.iter().find(|t| t.arm == Arm::Loaded).unwrap().clone();
+    let faults = Faults { load_mute: true, release: Some("6.12"), ..Faults::default() };
+    let later = tell_of(Arc::new(slow), trial, faults);
+    later.assert_only(FarmKind::LoadStuck);
+    assert!(later.seconds > told.seconds + 3 * 60, "{} and {} s", told.seconds, later.seconds);
     // The guest's own clock must not end it first.
     let limit = told.asked.iter().find_map(|ask| match ask {
         Ask::Load { limit_ms, .. } => Some(*limit_ms),

@@ -123,7 +123,7 @@ pub(super) fn tell_of_aging(faults: Faults) -> Told {
     tell_of(plan(), Trial::new(0, Arm::Control, Vec::new(), 0), faults)
 }
 
-fn tell_of(plan: Arc<Plan>, trial: Trial, faults: Faults) -> Told {
+pub(super) fn tell_of(plan: Arc<Plan>, trial: Trial, faults: Faults) -> Told {
     let arm = trial.arm;
     let origin = if faults.forked { Origin::Fork } else { Origin::Boot };
     let mut dispatcher = Dispatcher::new(plan, trial, origin);
