@@ -72,13 +72,17 @@ pub(crate) const QEMU_OVERHEAD_MIB: u64 = 200;
 /// hour; measured under emulation, four a core slow the load down twenty times, and then slowness begins to look like stalls.
 const CPUS_PER_CORE: u32 = 3;
 
-/// How many machines of `cpus` and `memory_mib` to run at once: as many as cores and memory carry. Memory is counted in full: forks share what
-/// they do not write to, but they may write to all of it.
-pub(crate) fn jobs(wanted: Option<u32>, cpus: u32, memory_mib: u32) -> Result<u32, Failure> {
+/// And so many where a kernel's CPUs wait for each other (see [`klpfarm_model::rewrites_itself`]): a trial of six minutes with three a core
+/// takes one.
+const CPUS_PER_CORE_IN_STEP: u32 = 1;
+
+/// How many machines of `cpus` and `memory_mib` to run at once: as many as cores and memory carry, fewer if their CPUs are often `in_step`.
+/// Memory is counted in full: forks share what they do not write to, but they may write to all of it.
+pub(crate) fn jobs(wanted: Option<u32>, cpus: u32, memory_mib: u32, in_step: bool) -> Result<u32, Failure> {
     let cores = std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(1));
     let each = u64::from(memory_mib) + QEMU_OVERHEAD_MIB;
     let available = available_memory_mib().unwrap_or(each);
-    fit(wanted, Host { cores, available }, Machine { cpus, memory_mib, each })
+    fit(wanted, Host { cores, available }, Machine { cpus, memory_mib, each, in_step })
 }
 
 /// Share of their time that the CPUs of each of so many machines can expect to get.
@@ -96,14 +100,16 @@ struct Machine {
     cpus: u32,
     memory_mib: u32,
     each: u64,
+    in_step: bool,
 }
 
 fn fit(wanted: Option<u32>, host: Host, machine: Machine) -> Result<u32, Failure> {
     let Host { cores, available } = host;
-    let Machine { cpus, memory_mib, each } = machine;
+    let Machine { cpus, memory_mib, each, in_step } = machine;
     let by_memory = u32::try_from(available / each).unwrap_or(u32::MAX);
     // One machine may have more CPUs than the host.
-    let by_cores = (cores * CPUS_PER_CORE / cpus.max(1)).max(1);
+    let carried = |per_core: u32| (cores * per_core / cpus.max(1)).max(1);
+    let by_cores = carried(CPUS_PER_CORE);
     match wanted {
         Some(wanted) if wanted > by_memory => Err(Failure::input(format!(
             "--jobs {wanted} needs {} MiB of memory, but only {available} MiB are available: at most {by_memory} machines of {memory_mib} MiB fit",
@@ -118,6 +124,7 @@ fn fit(wanted: Option<u32>, host: Host, machine: Machine) -> Result<u32, Failure
         None if by_memory == 0 => Err(Failure::farm(format!(
             "a machine needs {each} MiB of memory, but only {available} MiB are available"
         ))),
+        None if in_step => Ok(carried(CPUS_PER_CORE_IN_STEP).min(by_memory)),
         None => Ok(by_cores.min(by_memory)),
     }
 }
@@ -127,7 +134,7 @@ mod tests {
     use super::*;
 
     fn fits(wanted: Option<u32>, cores: u32, available: u64, cpus: u32) -> Result<u32, String> {
-        let machine = Machine { cpus, memory_mib: 1000, each: 1200 };
+        let machine = Machine { cpus, memory_mib: 1000, each: 1200, in_step: false };
         fit(wanted, Host { cores, available }, machine).map_err(|e| format!("{e:?}"))
     }
 
@@ -163,5 +170,10 @@ mod tests {
         let error = fits(Some(4), 64, 3000, 2).unwrap_err();
         assert!(error.contains("needs 4800 MiB") && error.contains("at most 2 machines"), "{error}");
         assert!(fits(None, 2, 100, 2).unwrap_err().contains("needs 1200 MiB"));
+        // Unless asked for more, machines in step have cores of their own.
+        for (wanted, cores, jobs) in [(None, 2, 1), (None, 8, 4), (None, 1, 1), (Some(3), 2, 3)] {
+            let machine = Machine { cpus: 2, memory_mib: 1000, each: 1200, in_step: true };
+            assert_eq!(fit(wanted, Host { cores, available: 100_000 }, machine).unwrap(), jobs);
+        }
     }
 }

@@ -126,7 +126,8 @@ pub(crate) async fn resolve(
         turns,
     };
     let shape = pipeline.machine;
-    let jobs = host::jobs(choice.jobs, shape.cpus, shape.memory_mib)?;
+    let in_step = images.iter().filter_map(Image::release).any(klpfarm_model::rewrites_itself);
+    let jobs = host::jobs(choice.jobs, shape.cpus, shape.memory_mib, in_step)?;
     // What is wrong with the plan is said before a guest is booted to try KVM.
     Plan::new(pipeline, Resolved { jobs, ..with.clone() }).map_err(Failure::input)?;
     let (accel, accel_because) = host::accel(choice.accel).await?;

@@ -303,7 +303,8 @@ async fn look(all: &mut watch::Receiver<u32>, machines: u32, window: Duration) -
 /// A wave of the pipeline's trials by forking, and one by booting.
 pub(super) async fn trials(lab: &Lab, files: &Files) -> Result<Vec<Figure>, Failure> {
     let machine = lab.plan.pipeline.machine;
-    let jobs = host::jobs(None, machine.cpus, machine.memory_mib)?;
+    let in_step = lab.plan.image.release.as_deref().is_some_and(klpfarm_model::rewrites_itself);
+    let jobs = host::jobs(None, machine.cpus, machine.memory_mib, in_step)?;
     let forking = wave(lab, Start::Fork, Origin::Fork(files.clone()), jobs).await?;
     let booting = wave(lab, Start::Boot, Origin::Boot, jobs).await?;
     let ratio: Vec<f64> =
