@@ -16,6 +16,9 @@ const LOOK: Duration = Duration::from_secs(3);
 /// What a run folder takes is counted every so many looks: a long soak's has many files.
 const COUNT_EVERY: u32 = 10;
 
+/// What to do where disk runs short.
+pub(crate) const ADVICE: &str = "see `klpfarm gc`, or set --disk-reserve";
+
 /// What is set aside in the run folder, in bytes: the last lines of the journal, the verdict and the report fit in, even if the disk
 /// fills up faster than it is looked.
 const ASIDE: usize = 4 << 20;
@@ -110,7 +113,7 @@ impl Watched {
 
     fn enough(&self) -> Result<(), Failure> {
         match self.short(false) {
-            Some(why) => Err(Failure::farm(format!("{why}: see `klpfarm gc`, or set --disk-reserve"))),
+            Some(why) => Err(Failure::farm(format!("{why}: {ADVICE}"))),
             None => Ok(()),
         }
     }

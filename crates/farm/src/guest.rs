@@ -25,12 +25,6 @@ pub(crate) fn hung_task_secs(plan: &Plan) -> u64 {
     plan.scaled(plan.pipeline.limits.hung_task).as_secs().max(1)
 }
 
-/// How many times longer than on others switching to a patch, or back, may take on this kernel. Five times leaves four times
-/// what was measured with as many machines at once as are let.
-pub(crate) fn patience(release: &str) -> u32 {
-    if klpfarm_model::rewrites_itself(release) { 5 } else { 1 }
-}
-
 /// Make [`DIR`].
 pub(crate) const MAKE_DIR: &str =
     "mkdir -p /run/klpfarm && mount -t tmpfs -o mode=0700,nosuid,nodev klpfarm /run/klpfarm";

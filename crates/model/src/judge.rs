@@ -76,6 +76,13 @@ enum Mark {
     Unclear,
 }
 
+impl Mark {
+    /// Whether the trial takes the place of one that is due. A void one is made up for, if one is left to spare.
+    fn counts(self) -> bool {
+        self != Self::Void
+    }
+}
+
 /// Judge a run. The same plan and events give the same verdict, whoever asks and whenever.
 pub fn judge(plan: &Plan, events: &[Event]) -> Verdict {
     if plan.turns.is_empty() { judge_one(plan, events) } else { rotation::judge_turns(plan, events) }
@@ -175,7 +182,7 @@ pub fn next_trial(plan: &Plan, events: &[Event], started: &BTreeSet<u32>) -> Opt
         match trial.arm {
             Arm::Loaded | Arm::Stack => wanting(counted(&alike)) || (patched.0 > 0 && wanting(patched)),
             Arm::Quiescent | Arm::Control | Arm::Reapply => {
-                let said = marks(&alike).iter().filter(|m| **m != Mark::Void).count();
+                let said = marks(&alike).into_iter().filter(|m| m.counts()).count();
                 said < plan.due(trial.arm) as usize
             }
         }

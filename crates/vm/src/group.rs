@@ -1,5 +1,5 @@
-//! What keeps the machines of a run together, bounds them and lets them be killed as a whole: systemd where it runs, else a control
-//! group of our own, else nothing but the parent-death signal that every machine has anyway.
+//! What bounds the machines of a run and ends them with it: systemd where it runs, else a control group of our own, which is killed as
+//! a whole, else nothing but the parent-death signal that every machine has anyway.
 
 use std::ffi::OsString;
 use std::fs;
@@ -51,7 +51,7 @@ pub enum Group {
     /// Nothing but their parent.
     #[default]
     Alone,
-    /// A systemd slice; each machine is a scope in it, which goes with it.
+    /// Systemd: each machine is a scope, which goes with it, in the slice of all runs.
     Slice {
         /// Of the user's own systemd.
         user: bool,
@@ -60,7 +60,7 @@ pub enum Group {
     Folder(PathBuf),
 }
 
-/// The group of one run. Dropping it ends what is still in it.
+/// What the machines of one run are in. Dropping it ends what is still in a control group.
 #[derive(Debug)]
 pub struct RunGroup {
     group: Group,

@@ -120,9 +120,9 @@ impl Maker {
         };
         let aged = aged.ok_or_else(|| Failure::Interrupted("interrupted".into()))?;
         aged.map_err(|error| match full.get() {
-            Some(why) => Failure::farm(format!(
-                "aging was ended before the disk is full: {why}: see `klpfarm gc`, or set --disk-reserve"
-            )),
+            Some(why) => {
+                Failure::farm(format!("aging was ended before the disk is full: {why}: {}", disk::ADVICE))
+            }
             None => self.failed(error, &console_of(bench)),
         })
     }

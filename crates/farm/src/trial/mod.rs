@@ -249,7 +249,7 @@ pub(crate) struct Dispatcher {
     cpus_running: bool,
     console: Console,
     /// The first channel that was lost, and when.
-    closed: Option<(Duration, &'static str)>,
+    lost: Option<(Duration, &'static str)>,
     beat_at: Duration,
     /// Questions that no step waits for, by id.
     beside: BTreeMap<u64, Beside>,
@@ -308,7 +308,7 @@ impl Dispatcher {
             cpus_at: Some(zero),
             cpus_running: false,
             console,
-            closed: None,
+            lost: None,
             beat_at: zero,
             beside: BTreeMap::new(),
             started_ms: 0,

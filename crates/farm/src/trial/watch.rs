@@ -160,12 +160,12 @@ impl Dispatcher {
     }
 
     pub(super) fn lost(&mut self, now: Duration, channel: &'static str) {
-        self.closed.get_or_insert((now, channel));
+        self.lost.get_or_insert((now, channel));
     }
 
     /// QEMU closes its channels when it ends, and its end is told as well. A QEMU that lives on without one can't be watched any more.
     fn watch_channels(&mut self, now: Duration) {
-        let deaf = self.closed.filter(|(at, _)| now.saturating_sub(*at) >= ENDING);
+        let deaf = self.lost.filter(|(at, _)| now.saturating_sub(*at) >= ENDING);
         if let Some((_, channel)) = deaf
             && !matches!(self.step, Step::Listen(_) | Step::Collecting | Step::Over)
         {

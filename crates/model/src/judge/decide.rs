@@ -137,14 +137,14 @@ impl Facts<'_> {
                 sets.entry(&trial.patches).or_default().push(self.marks[&trial.number]);
             }
             let due = self.plan.due(arm) as usize;
-            let count = |marks: &[Mark], of: &[Mark]| marks.iter().filter(|m| of.contains(m)).count();
-            // Void ones are made up for as long as there are some to spare.
+            let count = |marks: &[Mark], mark: Mark| marks.iter().filter(|m| **m == mark).count();
             let open = |marks: &Vec<Mark>| {
-                let said = count(marks, &[Mark::Clean, Mark::Failed, Mark::Unclear]);
-                due.saturating_sub(said).min(count(marks, &[Mark::Open]))
+                let open = count(marks, Mark::Open);
+                let ended = marks.iter().filter(|m| m.counts()).count() - open;
+                due.saturating_sub(ended).min(open)
             };
             let missing: usize = sets.values().map(open).sum();
-            let clean: usize = sets.values().map(|marks| count(marks, &[Mark::Clean])).sum();
+            let clean: usize = sets.values().map(|marks| count(marks, Mark::Clean)).sum();
             if missing > 0 {
                 causes.push(format!("{missing} of {} {arm} trials did not take place", due * sets.len()));
             } else if self.plan.rule.arms.contains(&arm) && clean == 0 {
