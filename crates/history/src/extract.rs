@@ -24,7 +24,7 @@ pub(crate) struct RunRow {
     pub(crate) interrupted: bool,
     pub(crate) clean: u32,
     pub(crate) failed: u32,
-    pub(crate) unclear: u32,
+    pub(crate) unexplained: u32,
     pub(crate) void: u32,
     pub(crate) patches: Vec<PatchRow>,
     pub(crate) trials: Vec<TrialRow>,
@@ -126,7 +126,7 @@ pub(crate) fn extract(plan: &Plan, events: &[Event]) -> RunRow {
             }
             row.clean += n.clean;
             row.failed += n.failed;
-            row.unclear += n.unclear;
+            row.unexplained += n.unexplained;
             row.void += n.void;
         }
         attribute(&mut row, verdict);

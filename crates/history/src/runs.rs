@@ -60,7 +60,7 @@ pub struct RunSeen {
     /// Trials with one that may be a patch's.
     pub failed: u32,
     /// Trials with one that is not.
-    pub unclear: u32,
+    pub unexplained: u32,
     /// Trials that say nothing.
     pub void: u32,
     /// Its patches.
@@ -131,7 +131,7 @@ impl History {
     fn select_runs(&self, filter: &RunFilter) -> rusqlite::Result<Vec<RunSeen>> {
         let mut query = self.db.prepare(
             "SELECT r.id, d.path, d.gone, r.started_ms, r.took_ms, r.pipeline, r.tier, r.image, r.apart, r.ended, r.interrupted, \
-                    r.clean, r.failed, r.unclear, r.void \
+                    r.clean, r.failed, r.unexplained, r.void \
              FROM runs r JOIN folders d ON d.id = r.folder \
              WHERE (?1 IS NULL OR ?1 IN (SELECT r.image UNION SELECT t.image FROM trials t WHERE t.run = r.id)) AND (?2 IS NULL OR r.tier = ?2) AND (?3 IS NULL OR r.started_ms >= ?3) \
                AND (?5 IS NULL OR ?5 <> 'unfinished' OR NOT r.ended) \
@@ -213,7 +213,7 @@ fn run(row: &Row<'_>) -> rusqlite::Result<RunSeen> {
         interrupted: row.get(10)?,
         clean: row.get(11)?,
         failed: row.get(12)?,
-        unclear: row.get(13)?,
+        unexplained: row.get(13)?,
         void: row.get(14)?,
         patches: Vec::new(),
         findings: Vec::new(),

@@ -10,7 +10,7 @@ use crate::HistoryError;
 use crate::error::{io, sqlite};
 
 /// `user_version` of the file: raised with each change of the tables; there are no migrations, the journals are read again.
-pub(crate) const SCHEMA: i64 = 1;
+pub(crate) const SCHEMA: i64 = 2;
 
 /// How long a writer waits for another one: indexing the largest run takes a fraction of it.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -44,7 +44,7 @@ CREATE TABLE runs (
     interrupted INTEGER NOT NULL,
     clean       INTEGER NOT NULL,
     failed      INTEGER NOT NULL,
-    unclear     INTEGER NOT NULL,
+    unexplained     INTEGER NOT NULL,
     void        INTEGER NOT NULL
 ) STRICT;
 CREATE INDEX runs_started ON runs (started_ms);

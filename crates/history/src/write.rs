@@ -19,7 +19,7 @@ pub(crate) fn insert(
     let identity = row.identity.clone().unwrap_or_else(|| format!("folder {folder}"));
     change.execute(
         "INSERT INTO runs (folder, identity, started_ms, took_ms, tier, image, release, accel, pipeline, farm, apart, ended, \
-         interrupted, clean, failed, unclear, void) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)",
+         interrupted, clean, failed, unexplained, void) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)",
         params![
             folder,
             identity,
@@ -36,7 +36,7 @@ pub(crate) fn insert(
             row.interrupted,
             row.clean,
             row.failed,
-            row.unclear,
+            row.unexplained,
             row.void
         ],
     )?;

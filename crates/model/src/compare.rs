@@ -33,7 +33,7 @@ pub(crate) const PATCHED: [Arm; 2] = [Arm::Loaded, Arm::Stack];
 
 /// What the comparison can't show with so few trials.
 pub(crate) fn blind(arms: &BTreeMap<Arm, ArmCount>) -> Option<String> {
-    let of = |arm: Arm| arms.get(&arm).map_or(0, |n| n.clean + n.failed + n.unclear);
+    let of = |arm: Arm| arms.get(&arm).map_or(0, |n| n.clean + n.failed + n.unexplained);
     let (loaded, control) = (of(Arm::Loaded), of(Arm::Control));
     (loaded < LOADED || (control as usize) < CONTROLS).then(|| {
         format!("comparison: slow-downs and leaks can't be told from chance with {loaded} loaded and {control} control trials; {LOADED} and {CONTROLS} are needed")

@@ -133,6 +133,18 @@ pub enum Body {
     Finding(Box<Finding>),
     /// Tasks that do not get on, or that the patch concerns, when evidence was gathered.
     Waits(Box<Waits>),
+    /// Threads or tasks of an earlier finding made progress again while the trial still listened: the stall was not a hang.
+    StallEnded {
+        /// Title of the finding that reported the stall.
+        title: String,
+        /// Milliseconds from the start of the stall to the next progress.
+        lasted_ms: u64,
+    },
+    /// Share of its planned CPU time that the host gave the machine during this trial, 0 to 1.
+    CpuShare {
+        /// 1 if the machine got all that the plan counts on.
+        share: f64,
+    },
     /// Evidence was kept.
     Evidence {
         /// File below the trial's folder.
@@ -428,6 +440,8 @@ mod tests {
             Body::Reach { function: text(), calls: 1, window_ms: 2 },
             Body::Finding(Box::new(finding)),
             Body::Waits(Box::new(Waits { noted: Noted::Straggler, total: 2, tasks: vec![wait] })),
+            Body::StallEnded { title: text(), lasted_ms: 3 },
+            Body::CpuShare { share: 0.45 },
             Body::Evidence { file: text(), what: text() },
             Body::Note { text: text() },
             Body::TrialEnded { end: TrialEnd::FarmError { message: text() } },

@@ -37,6 +37,9 @@ pub enum FindingKind {
 pub enum FarmKind {
     /// A workload thread finishes no operation.
     ThreadStalled,
+    /// Tasks stayed in the patch's own code without any progress, long beyond the limit for a stall, while the rest of the machine made
+    /// progress: a hang that no slow host explains.
+    HangConfirmed,
     /// A task is uninterruptible and does not run.
     TaskBlocked,
     /// A call failed or succeeded against its contract.

@@ -73,7 +73,7 @@ enum Mark {
     /// A finding that may be the patch's.
     Failed,
     /// Findings that are not the patch's, and that may have hidden others.
-    Unclear,
+    Unexplained,
 }
 
 impl Mark {
@@ -128,6 +128,7 @@ pub(crate) fn judge_one(plan: &Plan, events: &[Event]) -> Verdict {
         reach,
         blind,
         farm_errors,
+        remarks: Vec::new(),
         plan: plan.hash(),
         took_ms: record.took_ms,
         farm: plan.farm.clone(),
@@ -142,7 +143,7 @@ pub fn is_decided(plan: &Plan, events: &[Event]) -> bool {
     }
     let verdict = judge_one(plan, events);
     let ended =
-        |arm: Arm| verdict.arms.get(&arm).is_some_and(|n| n.clean + n.failed + n.unclear + n.void > 0);
+        |arm: Arm| verdict.arms.get(&arm).is_some_and(|n| n.clean + n.failed + n.unexplained + n.void > 0);
     let planned = |arm: Arm| plan.trials.iter().any(|t| t.arm == arm);
     match verdict.verdict {
         Outcome::Inconclusive => false,
@@ -171,7 +172,7 @@ pub fn next_trial(plan: &Plan, events: &[Event], started: &BTreeSet<u32>) -> Opt
         marks(of).into_iter().fold((0, 0), |(failed, clean), mark| match mark {
             Mark::Failed => (failed + 1, clean),
             Mark::Clean | Mark::Open => (failed, clean + 1),
-            Mark::Void | Mark::Unclear => (failed, clean),
+            Mark::Void | Mark::Unexplained => (failed, clean),
         })
     };
     let wanting = |(failed, clean): (u32, u32)| !plan.rule.allows(failed, clean);
@@ -267,6 +268,8 @@ fn read_trial(record: &mut Record, event: &Event, scope: Scope) {
         | Body::TransitionDone { .. }
         | Body::Reverted { .. }
         | Body::Progress { .. }
+        | Body::StallEnded { .. }
+        | Body::CpuShare { .. }
         | Body::Note { .. }
         | Body::RunEnded { .. } => {}
     }
@@ -289,16 +292,16 @@ fn mark(trial: &Trial, record: &TrialRecord, items: &[Item]) -> Mark {
         Some(_) => {}
     }
     let of_trial = |item: &&Item| item.seen.iter().any(|s| s.scope.trial == trial.number);
-    let mut unclear = false;
+    let mut unexplained = false;
     for item in items.iter().filter(of_trial) {
         match item.attribution {
             Attribution::Patch | Attribution::Unconfirmed | Attribution::NoControl => return Mark::Failed,
             Attribution::ControlOnly => return Mark::Failed,
-            Attribution::ControlToo | Attribution::BeforeApply => unclear = true,
+            Attribution::ControlToo | Attribution::BeforeApply => unexplained = true,
             Attribution::Noise => {}
         }
     }
-    if unclear { Mark::Unclear } else { Mark::Clean }
+    if unexplained { Mark::Unexplained } else { Mark::Clean }
 }
 
 fn count(plan: &Plan, marks: &BTreeMap<u32, Mark>) -> BTreeMap<Arm, ArmCount> {
@@ -311,7 +314,7 @@ fn count(plan: &Plan, marks: &BTreeMap<u32, Mark>) -> BTreeMap<Arm, ArmCount> {
             Mark::Void => &mut arm.void,
             Mark::Clean => &mut arm.clean,
             Mark::Failed => &mut arm.failed,
-            Mark::Unclear => &mut arm.unclear,
+            Mark::Unexplained => &mut arm.unexplained,
         };
         *place += 1;
     }
@@ -340,7 +343,7 @@ fn bounds(plan: &Plan, marks: &BTreeMap<u32, Mark>) -> Vec<Bound> {
         match marks[&trial.number] {
             Mark::Clean => bounds[at].clean += 1,
             Mark::Failed => bounds[at].failed += 1,
-            Mark::Open | Mark::Void | Mark::Unclear => {}
+            Mark::Open | Mark::Void | Mark::Unexplained => {}
         }
     }
     for bound in &mut bounds {

@@ -146,6 +146,10 @@ pub struct Trial {
     /// The kind of its machine, as a position in [`Plan::turns`].
     #[serde(default, skip_serializing_if = "is_first")]
     pub turn: usize,
+    /// Number of the control trial that runs next to this patched one, so that both see the same noise of the host; none for control
+    /// trials, and for patched ones that are judged by themselves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub partner: Option<u32>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands in a reference")]
@@ -299,7 +303,15 @@ impl Trial {
     /// A trial with its own moment of applying, from the seed of the run.
     pub fn new(number: u32, arm: Arm, patches: Vec<usize>, seed: u64) -> Self {
         let seed = mix(seed ^ mix(u64::from(number)));
-        Self { number, arm, patches, jitter: Duration::from_millis(mix(seed) % 2000), seed, turn: 0 }
+        Self {
+            number,
+            arm,
+            patches,
+            jitter: Duration::from_millis(mix(seed) % 2000),
+            seed,
+            turn: 0,
+            partner: None,
+        }
     }
 }
 

@@ -110,7 +110,7 @@ fn row(plan: &Plan, events: &[Event], patch: usize, example: &Example) -> Row {
         outcome: verdict.verdict,
         score: Score::of(example, verdict.verdict, &found),
         found,
-        trials: arms.map(|(_, n)| n.clean + n.failed + n.unclear).sum(),
+        trials: arms.map(|(_, n)| n.clean + n.failed + n.unexplained).sum(),
         cause: verdict.causes.first().cloned().unwrap_or_default(),
     }
 }

@@ -258,7 +258,7 @@ fn add(all: &mut Verdict, other: Verdict) {
         sum.planned += n.planned;
         sum.clean += n.clean;
         sum.failed += n.failed;
-        sum.unclear += n.unclear;
+        sum.unexplained += n.unexplained;
         sum.void += n.void;
     }
     all.bounds.extend(other.bounds);

@@ -77,12 +77,41 @@ pub struct Verdict {
     pub blind: Vec<String>,
     /// Failures of the farm itself.
     pub farm_errors: Vec<String>,
+    /// Every trial that was invalidated, lost or repeated, in order of its number.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub remarks: Vec<TrialRemark>,
     /// [`crate::Plan::hash`] of the plan judged.
     pub plan: String,
     /// Length of the run in milliseconds.
     pub took_ms: u64,
     /// Version of klpfarm.
     pub farm: String,
+}
+
+/// A trial that did not simply go through all its phases, and why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrialRemark {
+    /// Its number.
+    pub trial: u32,
+    /// Its arm.
+    pub arm: Arm,
+    /// What became of it.
+    pub what: Remark,
+    /// Why, in words.
+    pub reason: String,
+}
+
+/// What became of a trial that did not simply go through all its phases.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Remark {
+    /// It says nothing about the patch (the host disturbed it, or the patch was never applied): another trial takes its place.
+    Invalid,
+    /// It ended after the patch had been applied without being observed to its end, for a reason that nobody can explain: it counts as a
+    /// failure.
+    Lost,
+    /// It had not ended when the run was cut off, and was done again from the beginning.
+    Repeated,
 }
 
 /// Trials of one arm.
@@ -92,11 +121,11 @@ pub struct ArmCount {
     pub planned: u32,
     /// Went through all phases without a finding.
     pub clean: u32,
-    /// Had a finding that may be the patch's; in the control arm, any finding.
+    /// Had a finding that is attributed to the patch; in the control arm, any failure.
     pub failed: u32,
-    /// Had findings that are not the patch's and may have hidden others.
-    pub unclear: u32,
-    /// Say nothing: farm errors, interrupted, not needed any more.
+    /// Failed, or were not observed to their end, without proof that it was the patch. They count as failures in the bounds.
+    pub unexplained: u32,
+    /// Say nothing about the patch: it was never applied, the host disturbed the machine, interrupted, or not needed any more.
     pub void: u32,
 }
 

@@ -44,6 +44,8 @@ pub fn junit(plan: &Plan, events: &[Event], verdict: &Verdict) -> Vec<u8> {
             | Body::Reach { .. }
             | Body::Finding(_)
             | Body::Waits(_)
+            | Body::StallEnded { .. }
+            | Body::CpuShare { .. }
             | Body::Evidence { .. }
             | Body::Note { .. }
             | Body::RunEnded { .. } => {}

@@ -46,7 +46,7 @@ fn beside_the_word(verdict: &Verdict, dir: &Path, standings: &[Standing<'_>]) ->
         .iter()
         .map(|(arm, n)| {
             let more = |n: u32, word: &str| if n > 0 { format!(", {n} {word}") } else { String::new() };
-            format!("{arm} {} clean, {} failed{}", n.clean, n.failed, more(n.unclear, "unclear"))
+            format!("{arm} {} clean, {} failed{}", n.clean, n.failed, more(n.unexplained, "unexplained"))
         })
         .collect();
     for (turn, outcome) in &verdict.turns {

@@ -286,7 +286,7 @@ fn plain(event: &Event) -> Option<String> {
         }
         Body::TrialEnded { end } => format!("ended: {}", end_in_words_plain(end)),
         Body::RunEnded { interrupted } => (if *interrupted { "interrupted" } else { "ended" }).to_owned(),
-        Body::Measured(_) | Body::Waits(_) => return None,
+        Body::Measured(_) | Body::Waits(_) | Body::StallEnded { .. } | Body::CpuShare { .. } => return None,
     };
     Some(text)
 }

@@ -37,6 +37,7 @@ fn verdict() -> Verdict {
         reach: Vec::new(),
         blind: Vec::new(),
         farm_errors: Vec::new(),
+        remarks: Vec::new(),
         plan: "cc".into(),
         took_ms: 5,
         farm: "0.1.0".into(),

@@ -304,7 +304,7 @@ fn rank(kind: FindingKind) -> u8 {
         FindingKind::Farm(F::TransitionStalled | F::RevertStalled | F::RevertRefused | F::NotInForce) => {
             STALLED
         }
-        FindingKind::Farm(F::ThreadStalled) => 5,
+        FindingKind::Farm(F::HangConfirmed | F::ThreadStalled) => 5,
         FindingKind::Farm(F::TaskBlocked) => 6,
         FindingKind::Kernel(_) => 7,
         FindingKind::Farm(F::SshDead | F::ProbeSilent | F::ConsoleSilent) => SILENT,

@@ -159,7 +159,7 @@ fn a_finding_of_the_control_arm_too_says_nothing_of_the_patch() {
     let verdict = story.end(L0, TrialEnd::Stopped).end(C0, TrialEnd::Stopped).rest_clean().judge();
     assert_eq!((verdict.verdict, verdict.exit_code()), (Outcome::Inconclusive, 3));
     assert!(verdict.causes[0].contains("seen without the patch as well"), "{:?}", verdict.causes);
-    assert_eq!(verdict.arms[&Arm::Loaded].unclear, 1);
+    assert_eq!(verdict.arms[&Arm::Loaded].unexplained, 1);
 }
 
 #[test]

@@ -179,6 +179,7 @@ fn verdict() -> Verdict {
         reach: Vec::new(),
         blind: Vec::new(),
         farm_errors: Vec::new(),
+        remarks: Vec::new(),
         plan: String::new(),
         took_ms: 0,
         farm: String::new(),
