@@ -106,7 +106,6 @@ pub(crate) fn attribution_word(attribution: Attribution) -> &'static str {
         Attribution::ControlToo => "control-too",
         Attribution::BeforeApply => "before-apply",
         Attribution::ControlOnly => "control-only",
-        Attribution::Noise => "noise",
     }
 }
 
@@ -236,7 +235,7 @@ fn seen(seq: u64, phase: Phase, finding: &Finding) -> FindingRow {
     }
 }
 
-/// What the verdict says of the findings. What only the comparison of trials shows is in no event: it is added, unless it is noise.
+/// What the verdict says of the findings. What only the comparison of trials shows is in no event: it is added.
 fn attribute(row: &mut RunRow, verdict: &Verdict) {
     for item in &verdict.evidence {
         for observation in &item.observations {
@@ -245,7 +244,6 @@ fn attribute(row: &mut RunRow, verdict: &Verdict) {
                 trial.findings.iter_mut().find(|f| f.seq == observation.seq && f.title == observation.title);
             match seen {
                 Some(finding) => worst(&mut finding.attribution, item.attribution),
-                None if item.attribution == Attribution::Noise => {}
                 None => trial.findings.push(FindingRow {
                     seq: observation.seq,
                     phase: observation.phase,

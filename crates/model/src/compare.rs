@@ -19,6 +19,9 @@ use crate::plan::Trial;
 use crate::verdict::ArmCount;
 use crate::{Arm, FarmKind, Finding, Phase, Plan, Source};
 
+/// Names of the resources that leaks are looked for in, as the titles of such findings begin.
+pub(crate) const RESOURCE_NAMES: [&str; 7] = resources::NAMES;
+
 /// Fewer observations than this in a phase say nothing.
 const LEAST: u64 = 30;
 
@@ -43,7 +46,7 @@ pub(crate) fn blind(arms: &BTreeMap<Arm, ArmCount>) -> Option<String> {
 /// All differences that only a comparison shows: of loaded trials with the control trials, and of each control trial with the
 /// others, which tells how much chance does.
 pub(crate) fn differences(plan: &Plan, records: &BTreeMap<u32, TrialRecord>) -> Vec<Seen> {
-    let done = |t: &&Trial| comparable(&records[&t.number]);
+    let done = |t: &&Trial| records.get(&t.number).is_some_and(comparable);
     let controls: Vec<&Trial> = plan.trials.iter().filter(|t| t.arm == Arm::Control).filter(done).collect();
     if controls.len() < CONTROLS {
         return Vec::new();

@@ -1,6 +1,6 @@
 //! Events: what happened in a run, in order. The journal is one event a line; all sinks see the same stream.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -169,12 +169,25 @@ pub enum Body {
     },
 }
 
-/// The events that count: those of trials that a resumed run does again are left out.
+/// The events that count: those of trials that a resumed run does again are left out. A trial that had found something, or that had ended
+/// by itself, cannot be done again, whatever a journal says.
 pub fn live(events: &[Event]) -> impl Iterator<Item = &Event> {
+    let mut kept: BTreeSet<u32> = BTreeSet::new();
     let mut void: BTreeMap<u32, u64> = BTreeMap::new();
     for event in events {
-        if let Body::RunResumed { void: trials, .. } = &event.body {
-            void.extend(trials.iter().map(|t| (*t, event.seq)));
+        match (&event.body, event.scope) {
+            (Body::RunResumed { void: trials, .. }, _) => {
+                void.extend(trials.iter().filter(|t| !kept.contains(t)).map(|t| (*t, event.seq)));
+            }
+            (Body::Finding(_), Some(scope)) => {
+                kept.insert(scope.trial);
+            }
+            (Body::TrialEnded { end }, Some(scope))
+                if !matches!(end, TrialEnd::Interrupted | TrialEnd::OutOfBudget) =>
+            {
+                kept.insert(scope.trial);
+            }
+            _ => {}
         }
     }
     events.iter().filter(move |e| {

@@ -1,10 +1,13 @@
 //! Judging: a pure fold of plan and journal into a verdict. Every rule of the verdict stands below this module and in
-//! [`crate::compare`].
+//! [`crate::compare`] and [`crate::sequential`].
 //!
 //! The same function judges a run that is still going on: as soon as it does not say `inconclusive`, the run is decided.
 
 mod attribute;
 mod decide;
+mod outcome;
+mod reach;
+mod sets;
 mod words;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,14 +15,18 @@ use std::path::PathBuf;
 
 use attribute::Item;
 pub(crate) use attribute::comparable;
+use outcome::{Applied, Mark, Outcomes, exposes};
+use sets::{Set, Unended, sets};
 
-use crate::event::{Body, CheckpointFacts, Event, Measured, Scope, TrialEnd, Vitals, function_name, live};
+use crate::event::{Body, CheckpointFacts, Event, Measured, Scope, TrialEnd, Vitals, live};
 use crate::plan::Trial;
+use crate::sequential;
 use crate::verdict::{
-    ArmCount, Attribution, Bound, Evidence, Hits, Observation, Outcome, Reach, Verdict, WaitGroup, Wear,
+    ArmCount, Attribution, Bound, Evidence, Hits, Observation, Outcome, Remark, TrialRemark, Verdict,
+    WaitGroup, Wear,
 };
 use crate::wait::Waits;
-use crate::{Arm, Finding, Phase, Plan, cause, plan, rotation, stats};
+use crate::{Arm, Finding, Phase, Plan, cause, plan, rotation};
 
 /// What one trial left in the journal.
 #[derive(Debug, Default)]
@@ -27,8 +34,21 @@ pub(crate) struct TrialRecord {
     pub(crate) end: Option<TrialEnd>,
     pub(crate) findings: Vec<Seen>,
     pub(crate) measured: BTreeMap<Phase, (u64, Measured)>,
+    /// Share of its planned CPU time that the machine got.
+    pub(crate) cpu_share: Option<f64>,
     /// Tasks that waited when evidence was gathered.
     pub(crate) waits: Vec<Waits>,
+    /// The patch was being applied, or had been; in the control arm, the part of the trial that is compared with that had begun.
+    exposed: bool,
+    applied: Applied,
+    /// How often all tasks had switched to a patch.
+    transitions: usize,
+    /// Titles of stalls after which the tasks made progress again.
+    stalls_ended: BTreeSet<String>,
+    /// Milliseconds of the run when the patch came into force, and when that ended.
+    in_force: (Option<u64>, Option<u64>),
+    /// Calls of each function, with the patch in force or, in the control arm, without it, and in how many milliseconds.
+    calls: BTreeMap<String, (u64, u64)>,
     files: Vec<PathBuf>,
 }
 
@@ -40,17 +60,16 @@ pub(crate) struct Seen {
     pub(crate) finding: Finding,
 }
 
-impl TrialRecord {
-    /// Whether the trial says anything of the patch: it ended in order, or it had found something before it was ended.
-    pub(crate) fn valid(&self) -> bool {
-        self.end.as_ref().is_some_and(|end| end.is_valid(!self.findings.is_empty()))
-    }
-}
-
 /// Everything the journal says, by trial.
 pub(crate) struct Record {
+    /// Trials of the plan of which it says anything.
     pub(crate) trials: BTreeMap<u32, TrialRecord>,
-    reach: BTreeMap<String, Reach>,
+    /// Functions that the patches replace, and tasks on whose stack each stood at the moment of applying.
+    functions: BTreeMap<String, u32>,
+    /// Some patch was applied that replaces no function.
+    without_functions: BTreeSet<String>,
+    /// Functions whose calls patched trials could not count, by what they said.
+    uncounted: Vec<String>,
     /// Reason by detector; the last one stands for all trials.
     blind: BTreeMap<String, String>,
     checkpoint: Option<CheckpointFacts>,
@@ -58,29 +77,11 @@ pub(crate) struct Record {
     reached: Option<Vitals>,
     /// Why the run ended before it was over, as far as it says so.
     cut_short: Option<String>,
+    /// Numbers of trials that the journal has and the plan does not.
+    unknown_trials: BTreeSet<u32>,
+    /// Trials that a resumed run did again.
+    repeated: BTreeSet<u32>,
     took_ms: u64,
-}
-
-/// What a trial says in the end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Mark {
-    /// Not ended.
-    Open,
-    /// Says nothing.
-    Void,
-    /// No finding.
-    Clean,
-    /// A finding that may be the patch's.
-    Failed,
-    /// Findings that are not the patch's, and that may have hidden others.
-    Unexplained,
-}
-
-impl Mark {
-    /// Whether the trial takes the place of one that is due. A void one is made up for, if one is left to spare.
-    fn counts(self) -> bool {
-        self != Self::Void
-    }
 }
 
 /// Judge a run. The same plan and events give the same verdict, whoever asks and whenever.
@@ -88,27 +89,73 @@ pub fn judge(plan: &Plan, events: &[Event]) -> Verdict {
     if plan.turns.is_empty() { judge_one(plan, events) } else { rotation::judge_turns(plan, events) }
 }
 
+/// What the trials of a run say, one by one and set by set.
+struct View<'a> {
+    plan: &'a Plan,
+    record: Record,
+    differences: Vec<Seen>,
+    outcomes: Outcomes,
+    sets: Vec<Set<'a>>,
+}
+
+impl<'a> View<'a> {
+    fn new(plan: &'a Plan, events: &[Event]) -> Self {
+        let record = read(plan, events);
+        let differences = crate::compare::differences(plan, &record.trials);
+        let outcomes = Outcomes::of(plan, &record, &differences);
+        Self { plan, record, differences, outcomes, sets: sets(plan) }
+    }
+
+    fn begun(&self) -> impl Fn(u32) -> bool {
+        |number| self.outcomes.has_begun(number)
+    }
+
+    /// Whether nothing can have been decided yet: some set lacks clean trials, and nothing is held against the patch.
+    fn is_open(&self) -> bool {
+        let lacks = |set: &Set<'_>| {
+            let tally = set.tally(&self.outcomes, &self.begun(), Unended::Ignored);
+            matches!(set.arm, Arm::Loaded | Arm::Stack)
+                && !sequential::shows(&tally, self.plan.rule.max_failure_rate, self.plan.rule.confidence)
+        };
+        let proof = self.sets.iter().any(|set| {
+            set.trials.iter().any(|t| self.outcomes.mark(t.number) == Mark::Failed)
+                || set.rejects(self.plan, &self.outcomes, self.sets.len())
+        });
+        !proof && self.sets.iter().any(lacks)
+    }
+}
+
 /// Judge a run whose machines are all of one kind.
 pub(crate) fn judge_one(plan: &Plan, events: &[Event]) -> Verdict {
-    let record = read(plan, events);
-    let items = attribute::items(plan, &record);
-    let marks: BTreeMap<u32, Mark> =
-        plan.trials.iter().map(|t| (t.number, mark(t, &record.trials[&t.number], &items))).collect();
-    let arms = count(plan, &marks);
-    let bounds = bounds(plan, &marks);
-    let farm_errors = farm_errors(&record);
-    let reach: Vec<Reach> = record.reach.values().cloned().collect();
-    let open = open_findings(&record);
-    let facts =
-        decide::Facts { plan, marks: &marks, items: &items, bounds: &bounds, reach: &reach, open: &open };
+    let view = View::new(plan, events);
+    let View { record, outcomes, .. } = &view;
+    let rejecting: Vec<&Set<'_>> =
+        view.sets.iter().filter(|s| s.rejects(plan, outcomes, view.sets.len())).collect();
+    let items = attribute::items(plan, record, outcomes, &view.differences, &rejecting);
+    let arms = count(plan, outcomes, &items);
+    let bounds = bounds(&view);
+    let farm_errors = farm_errors(record);
+    let reach = reach::reach(plan, record, outcomes);
+    let open = open_findings(record);
+    let facts = decide::Facts {
+        plan,
+        outcomes,
+        sets: &view.sets,
+        rejecting: &rejecting,
+        items: &items,
+        bounds: &bounds,
+        reach: &reach,
+        record,
+        open: &open,
+    };
     let (verdict, causes) = facts.decide(record.cut_short.as_deref(), &farm_errors);
-    let evidence = items.into_iter().map(|item| evidence(plan, &record, item)).collect();
+    let evidence = items.into_iter().map(|item| evidence(plan, record, item)).collect();
     let mut blind: Vec<String> =
         record.blind.iter().map(|(detector, reason)| format!("{detector}: {reason}")).collect();
     blind.extend(crate::compare::blind(&arms));
-    let wear = match (&record.checkpoint, record.fresh, record.reached) {
+    let wear = match (&record.checkpoint, &record.fresh, &record.reached) {
         (Some(c), _, _) => Some(Wear { fresh: c.fresh.clone(), reached: c.reached.clone() }),
-        (None, Some(fresh), Some(reached)) => Some(Wear { fresh, reached }),
+        (None, Some(fresh), Some(reached)) => Some(Wear { fresh: fresh.clone(), reached: reached.clone() }),
         _ => None,
     };
     Verdict {
@@ -119,7 +166,7 @@ pub(crate) fn judge_one(plan: &Plan, events: &[Event]) -> Verdict {
         causes,
         patches: plan.patches.clone(),
         image: plan.image.clone(),
-        checkpoint: record.checkpoint.map(|c| c.id),
+        checkpoint: record.checkpoint.as_ref().map(|c| c.id.clone()),
         wear,
         accel: plan.accel,
         arms,
@@ -128,7 +175,7 @@ pub(crate) fn judge_one(plan: &Plan, events: &[Event]) -> Verdict {
         reach,
         blind,
         farm_errors,
-        remarks: Vec::new(),
+        remarks: remarks(plan, record, outcomes),
         plan: plan.hash(),
         took_ms: record.took_ms,
         farm: plan.farm.clone(),
@@ -138,7 +185,7 @@ pub(crate) fn judge_one(plan: &Plan, events: &[Event]) -> Verdict {
 /// Whether a run with these events is decided: its verdict is reached, and enough is known to say under which condition the patch fails.
 /// A run of patches apart ends when none of them needs a trial any more, and one with a rotation when its time is over: they never are.
 pub fn is_decided(plan: &Plan, events: &[Event]) -> bool {
-    if plan.apart || !plan.turns.is_empty() {
+    if plan.apart || !plan.turns.is_empty() || View::new(plan, events).is_open() {
         return false;
     }
     let verdict = judge_one(plan, events);
@@ -152,8 +199,9 @@ pub fn is_decided(plan: &Plan, events: &[Event]) -> bool {
     }
 }
 
-/// The next trial worth starting, if the run is not decided: in the plan's order, no loaded one more than the tier still needs, and of the
-/// other arms those that are due, void ones made up for. `started` are the numbers of those that have been.
+/// The next trial worth starting, if the run is not decided: in the plan's order, no patched one more than the tier still needs, and control
+/// trials that are due or that run next to a patched trial. Invalid trials are made up for. `started` are the numbers of those that have
+/// been.
 pub fn next_trial(plan: &Plan, events: &[Event], started: &BTreeSet<u32>) -> Option<Trial> {
     if plan.apart {
         return crate::apart::next(plan, events, started).cloned();
@@ -161,31 +209,37 @@ pub fn next_trial(plan: &Plan, events: &[Event], started: &BTreeSet<u32>) -> Opt
     if !plan.turns.is_empty() {
         return rotation::next(plan, started);
     }
-    let record = read(plan, events);
-    let items = attribute::items(plan, &record);
-    let marks = |of: &dyn Fn(&Trial) -> bool| -> Vec<Mark> {
-        let begun = plan.trials.iter().filter(|t| started.contains(&t.number) && of(t));
-        begun.map(|t| mark(t, &record.trials[&t.number], &items)).collect()
-    };
-    // As if all that run were to end cleanly.
-    let counted = |of: &dyn Fn(&Trial) -> bool| {
-        marks(of).into_iter().fold((0, 0), |(failed, clean), mark| match mark {
-            Mark::Failed => (failed + 1, clean),
-            Mark::Clean | Mark::Open => (failed, clean + 1),
-            Mark::Void | Mark::Unexplained => (failed, clean),
+    let view = View::new(plan, events);
+    let outcomes = &view.outcomes;
+    let begun = |number: u32| started.contains(&number);
+    let controls = plan
+        .trials
+        .iter()
+        .filter(|t| t.arm == Arm::Control && t.partner.is_none() && begun(t.number))
+        .filter(|t| outcomes.mark(t.number) != Mark::Void)
+        .count();
+    // Of each set: whether it needs a trial, whether in pairs, and whether some of its trials that have a partner are left.
+    let wants: BTreeMap<(Arm, &[usize]), (bool, bool)> = view
+        .sets
+        .iter()
+        .map(|set| {
+            let wants = set.wants_more(plan, outcomes, &begun);
+            let paired = set.trials.iter().any(|t| t.partner.is_some() && !begun(t.number));
+            ((set.arm, set.patches), (wants, paired && set.is_noisy(outcomes)))
         })
-    };
-    let wanting = |(failed, clean): (u32, u32)| !plan.rule.allows(failed, clean);
-    let patched = counted(&|t| t.arm != Arm::Control);
-    let mut left = plan.trials.iter().filter(|t| !started.contains(&t.number));
-    let next = left.find(|trial| {
-        let alike = |t: &Trial| t.arm == trial.arm && t.patches == trial.patches;
-        match trial.arm {
-            Arm::Loaded | Arm::Stack => wanting(counted(&alike)) || (patched.0 > 0 && wanting(patched)),
-            Arm::Quiescent | Arm::Control | Arm::Reapply => {
-                let said = marks(&alike).into_iter().filter(|m| m.counts()).count();
-                said < plan.due(trial.arm) as usize
-            }
+        .collect();
+    let numbers: BTreeMap<u32, &Trial> = plan.trials.iter().map(|t| (t.number, t)).collect();
+    let wanted = |t: &Trial| wants.get(&(t.arm, t.patches.as_slice())).copied().unwrap_or_default();
+    let mut left = plan.trials.iter().filter(|t| !begun(t.number));
+    let next = left.find(|trial| match (trial.arm, trial.partner) {
+        (Arm::Control, None) => controls < plan.due(Arm::Control) as usize,
+        // The control trial of a pair: before its patched trial, and only if that is still to come.
+        (Arm::Control, Some(patched)) => {
+            !begun(patched) && numbers.get(&patched).is_some_and(|t| wanted(t) == (true, true))
+        }
+        (_, partner) => {
+            let (wants, in_pairs) = wanted(trial);
+            wants && (!in_pairs || partner.is_some())
         }
     });
     next.cloned()
@@ -193,15 +247,20 @@ pub fn next_trial(plan: &Plan, events: &[Event], started: &BTreeSet<u32>) -> Opt
 
 fn read(plan: &Plan, events: &[Event]) -> Record {
     let mut record = Record {
-        trials: plan.trials.iter().map(|t| (t.number, TrialRecord::default())).collect(),
-        reach: BTreeMap::new(),
+        trials: BTreeMap::new(),
+        functions: BTreeMap::new(),
+        without_functions: BTreeSet::new(),
+        uncounted: Vec::new(),
         blind: BTreeMap::new(),
         checkpoint: None,
         fresh: None,
         reached: None,
         cut_short: None,
+        unknown_trials: BTreeSet::new(),
+        repeated: BTreeSet::new(),
         took_ms: 0,
     };
+    let arms: BTreeMap<u32, Arm> = plan.trials.iter().map(|t| (t.number, t.arm)).collect();
     for event in live(events) {
         record.took_ms = record.took_ms.max(event.at_ms);
         match &event.body {
@@ -210,29 +269,52 @@ fn read(plan: &Plan, events: &[Event]) -> Record {
             }
             // What is said of the run is said when something ends it.
             Body::Note { text } if event.scope.is_none() => record.cut_short = Some(text.clone()),
-            Body::RunResumed { .. } => record.cut_short = None,
+            Body::RunResumed { void, .. } => {
+                record.cut_short = None;
+                record.repeated.extend(void.iter().filter(|n| arms.contains_key(n)));
+            }
             Body::Checkpoint(facts) => {
                 record.blind.extend(facts.blind.clone());
                 record.checkpoint = Some((**facts).clone());
             }
             _ => {}
         }
-        if let Some(scope) = event.scope {
-            read_trial(&mut record, event, scope);
+        let Some(scope) = event.scope else { continue };
+        match arms.get(&scope.trial) {
+            // The plan says which arm a trial is of, whatever an event does.
+            Some(arm) => read_trial(&mut record, event, Scope { arm: *arm, ..scope }),
+            // Number 0 is the machine that was aged.
+            None if scope.trial > 0 => {
+                record.unknown_trials.insert(scope.trial);
+            }
+            None => {}
         }
     }
     record
 }
 
 fn read_trial(record: &mut Record, event: &Event, scope: Scope) {
-    let Some(trial) = record.trials.get_mut(&scope.trial) else { return };
+    let trial = record.trials.entry(scope.trial).or_default();
+    trial.exposed |= exposes(scope.arm, scope.phase);
     match &event.body {
-        Body::Applied { functions, inside, .. } => {
-            for path in functions {
-                let name = function_name(path);
-                let reach = reach(&mut record.reach, name);
-                reach.inside = reach.inside.max(inside.get(name).copied().unwrap_or(0));
+        Body::Applied { patch, functions, inside, .. } => {
+            trial.exposed = true;
+            trial.applied.insert(patch.clone());
+            if functions.is_empty() {
+                record.without_functions.insert(patch.clone());
             }
+            for path in functions {
+                let seen = inside.get(path).or_else(|| inside.get(reach::plain_name(path)));
+                let place = record.functions.entry(path.clone()).or_default();
+                *place = (*place).max(seen.copied().unwrap_or(0));
+            }
+        }
+        Body::TransitionDone { .. } if scope.phase != Phase::Revert => {
+            trial.transitions += 1;
+            trial.in_force = (Some(event.at_ms), None);
+        }
+        Body::PhaseStarted if matches!(scope.phase, Phase::Revert | Phase::End) => {
+            trial.in_force.1.get_or_insert(event.at_ms);
         }
         Body::Measured(m) => {
             trial.measured.insert(scope.phase, (event.seq, m.clone()));
@@ -242,18 +324,24 @@ fn read_trial(record: &mut Record, event: &Event, scope: Scope) {
         }
         Body::Waits(waits) => trial.waits.push((**waits).clone()),
         Body::Evidence { file, .. } => trial.files.push(plan::Plan::trial_dir(scope.trial).join(file)),
-        Body::TrialEnded { end } => trial.end = Some(end.clone()),
+        Body::StallEnded { title, .. } => {
+            trial.stalls_ended.insert(title.clone());
+        }
+        Body::CpuShare { share } => trial.cpu_share = Some(*share),
+        // Of two ends the first one counts.
+        Body::TrialEnded { end } => {
+            trial.in_force.1.get_or_insert(event.at_ms);
+            trial.end.get_or_insert_with(|| end.clone());
+        }
         Body::Blind { detector, reason } => {
+            if detector == "reach" && scope.arm.patched() {
+                record.uncounted.push(reason.clone());
+            }
             record.blind.insert(detector.clone(), reason.clone());
         }
         Body::Reach { function, calls, window_ms } => {
-            let rate = *calls as f64 * 1000.0 / (*window_ms).max(1) as f64;
-            let reach = reach(&mut record.reach, function);
-            let place = match scope.arm {
-                Arm::Control => &mut reach.before_per_s,
-                Arm::Loaded | Arm::Quiescent | Arm::Reapply | Arm::Stack => &mut reach.after_per_s,
-            };
-            *place = Some(place.unwrap_or(0.0).max(rate));
+            let of = trial.calls.entry(function.clone()).or_default();
+            *of = (of.0.saturating_add(*calls), of.1.saturating_add(*window_ms));
         }
         Body::Vitals(vitals) => {
             let place = if scope.phase == Phase::Boot { &mut record.fresh } else { &mut record.reached };
@@ -268,52 +356,25 @@ fn read_trial(record: &mut Record, event: &Event, scope: Scope) {
         | Body::TransitionDone { .. }
         | Body::Reverted { .. }
         | Body::Progress { .. }
-        | Body::StallEnded { .. }
-        | Body::CpuShare { .. }
         | Body::Note { .. }
         | Body::RunEnded { .. } => {}
     }
 }
 
-fn reach<'a>(all: &'a mut BTreeMap<String, Reach>, function: &str) -> &'a mut Reach {
-    all.entry(function.to_owned()).or_insert_with(|| Reach {
-        function: function.to_owned(),
-        turn: None,
-        before_per_s: None,
-        after_per_s: None,
-        inside: 0,
-    })
-}
-
-fn mark(trial: &Trial, record: &TrialRecord, items: &[Item]) -> Mark {
-    match record.end {
-        None => return Mark::Open,
-        Some(_) if !record.valid() => return Mark::Void,
-        Some(_) => {}
-    }
-    let of_trial = |item: &&Item| item.seen.iter().any(|s| s.scope.trial == trial.number);
-    let mut unexplained = false;
-    for item in items.iter().filter(of_trial) {
-        match item.attribution {
-            Attribution::Patch | Attribution::Unconfirmed | Attribution::NoControl => return Mark::Failed,
-            Attribution::ControlOnly => return Mark::Failed,
-            Attribution::ControlToo | Attribution::BeforeApply => unexplained = true,
-            Attribution::Noise => {}
-        }
-    }
-    if unexplained { Mark::Unexplained } else { Mark::Clean }
-}
-
-fn count(plan: &Plan, marks: &BTreeMap<u32, Mark>) -> BTreeMap<Arm, ArmCount> {
+fn count(plan: &Plan, outcomes: &Outcomes, items: &[Item]) -> BTreeMap<Arm, ArmCount> {
+    // What a single trial cannot prove, all of them together may.
+    let proven = items.iter().filter(|i| i.attribution == Attribution::Patch).flat_map(|i| &i.seen);
+    let proven: BTreeSet<u32> = proven.map(|s| s.scope.trial).collect();
     let mut arms: BTreeMap<Arm, ArmCount> = BTreeMap::new();
     for trial in &plan.trials {
         let arm = arms.entry(trial.arm).or_default();
         arm.planned += 1;
-        let place = match marks[&trial.number] {
+        let place = match outcomes.mark(trial.number) {
             Mark::Open => continue,
-            Mark::Void => &mut arm.void,
+            Mark::Void | Mark::Cut => &mut arm.void,
             Mark::Clean => &mut arm.clean,
             Mark::Failed => &mut arm.failed,
+            Mark::Unexplained if proven.contains(&trial.number) => &mut arm.failed,
             Mark::Unexplained => &mut arm.unexplained,
         };
         *place += 1;
@@ -321,35 +382,60 @@ fn count(plan: &Plan, marks: &BTreeMap<u32, Mark>) -> BTreeMap<Arm, ArmCount> {
     arms
 }
 
-/// The failure rate that the trials leave possible, for each patch alone and for all together.
-fn bounds(plan: &Plan, marks: &BTreeMap<u32, Mark>) -> Vec<Bound> {
-    let mut bounds: Vec<Bound> = Vec::new();
-    for trial in plan.trials.iter().filter(|t| matches!(t.arm, Arm::Loaded | Arm::Stack)) {
-        let patches: Vec<String> = plan.names(trial).map(str::to_owned).collect();
-        let at = bounds.iter().position(|b| b.arm == trial.arm && b.patches == patches);
-        let at = at.unwrap_or_else(|| {
-            let confidence = plan.rule.confidence;
-            bounds.push(Bound {
+/// What each patch alone, and all together, can add to the failures of a trial by what the trials show.
+fn bounds(view: &View<'_>) -> Vec<Bound> {
+    let confidence = view.plan.rule.confidence;
+    let under_load = view.sets.iter().filter(|set| matches!(set.arm, Arm::Loaded | Arm::Stack));
+    under_load
+        .map(|set| {
+            let tally = set.tally(&view.outcomes, &view.begun(), Unended::Ignored);
+            Bound {
                 turn: None,
-                arm: trial.arm,
-                patches,
-                failed: 0,
-                clean: 0,
-                failure_rate: 1.0,
+                arm: set.arm,
+                patches: names(view.plan, set.patches),
+                failed: tally.failed(),
+                clean: tally.clean(),
+                failure_rate: sequential::bound(&tally, confidence),
                 confidence,
-            });
-            bounds.len() - 1
-        });
-        match marks[&trial.number] {
-            Mark::Clean => bounds[at].clean += 1,
-            Mark::Failed => bounds[at].failed += 1,
-            Mark::Open | Mark::Void | Mark::Unexplained => {}
+            }
+        })
+        .collect()
+}
+
+fn names(plan: &Plan, patches: &[usize]) -> Vec<String> {
+    patches.iter().filter_map(|i| plan.patches.get(*i)).map(|p| p.name.clone()).collect()
+}
+
+/// Every trial that was invalidated, lost or repeated.
+fn remarks(plan: &Plan, record: &Record, outcomes: &Outcomes) -> Vec<TrialRemark> {
+    let mut remarks = Vec::new();
+    for trial in &plan.trials {
+        let number = trial.number;
+        let mut say = |what: Remark, reason: &str| {
+            remarks.push(TrialRemark { trial: number, arm: trial.arm, what, reason: reason.to_owned() });
+        };
+        if record.repeated.contains(&number) {
+            say(Remark::Repeated, "it had not ended when the run was cut off");
+        }
+        let Some(own) = record.trials.get(&number) else { continue };
+        let mark = outcomes.mark(number);
+        match &own.end {
+            Some(TrialEnd::FarmError { message } | TrialEnd::Void { reason: message }) => {
+                say(if mark == Mark::Void { Remark::Invalid } else { Remark::Lost }, message);
+            }
+            Some(_) if mark == Mark::Void => say(Remark::Invalid, "it ended before the patch was applied"),
+            Some(TrialEnd::Stopped) if mark.is_failure() && own.findings.is_empty() => {
+                say(Remark::Lost, "it was stopped without a finding");
+            }
+            Some(TrialEnd::Completed)
+                if mark == Mark::Unexplained && !own.was_in_force(plan.names(trial)) =>
+            {
+                say(Remark::Lost, "the journal does not say that the patch was applied and came into force");
+            }
+            _ => {}
         }
     }
-    for bound in &mut bounds {
-        bound.failure_rate = stats::upper_bound(bound.failed, bound.failed + bound.clean, bound.confidence);
-    }
-    bounds
+    remarks
 }
 
 fn evidence(plan: &Plan, record: &Record, item: Item) -> Evidence {
@@ -368,7 +454,7 @@ fn evidence(plan: &Plan, record: &Record, item: Item) -> Evidence {
             source: s.finding.source,
             after_apply_ms: s.finding.after_apply_ms,
             excerpt: excerpt(&s.finding.evidence),
-            files: record.trials[&s.scope.trial].files.clone(),
+            files: record.trials.get(&s.scope.trial).map(|t| t.files.clone()).unwrap_or_default(),
         })
         .collect();
     Evidence {
@@ -392,7 +478,8 @@ fn evidence(plan: &Plan, record: &Record, item: Item) -> Evidence {
 /// Where tasks of a trial wait.
 pub(crate) fn waits_of(plan: &Plan, record: &Record, trial: u32) -> Vec<WaitGroup> {
     let Some(of) = plan.trials.iter().find(|t| t.number == trial) else { return Vec::new() };
-    cause::groups(&record.trials[&trial].waits, &plan.names(of).collect::<Vec<_>>())
+    let Some(own) = record.trials.get(&trial) else { return Vec::new() };
+    cause::groups(&own.waits, &plan.names(of).collect::<Vec<_>>())
 }
 
 fn excerpt(text: &str) -> String {
@@ -405,13 +492,11 @@ fn excerpt(text: &str) -> String {
     out
 }
 
-/// Findings of trials that have not ended in order: they count for nothing, but nothing is let through over them. Those of a void trial
-/// are the host's: another trial takes its place.
+/// Findings of trials that have not ended: they count for nothing yet, but nothing is let through over them.
 fn open_findings(record: &Record) -> Vec<String> {
-    let void = |t: &TrialRecord| matches!(t.end, Some(TrialEnd::Void { .. }));
-    let open = record.trials.iter().filter(|(_, t)| !t.valid() && !void(t));
+    let open = record.trials.iter().filter(|(_, t)| t.end.is_none());
     open.flat_map(|(number, t)| {
-        t.findings.iter().map(move |s| format!("trial {number}: {}", s.finding.title))
+        t.exposed_findings().map(move |s| format!("trial {number}: {}", s.finding.title))
     })
     .collect()
 }
@@ -429,12 +514,12 @@ fn farm_errors(record: &Record) -> Vec<String> {
 /// Hits of trials that say anything, by a key of theirs.
 fn hits<K: Ord>(
     plan: &Plan,
-    record: &Record,
+    outcomes: &Outcomes,
     hit: &BTreeSet<u32>,
     key: impl Fn(&Trial) -> Option<K>,
 ) -> BTreeMap<K, Hits> {
     let mut all: BTreeMap<K, Hits> = BTreeMap::new();
-    for trial in plan.trials.iter().filter(|t| record.trials[&t.number].valid()) {
+    for trial in plan.trials.iter().filter(|t| outcomes.mark(t.number).counts()) {
         let Some(key) = key(trial) else { continue };
         let hits = all.entry(key).or_default();
         hits.of += 1;

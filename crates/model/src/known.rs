@@ -189,7 +189,7 @@ pub fn sort_verdict<'a>(verdict: &Verdict, list: &'a KnownFindings, today: Date)
 pub fn is_of_image(attribution: Attribution) -> bool {
     match attribution {
         Attribution::ControlToo | Attribution::BeforeApply | Attribution::ControlOnly => true,
-        Attribution::Patch | Attribution::Unconfirmed | Attribution::NoControl | Attribution::Noise => false,
+        Attribution::Patch | Attribution::Unconfirmed | Attribution::NoControl => false,
     }
 }
 
@@ -274,9 +274,7 @@ mod tests {
     fn what_happens_only_with_the_patch_is_excused_by_no_entry() {
         let counts = words("INFO: task hung in f", "debian-12", false, date(2026, 6, 1));
         assert!(counts.starts_with("counts ") && counts.ends_with("it counts"), "{counts}");
-        for attribution in
-            [Attribution::Patch, Attribution::Unconfirmed, Attribution::NoControl, Attribution::Noise]
-        {
+        for attribution in [Attribution::Patch, Attribution::Unconfirmed, Attribution::NoControl] {
             assert!(!is_of_image(attribution), "{attribution:?}");
         }
     }

@@ -17,6 +17,7 @@ mod pipeline;
 pub mod plan;
 mod qualify;
 mod rotation;
+pub mod sequential;
 mod stats;
 mod tiers;
 pub mod verdict;
@@ -36,7 +37,8 @@ pub use pipeline::{AGING, Aging, Arms, Dump, Gathering, Limits, MachineShape, Ph
 pub use plan::{ImageFacts, Plan, PlanError, Resolved, Start, Trial};
 pub use qualify::{Found, Row, Score, needed_detectors, score};
 pub use rotation::{Rotation, SoFar, Turn};
-pub use stats::{fisher, trials_needed, upper_bound};
+pub use sequential::trials_needed;
+pub use stats::{fisher, upper_bound};
 pub use tiers::{TierRule, Tiers, check_prior, check_severity};
 pub use verdict::{Outcome, Verdict};
 pub use wait::{Frame, Noted, Wait, Waits, without_address};

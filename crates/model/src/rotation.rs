@@ -133,7 +133,9 @@ impl Plan {
         }
         let first = self.in_round(number)?;
         let trial = Trial::new(number, first.arm, first.patches.clone(), self.seed);
-        Some(Cow::Owned(Trial { turn: first.turn, ..trial }))
+        // Its partner is of the same round.
+        let partner = first.partner.map(|partner| partner + (number - first.number));
+        Some(Cow::Owned(Trial { turn: first.turn, partner, ..trial }))
     }
 
     /// The turn that a trial is of.

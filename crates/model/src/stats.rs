@@ -1,6 +1,7 @@
-//! The statistics of a verdict: how rare failures must be, how many trials show it, and whether two arms differ.
+//! Exact statistics for people: bounds of a failure rate and whether two arms differ, looked at once. What decides a verdict is looked at
+//! after each trial and stands in [`crate::sequential`].
 //!
-//! All three are exact, not approximations: trials are few and failures rare, which is where normal approximations lie.
+//! Both are exact, not approximations: trials are few and failures rare, which is where normal approximations lie.
 
 use statrs::distribution::{Beta, ContinuousCDF, Discrete, Hypergeometric};
 
@@ -25,47 +26,6 @@ pub fn upper_bound(failures: u32, trials: u32, confidence: f64) -> f64 {
     // The rate at which so few failures have a chance of 1-c only: a quantile of the beta distribution.
     let beta = Beta::new(f64::from(failures) + 1.0, f64::from(trials - failures));
     beta.map_or(1.0, |b| b.inverse_cdf(confidence).clamp(0.0, 1.0))
-}
-
-/// The smallest number of trials that, all clean, bound the failure rate at `max_failure_rate` with `confidence` (both shares
-/// of 1): the least n with `upper_bound(0, n, confidence) <= max_failure_rate`.
-///
-/// `u32::MAX` stands for "no number of trials will do": a rate of 0, a confidence of 1.
-pub fn trials_needed(max_failure_rate: f64, confidence: f64) -> u32 {
-    let enough = |n: u32| upper_bound(0, n, confidence) <= max_failure_rate;
-    if enough(0) {
-        return 0;
-    }
-    if !enough(u32::MAX) {
-        return u32::MAX;
-    }
-    // Bisection on the bound itself, not its inverse in closed form: plan and judge must agree to the last bit.
-    least(0, u32::MAX, enough)
-}
-
-/// The same when one of the trials failed.
-pub(crate) fn trials_needed_with_one_failure(max_failure_rate: f64, confidence: f64) -> u32 {
-    let enough = |n: u32| upper_bound(1, n, confidence) <= max_failure_rate;
-    let clean = trials_needed(max_failure_rate, confidence);
-    // From a confidence of a half upwards, one failure makes it no more than two and a half times as many.
-    let most = clean.saturating_mul(4).saturating_add(4);
-    if clean > MOST_WITH_FAILURES || !enough(most) { u32::MAX } else { least(clean, most, enough) }
-}
-
-/// Beyond so many trials the quantile of the beta distribution takes its time, and nobody runs them.
-const MOST_WITH_FAILURES: u32 = 100_000;
-
-/// The least number that is sufficient, between one that is not and one that is.
-fn least(mut too_few: u32, mut sufficient: u32, enough: impl Fn(u32) -> bool) -> u32 {
-    while sufficient - too_few > 1 {
-        let middle = too_few + (sufficient - too_few) / 2;
-        if enough(middle) {
-            sufficient = middle;
-        } else {
-            too_few = middle;
-        }
-    }
-    sufficient
 }
 
 /// Tables count as no more probable than the observed one up to this relative difference, so that rounding does not part

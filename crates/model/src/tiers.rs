@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::stats::{trials_needed, upper_bound};
+use crate::sequential::trials_needed;
 use crate::yaml::{self, YamlError};
 use crate::{Arm, ImageFacts, Outcome, Patch, Severity, Tier, Verdict};
 
@@ -135,14 +135,19 @@ impl TierRule {
         Self { max_failure_rate, confidence, soak, arms, severities: None, after: None, signed_by: None }
     }
 
+    /// Share of the trials of this arm (of 1) that may fail at most. The rate of the tier is one of applications under load; the other arms
+    /// have few trials, so that only more is asked of them once one has failed.
+    pub fn rate_of(&self, arm: Arm) -> f64 {
+        const OTHER_ARMS: f64 = 0.20;
+        match arm {
+            Arm::Loaded | Arm::Stack => self.max_failure_rate,
+            Arm::Quiescent | Arm::Control | Arm::Reapply => self.max_failure_rate.max(OTHER_ARMS),
+        }
+    }
+
     /// Clean loaded trials that the tier takes.
     pub fn trials(&self) -> u32 {
         trials_needed(self.max_failure_rate, self.confidence)
-    }
-
-    /// Whether so many failed and clean trials leave no higher failure rate possible than the tier allows.
-    pub(crate) fn allows(&self, failed: u32, clean: u32) -> bool {
-        upper_bound(failed, failed + clean, self.confidence) <= self.max_failure_rate
     }
 
     fn problems(&self) -> Vec<(&'static str, String)> {

@@ -315,18 +315,16 @@ pub struct Hits {
 pub enum Attribution {
     /// The patch's doing.
     Patch,
-    /// Seen in too few patched trials, and nothing in it names the patch.
+    /// Seen with the patch only, but not often enough to prove that it is the patch: its trials count as failures.
     Unconfirmed,
     /// No valid control trial to compare with.
     NoControl,
-    /// Seen without the patch as well.
+    /// Seen without the patch as well: not proven to be the patch, but its trials count as failures all the same.
     ControlToo,
     /// Seen before the patch was applied.
     BeforeApply,
     /// Seen without the patch only.
     ControlOnly,
-    /// A difference in speed or growth that chance explains.
-    Noise,
 }
 
 /// One finding of the journal.
@@ -371,6 +369,13 @@ pub struct Reach {
     pub after_per_s: Option<f64>,
     /// Tasks on whose stack it stood at the moment of applying, the highest of all trials.
     pub inside: u32,
+    /// Calls with the patch in force, over all clean trials that counted them: the rate of each trial's count times the seconds in which
+    /// the patch was in force in it. Absent if no clean trial counted them.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub calls: Option<u64>,
+    /// Clean trials that counted them.
+    #[serde(default)]
+    pub counted_trials: u32,
 }
 
 impl Verdict {

@@ -83,7 +83,7 @@ fn test_case(plan: &Plan, trial: &klpfarm_model::Trial, case: &Case, verdict: &V
     let mut other = Vec::new();
     // A cause is told once, however many observations it has.
     let mut told: Vec<String> = Vec::new();
-    for item in verdict.evidence.iter().filter(|e| e.attribution != Attribution::Noise) {
+    for item in &verdict.evidence {
         for seen in item.observations.iter().filter(|o| o.trial == trial.number) {
             let mut text = format!("{} (event {})\n{}\n", seen.title, seen.seq, seen.excerpt);
             if let Some(cause) = item.cause.as_ref().filter(|_| !told.contains(&item.title)) {

@@ -80,20 +80,12 @@ fn beside_the_word(verdict: &Verdict, dir: &Path, standings: &[Standing<'_>]) ->
     if let Some(wear) = &verdict.wear {
         out.push_str(&worn(wear));
     }
-    let noise = verdict.evidence.iter().filter(|e| e.attribution == Attribution::Noise).count();
-    if noise > 0 {
-        let _ = writeln!(
-            out,
-            "  noise:  {noise} difference(s) between trials that chance explains; see verdict.json"
-        );
-    }
     let standing = |n: usize| standings.get(n).copied().unwrap_or(Standing::Unlisted);
     let (known, news): (Vec<_>, Vec<_>) = verdict
         .evidence
         .iter()
         .enumerate()
         .map(|(n, item)| (item, standing(n)))
-        .filter(|(item, _)| item.attribution != Attribution::Noise)
         .partition(|(_, standing)| matches!(standing, Standing::Known(_)));
     for (item, standing) in news.into_iter().take(5) {
         let word = match item.attribution {
@@ -103,7 +95,6 @@ fn beside_the_word(verdict: &Verdict, dir: &Path, standings: &[Standing<'_>]) ->
             Attribution::ControlToo => "without the patch as well",
             Attribution::BeforeApply => "before applying",
             Attribution::ControlOnly => "without the patch only",
-            Attribution::Noise => "chance",
         };
         let _ = writeln!(
             out,

@@ -56,6 +56,17 @@ const RESOURCES: [Resource; 7] = [
     count("zombies", |r| r.zombies as f64),
 ];
 
+/// Their names, in order.
+pub(super) const NAMES: [&str; 7] = {
+    let mut names = [""; 7];
+    let mut i = 0;
+    while i < names.len() {
+        names[i] = RESOURCES[i].name;
+        i += 1;
+    }
+    names
+};
+
 const fn count(name: &'static str, out: fn(&Resources) -> f64) -> Resource {
     Resource { name, unit: name, out, jumps: None, limit: |l| l.growth }
 }

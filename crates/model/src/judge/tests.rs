@@ -19,7 +19,7 @@ use story::*;
 fn a_clean_run_qualifies_and_says_what_it_is_worth() {
     let verdict = Story::default().reach(500).rest_clean().judge();
     assert_eq!((verdict.verdict, verdict.exit_code()), (Outcome::Qualified, 0), "{:?}", verdict.causes);
-    for part in ["14 loaded", "at most 19.3 %", "do_it (500 calls/s before"] {
+    for part in ["14 loaded", "at most 19.9 %", "do_it (500 calls/s without the patch"] {
         assert!(verdict.causes[0].contains(part), "{:?} lacks {part}", verdict.causes);
     }
     assert_eq!((verdict.bounds[0].clean, verdict.bounds[0].failed), (14, 0));
@@ -67,7 +67,7 @@ fn a_void_trial_of_any_arm_is_done_again_and_no_other() {
         let due = loaded.chain([Arm::Quiescent, Arm::Control, Arm::Reapply].map(|arm| (arm, 0)));
         let story = Story { plan, events: Vec::new() }.reach(500);
         let story = due.clone().filter(|p| p.0 != arm).fold(story, |s, p| s.end(p, TrialEnd::Completed));
-        assert_eq!(story.judge().causes, [format!("1 of 1 {arm} trials did not take place")]);
+        assert!(story.judge().causes.contains(&format!("1 of 1 {arm} trials did not take place")));
         let void = |story: Story, nth| story.end((arm, nth), TrialEnd::Void { reason: "it slept".into() });
         let story = void(story, 0);
         assert_eq!((story.judge().verdict, next(&story)), (Outcome::Inconclusive, Some(arm)));
@@ -80,7 +80,8 @@ fn a_void_trial_of_any_arm_is_done_again_and_no_other() {
             again.judge().causes
         );
         let lost = void(void(story, 1), 2);
-        assert_eq!((lost.judge().verdict, next(&lost)), (Outcome::Inconclusive, None));
+        assert_eq!(lost.judge().verdict, Outcome::Inconclusive);
+        assert_eq!(lost.judge().remarks.len(), 3);
     }
 }
 
@@ -119,16 +120,32 @@ fn a_noisy_control_excuses_no_hang_in_the_patch_itself() {
     assert_eq!(story.rest_clean().judge().verdict, Outcome::Rejected);
 }
 
+/// A stall can be the slow host's, wherever it stands: one proves nothing, several next to sound control trials do.
 #[test]
-fn a_hang_elsewhere_needs_a_second_witness() {
-    let once = Story::default().reach(5).finds(L0, Phase::Soak, HANG, "hangs").end(L0, TrialEnd::Stopped);
-    let verdict = once.rest_clean().judge();
-    assert_eq!(verdict.verdict, Outcome::Inconclusive);
-    assert!(verdict.causes[0].contains("too rarely"), "{:?}", verdict.causes);
-    let twice = Story::default().finds(L0, Phase::Soak, HANG, "hangs").end(L0, TrialEnd::Stopped);
-    let twice = twice.finds(L1, Phase::Soak, HANG, "hangs").end(L1, TrialEnd::Stopped);
-    let twice = twice.end(C0, TrialEnd::Completed).end((Arm::Control, 1), TrialEnd::Completed);
-    assert_eq!(twice.judge().verdict, Outcome::Rejected);
+fn stalls_are_held_against_the_control_trials_next_to_them() {
+    for found in [finding(HANG, "hangs"), stall("hangs in klp_f")] {
+        let at = |story: Story, k: usize| {
+            let place = (Arm::Loaded, k);
+            story.finding(place, Phase::Soak, found.clone()).end(place, TrialEnd::Stopped)
+        };
+        let once = at(Story::default().reach(5), 0).rest_clean();
+        let verdict = once.judge();
+        assert_eq!(verdict.verdict, Outcome::Inconclusive);
+        assert!(verdict.causes.iter().any(|c| c.contains("too rarely to prove")), "{:?}", verdict.causes);
+        assert_eq!((verdict.arms[&Arm::Loaded].unexplained, verdict.bounds[0].failed), (1, 1));
+        let all = (0..14).fold(Story::default().reach(5), at).rest_clean();
+        let verdict = all.judge();
+        assert_eq!(verdict.verdict, Outcome::Rejected, "{:?}", verdict.causes);
+        assert_eq!(verdict.evidence[0].attribution, Attribution::Patch);
+        assert_eq!((verdict.arms[&Arm::Loaded].failed, verdict.arms[&Arm::Loaded].unexplained), (14, 0));
+        assert!(verdict.causes.iter().any(|c| c.contains("fail more often than the control trials")));
+        // The same in the control arm: nothing is proven, and nothing let through.
+        let noisy = (0..4).fold((0..14).fold(Story::default().reach(5), at), |s, k| {
+            let place = (Arm::Control, k);
+            s.finds(place, Phase::Soak, HANG, "hangs in f").end(place, TrialEnd::Stopped)
+        });
+        assert_eq!(noisy.rest_clean().judge().verdict, Outcome::Inconclusive);
+    }
 }
 
 #[test]
@@ -153,13 +170,17 @@ fn conditions_are_told_apart() {
 }
 
 #[test]
-fn a_finding_of_the_control_arm_too_says_nothing_of_the_patch() {
+fn a_finding_of_the_control_arm_too_proves_nothing_and_counts_all_the_same() {
     let story =
         Story::default().reach(5).finds(L0, Phase::Soak, OOPS, "same").finds(C0, Phase::Soak, OOPS, "same");
     let verdict = story.end(L0, TrialEnd::Stopped).end(C0, TrialEnd::Stopped).rest_clean().judge();
     assert_eq!((verdict.verdict, verdict.exit_code()), (Outcome::Inconclusive, 3));
-    assert!(verdict.causes[0].contains("seen without the patch as well"), "{:?}", verdict.causes);
-    assert_eq!(verdict.arms[&Arm::Loaded].unexplained, 1);
+    assert!(
+        verdict.causes.iter().any(|c| c.contains("seen without the patch as well")),
+        "{:?}",
+        verdict.causes
+    );
+    assert_eq!((verdict.arms[&Arm::Loaded].unexplained, verdict.bounds[0].failed), (1, 1));
 }
 
 #[test]
@@ -188,26 +209,59 @@ fn a_rare_hang_is_neither_blamed_nor_let_through() {
     let verdict =
         story.finds(late, Phase::Soak, HANG, "hangs").end(late, TrialEnd::Stopped).rest_clean().judge();
     assert_eq!(verdict.verdict, Outcome::Inconclusive, "{:?}", verdict.causes);
-    assert!(verdict.causes[0].contains("too rarely"), "{:?}", verdict.causes);
+    assert!(verdict.causes.iter().any(|c| c.contains("too rarely")), "{:?}", verdict.causes);
 }
 
-/// What nobody can explain counts as a failure: with trials enough, the tier's rate covers it.
+/// A run in which the trials for which `fails` holds stall, from its beginning to its end.
+fn run_to_end(plan: Plan, fails: impl Fn(&Trial, u32) -> bool) -> (Story, Vec<Arm>) {
+    let mut story = Story { plan, events: Vec::new() }.reach(5);
+    let mut started = BTreeSet::new();
+    let mut order = Vec::new();
+    while !is_decided(&story.plan, &story.events) {
+        let Some(trial) = next_trial(&story.plan, &story.events, &started) else { break };
+        started.insert(trial.number);
+        let nth = order.iter().filter(|arm| **arm == trial.arm).count() as u32;
+        order.push(trial.arm);
+        let place = story.place(trial.number);
+        story = if fails(&trial, nth) {
+            story.finds(place, Phase::Soak, HANG, "hangs").end(place, TrialEnd::Stopped)
+        } else {
+            story.end(place, TrialEnd::Completed)
+        };
+    }
+    (story, order)
+}
+
+/// What nobody can explain counts as a failure; trials in pairs then tell whether it is rare enough.
 #[test]
 fn one_unexplained_stall_costs_more_trials_and_holds_nobody_up() {
-    let reapply = (Arm::Reapply, 0);
-    let story = Story::default()
-        .reach(5)
-        .finds(reapply, Phase::Revert, HANG, "hangs")
-        .end(reapply, TrialEnd::Stopped);
-    let story = story.rest_clean();
-    assert_eq!(story.judge().verdict, Outcome::Inconclusive);
-    let started: BTreeSet<u32> = story.events.iter().filter_map(|e| Some(e.scope?.trial)).collect();
-    assert_eq!(next_trial(&story.plan, &story.events, &started).map(|t| t.arm), Some(Arm::Loaded));
-    // One failure of 22 leaves no more than 20 % possible.
-    let story = (14..17).fold(story, |s, k| s.end((Arm::Loaded, k), TrialEnd::Completed));
-    let verdict = story.judge();
-    assert_eq!(verdict.verdict, Outcome::Qualified, "{:?}", verdict.causes);
-    assert!(verdict.causes[1].contains("counted as a failure"), "{:?}", verdict.causes);
+    for arm in [Arm::Loaded, Arm::Reapply, Arm::Quiescent] {
+        let (story, order) = run_to_end(plan(), |trial, nth| trial.arm == arm && nth == 1);
+        let verdict = story.judge();
+        assert_eq!(verdict.verdict, Outcome::Qualified, "{arm}: {:?}", verdict.causes);
+        assert!(verdict.causes[1].contains("counted as a failure"), "{:?}", verdict.causes);
+        let ran = order.iter().filter(|a| **a == arm).count();
+        assert!((30..60).contains(&ran), "{arm}: {ran}");
+        // Each of the further trials had a control trial of its own, before it.
+        assert!(order.iter().filter(|a| **a == Arm::Control).count() > ran / 2, "{order:?}");
+    }
+    // Without a failure there are none of them.
+    let (story, order) = run_to_end(plan(), |_, _| false);
+    assert_eq!((story.judge().verdict, order.len()), (Outcome::Qualified, 23), "{order:?}");
+}
+
+/// Half of all re-applications hang: no number of clean trials of another arm washes that out.
+#[test]
+fn each_arm_is_held_to_account_by_itself() {
+    for tier_rate in [0.2, 0.01] {
+        let mut with = resolved(&["x"]);
+        with.rule.max_failure_rate = tier_rate;
+        let plan = try_plan("", with).unwrap();
+        let (story, order) = run_to_end(plan, |trial, nth| trial.arm == Arm::Reapply && nth % 2 == 0);
+        let verdict = story.judge();
+        assert_eq!(verdict.verdict, Outcome::Rejected, "{:?}", verdict.causes);
+        assert!(order.iter().filter(|a| **a == Arm::Reapply).count() < 60);
+    }
 }
 
 #[test]
@@ -238,7 +292,9 @@ fn trouble_before_applying_never_rejects() {
         let story = Story::default().reach(5).finds(L0, phase, OOPS, "oops").end(L0, TrialEnd::Stopped);
         let verdict = story.rest_clean().judge();
         assert_eq!(verdict.verdict, Outcome::Inconclusive);
-        assert!(verdict.causes[0].contains("before the patch was applied"), "{:?}", verdict.causes);
+        let said = |part: &str| verdict.causes.iter().any(|c| c.contains(part));
+        assert!(said("before the patch was applied"), "{:?}", verdict.causes);
+        assert_eq!((verdict.arms[&Arm::Loaded].void, verdict.remarks[0].what), (1, Remark::Invalid));
     }
 }
 
@@ -246,7 +302,8 @@ fn trouble_before_applying_never_rejects() {
 fn without_a_control_trial_only_a_patchs_own_trouble_counts() {
     let error = || TrialEnd::FarmError { message: "QEMU died".into() };
     let no_control = || (0..4).fold(Story::default(), |s, k| s.end((Arm::Control, k), error()));
-    let hang = no_control().finding(L0, Phase::Soak, own("hangs")).rest_clean().judge();
+    let hang =
+        no_control().finding(L0, Phase::Soak, stall("hangs")).end(L0, TrialEnd::Stopped).rest_clean().judge();
     assert_eq!((hang.verdict, hang.exit_code()), (Outcome::Inconclusive, 4));
     assert!(hang.causes.iter().any(|c| c.contains("no control trial went through")), "{:?}", hang.causes);
     let refused = no_control().finds(L0, Phase::Apply, FarmKind::LoadRefused, "refused").rest_clean().judge();
@@ -262,18 +319,72 @@ fn an_unreached_function_is_never_qualified() {
 
 #[test]
 fn a_function_whose_calls_could_not_be_counted_is_never_qualified() {
-    let applied = |inside: u32| Body::Applied {
+    let blind = |story: Story, place: Place| {
+        let reason = "calls of vmlinux/do_it can't be counted on this kernel".to_owned();
+        story.add(place, Phase::Reach, Body::Blind { detector: "reach".into(), reason })
+    };
+    let verdict = blind(Story::default(), L0).rest_clean().judge();
+    assert_eq!(verdict.verdict, Outcome::Inconclusive);
+    assert!(
+        verdict.causes[0].contains("can't be told whether the workloads call do_it"),
+        "{:?}",
+        verdict.causes
+    );
+    // That the kernel's own function is called says nothing of the new one.
+    let verdict = blind(Story::default().reach(500), L0).rest_clean().judge();
+    assert_eq!(verdict.verdict, Outcome::Inconclusive, "{:?}", verdict.causes);
+}
+
+/// The load calls the function, and with the patch in force nothing arrives at its new code.
+#[test]
+fn a_function_whose_new_code_never_runs_is_never_qualified() {
+    let count = |calls| Body::Reach { function: "vmlinux/do_it".into(), calls, window_ms: 1000 };
+    let verdict = Story::default().reach(500).add(L0, Phase::Reach, count(0)).rest_clean().judge();
+    assert_eq!(verdict.verdict, Outcome::Inconclusive);
+    assert!(verdict.causes[0].contains("its new code never ran"), "{:?}", verdict.causes);
+    let verdict =
+        Story::default().reach(500).applied(L0).add(L0, Phase::Reach, count(20)).rest_clean().judge();
+    assert_eq!(verdict.verdict, Outcome::Qualified, "{:?}", verdict.causes);
+    let reach = &verdict.reach[0];
+    assert_eq!((reach.before_per_s, reach.after_per_s), (Some(500.0), Some(20.0)));
+    assert_eq!((reach.calls, reach.counted_trials), (Some(20), 1));
+}
+
+/// A function of the same name elsewhere is another function.
+#[test]
+fn functions_of_one_name_are_told_apart() {
+    let applied = Body::Applied {
         patch: "x".into(),
         took_ms: 1,
-        functions: vec!["vmlinux/do_madvise".into()],
-        inside: BTreeMap::from([("do_madvise".to_owned(), inside)]),
+        functions: vec!["ext4/get_block,2".into(), "vmlinux/get_block,1".into()],
+        inside: BTreeMap::new(),
     };
-    let verdict = Story::default().add(L0, Phase::Transition, applied(0)).rest_clean().judge();
+    let count = |function: &str, calls| Body::Reach { function: function.into(), calls, window_ms: 1000 };
+    let story = Story::default()
+        .add(L0, Phase::Transition, applied)
+        .add(L0, Phase::Transition, Body::TransitionDone { took_ms: 1, per_task: true })
+        .add(L0, Phase::Reach, count("vmlinux/get_block,1", 100))
+        .add(L0, Phase::Reach, count("ext4/get_block,2", 0));
+    let verdict = story.reach(5).rest_clean().judge();
     assert_eq!(verdict.verdict, Outcome::Inconclusive);
-    assert!(verdict.causes[0].contains("do_madvise"), "{:?}", verdict.causes);
-    // A task inside it was seen: the load does reach it.
-    let verdict = Story::default().add(L0, Phase::Transition, applied(3)).rest_clean().judge();
-    assert_eq!((verdict.verdict, verdict.reach[0].inside), (Outcome::Qualified, 3));
+    assert_eq!(verdict.causes.len(), 1, "{:?}", verdict.causes);
+    assert!(verdict.causes[0].contains("never call ext4/get_block,2"), "{:?}", verdict.causes);
+}
+
+#[test]
+fn a_patch_that_replaces_no_function_is_never_qualified() {
+    let applied =
+        Body::Applied { patch: "x".into(), took_ms: 1, functions: Vec::new(), inside: BTreeMap::new() };
+    let done = Body::TransitionDone { took_ms: 1, per_task: true };
+    let places = [(Arm::Loaded, 14), (Arm::Quiescent, 3), (Arm::Reapply, 2)];
+    let places = places.into_iter().flat_map(|(arm, n)| (0..n).map(move |k| (arm, k)));
+    let story = places.fold(Story::default(), |s, place| {
+        let s = s.add(place, Phase::Transition, applied.clone()).add(place, Phase::Transition, done.clone());
+        s.add(place, Phase::End, Body::TrialEnded { end: TrialEnd::Completed })
+    });
+    let verdict = story.rest_clean().judge();
+    assert_eq!(verdict.verdict, Outcome::Inconclusive);
+    assert!(verdict.causes[0].contains("replaces no function"), "{:?}", verdict.causes);
 }
 
 #[test]

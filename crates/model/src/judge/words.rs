@@ -1,9 +1,8 @@
 //! What an engineer needs to hear.
 
-use std::collections::BTreeMap;
-
-use super::Mark;
 use super::attribute::Item;
+use super::outcome::{Mark, Outcomes};
+use super::reach::for_people;
 use crate::verdict::{Bound, Reach};
 use crate::{Arm, Phase, Plan, cause};
 
@@ -114,9 +113,10 @@ fn condition(item: &Item) -> String {
 }
 
 /// Why a patch is let through.
-pub(super) fn praise(plan: &Plan, marks: &BTreeMap<u32, Mark>, bounds: &[Bound], reach: &[Reach]) -> String {
-    let clean =
-        |arm: Arm| plan.trials.iter().filter(|t| t.arm == arm && marks[&t.number] == Mark::Clean).count();
+pub(super) fn praise(plan: &Plan, outcomes: &Outcomes, bounds: &[Bound], reach: &[Reach]) -> String {
+    let clean = |arm: Arm| {
+        plan.trials.iter().filter(|t| t.arm == arm && outcomes.mark(t.number) == Mark::Clean).count()
+    };
     let trials: Vec<String> = [Arm::Loaded, Arm::Quiescent, Arm::Reapply, Arm::Stack, Arm::Control]
         .into_iter()
         .filter(|arm| clean(*arm) > 0)
@@ -131,17 +131,26 @@ pub(super) fn praise(plan: &Plan, marks: &BTreeMap<u32, Mark>, bounds: &[Bound],
             worst.confidence * 100.0
         ));
     }
-    let calls: Vec<String> = reach
-        .iter()
-        .map(|r| {
-            let rate = |r: Option<f64>| r.map_or_else(|| "?".to_owned(), short);
-            format!("{} ({} calls/s before, {} after)", r.function, rate(r.before_per_s), rate(r.after_per_s))
-        })
-        .collect();
+    let calls: Vec<String> = reach.iter().map(calls).collect();
     if !calls.is_empty() {
         text.push_str(&format!("; the load reached {}", calls.join(", ")));
     }
     text
+}
+
+/// How often a function was called.
+fn calls(r: &Reach) -> String {
+    let rate =
+        |r: Option<f64>| r.map_or_else(|| "not counted".to_owned(), |r| format!("{} calls/s", short(r)));
+    let sum = r.calls.map_or_else(String::new, |calls| {
+        format!("; about {calls} calls in {} clean trials", r.counted_trials)
+    });
+    format!(
+        "{} ({} without the patch, {} with it{sum})",
+        for_people(&r.function),
+        rate(r.before_per_s),
+        rate(r.after_per_s)
+    )
 }
 
 /// A rate with as many digits as say something.

@@ -125,11 +125,12 @@ fn each_turn_is_judged_by_its_own_trials() {
         } else {
             let applied = Body::Applied { patch: "x".into(), took_ms: 1, functions, inside: BTreeMap::new() };
             add(scope(Phase::Apply), applied);
+            add(scope(Phase::Transition), Body::TransitionDone { took_ms: 2, per_task: true });
         }
         let bad = trial.arm == Arm::Loaded && plan.turns[trial.turn].name() == "new/memory";
         if bad {
             let finding = crate::Finding {
-                kind: crate::FarmKind::ThreadStalled.into(),
+                kind: crate::FarmKind::HangConfirmed.into(),
                 title: "threads hang in klp_f".into(),
                 source: crate::Source::Probe,
                 function: None,

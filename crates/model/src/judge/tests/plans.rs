@@ -8,9 +8,17 @@ fn plans_are_the_same_for_the_same_seed_and_arms_are_spread_evenly() {
     assert_eq!(a.hash(), b.hash());
     let arms: Vec<Arm> = a.trials.iter().map(|t| t.arm).collect();
     assert_eq!(arms[..4], [Arm::Loaded, Arm::Control, Arm::Quiescent, Arm::Reapply]);
-    assert_eq!((a.needed, arms.iter().filter(|a| **a == Arm::Loaded).count()), (14, 24));
-    let last_control = arms.iter().rposition(|a| *a == Arm::Control).unwrap();
-    assert!(last_control > arms.len() / 2, "{arms:?}");
+    assert_eq!((a.needed, a.controls), (14, 4));
+    // All that a run without a failure takes comes first: 14 + 3 + 2 + 4 trials, and two of each to take the place of invalid ones.
+    let first = &arms[..31];
+    assert_eq!(first.iter().filter(|a| **a == Arm::Loaded).count(), 16);
+    let last_control = first.iter().rposition(|a| *a == Arm::Control).unwrap();
+    assert!(last_control > first.len() / 2, "{first:?}");
+    // Then pairs: a control trial, and the patched trial that it is the partner of.
+    for pair in a.trials[31..].chunks(2) {
+        assert_eq!((pair[0].arm, pair[0].partner), (Arm::Control, Some(pair[1].number)));
+        assert!(pair[1].arm.patched() && pair[1].partner == Some(pair[0].number));
+    }
     assert!(a.trials.iter().all(|t| t.jitter < Duration::from_secs(2)));
     assert_ne!(a.trials[0].seed, a.trials[1].seed);
 }
@@ -19,9 +27,12 @@ fn plans_are_the_same_for_the_same_seed_and_arms_are_spread_evenly() {
 fn several_patches_are_tried_alone_and_together() {
     let plan = try_plan("", resolved(&["a", "b"])).unwrap();
     let of = |arm: Arm| plan.trials.iter().filter(|t| t.arm == arm).collect::<Vec<_>>();
-    assert_eq!((of(Arm::Loaded).len(), of(Arm::Stack).len(), of(Arm::Control).len()), (48, 24, 6));
+    assert_eq!(
+        (of(Arm::Loaded).len(), of(Arm::Stack).len(), of(Arm::Control).len()),
+        (204, 102, 6 + 2 * 86 + 86 + 4 * 86)
+    );
     assert!(of(Arm::Stack).iter().all(|t| t.patches == [0, 1]));
-    assert_eq!(of(Arm::Loaded).iter().filter(|t| t.patches == [1]).count(), 24);
+    assert_eq!(of(Arm::Loaded).iter().filter(|t| t.patches == [1]).count(), 102);
     let verdict = judge(&plan, &[]);
     let bounds: Vec<String> =
         verdict.bounds.iter().map(|b| format!("{} {}", b.arm, b.patches.join("+"))).collect();
@@ -49,8 +60,8 @@ fn trials_are_started_until_the_tier_has_what_it_needs() {
     while let Some(trial) = next_trial(&plan, &[], &started) {
         started.insert(trial.number);
     }
-    // Those to spare are left, ten loaded ones and two of each other arm: those that run may all end cleanly.
-    assert_eq!(started.len(), plan.trials.len() - 16);
+    // Those to spare are left: those that run may all end cleanly.
+    assert_eq!(started.len(), 14 + 3 + 2 + 4);
     let void = Story::default().end(L0, TrialEnd::FarmError { message: "m".into() });
     let next = next_trial(&plan, &void.events, &started).map(|t| t.arm);
     assert_eq!(next, Some(Arm::Loaded));

@@ -34,8 +34,8 @@ pub(super) fn try_plan(more: &str, with: Resolved) -> Result<Plan, String> {
     Plan::new(&pipeline, with).map_err(|e| e.to_string())
 }
 
-/// 24 loaded trials at most, of which 14 are needed without a failure and 22 with one; 4 control, 3 quiescent, 2 reapply, and two of each
-/// to spare.
+/// 14 loaded trials are needed without a failure; 4 control, 3 quiescent, 2 reapply; two of each take the place of invalid ones, and after a
+/// failure trials run in pairs.
 pub(super) fn plan() -> Plan {
     try_plan("", resolved(&["x"])).unwrap()
 }
@@ -64,6 +64,12 @@ impl Story {
         self.plan.trials.iter().filter(|t| t.arm == arm).nth(nth).unwrap().number
     }
 
+    pub(super) fn place(&self, number: u32) -> Place {
+        let trial = self.plan.trials.iter().find(|t| t.number == number).unwrap();
+        let alike = |t: &&Trial| t.arm == trial.arm && t.number < number;
+        (trial.arm, self.plan.trials.iter().filter(alike).count())
+    }
+
     pub(super) fn add(mut self, place: Place, phase: Phase, body: Body) -> Self {
         let seq = self.events.len() as u64 + 1;
         let scope = Scope { trial: self.number(place), arm: place.0, phase };
@@ -79,8 +85,27 @@ impl Story {
         self.finding(place, phase, finding(kind, title))
     }
 
+    /// A patched trial that completed has applied its patches before.
     pub(super) fn end(self, place: Place, end: TrialEnd) -> Self {
-        self.add(place, Phase::End, Body::TrialEnded { end })
+        let number = self.number(place);
+        let is_applied =
+            |e: &Event| e.scope.is_some_and(|s| s.trial == number) && matches!(e.body, Body::Applied { .. });
+        let done = end != TrialEnd::Completed || self.events.iter().any(is_applied);
+        let story = if done { self } else { self.applied(place) };
+        story.add(place, Phase::End, Body::TrialEnded { end })
+    }
+
+    /// All patches of a patched trial are applied and in force.
+    pub(super) fn applied(self, place: Place) -> Self {
+        let number = self.number(place);
+        let trial = self.plan.trials.iter().find(|t| t.number == number).unwrap().clone();
+        let names: Vec<String> = self.plan.names(&trial).map(str::to_owned).collect();
+        names.into_iter().fold(self, |story, patch| {
+            let functions = vec!["vmlinux/do_it".into()];
+            let applied = Body::Applied { patch, took_ms: 1, functions, inside: BTreeMap::new() };
+            let done = Body::TransitionDone { took_ms: 2, per_task: true };
+            story.add(place, Phase::Transition, applied).add(place, Phase::Transition, done)
+        })
     }
 
     /// All that have not ended complete their phases; of the loaded ones, as many as are needed.
@@ -123,7 +148,12 @@ pub(super) fn finding(kind: impl Into<FindingKind>, title: &str) -> Finding {
 pub(super) const HANG: FarmKind = FarmKind::ThreadStalled;
 pub(super) const OOPS: FindingKind = FindingKind::Kernel(klpfarm_kmsg::Kind::NullDeref);
 
-/// A hang in the patch's own code.
+/// A hang in the patch's own code that no slow machine explains.
 pub(super) fn own(title: &str) -> Finding {
+    Finding { in_patch: true, ..finding(FarmKind::HangConfirmed, title) }
+}
+
+/// A stall in the patch's own code, which a slow machine may explain.
+pub(super) fn stall(title: &str) -> Finding {
     Finding { in_patch: true, ..finding(HANG, title) }
 }
