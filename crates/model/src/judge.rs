@@ -17,6 +17,7 @@ use attribute::Item;
 pub(crate) use attribute::comparable;
 use outcome::{Applied, Mark, Outcomes, exposes};
 use sets::{Set, Unended, sets};
+pub(crate) use sets::{against_innocence, has_prospect, is_rejected};
 
 use crate::event::{Body, CheckpointFacts, Event, Measured, Scope, TrialEnd, Vitals, live};
 use crate::plan::Trial;

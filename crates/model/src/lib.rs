@@ -18,6 +18,7 @@ pub mod plan;
 mod qualify;
 mod rotation;
 pub mod sequential;
+pub mod simulation;
 mod stats;
 mod tiers;
 pub mod verdict;

@@ -95,8 +95,8 @@ impl Class {
 /// The outcomes of all trials that have begun.
 #[derive(Debug, Default)]
 pub(crate) struct Outcomes {
-    marks: BTreeMap<u32, Mark>,
-    classes: BTreeMap<u32, u16>,
+    /// Mark and ways to fail, by number; absent of those that have not begun.
+    trials: Vec<Option<(Mark, u16)>>,
     /// Defects that control trials have.
     control: Defects,
     /// Control trials that say something.
@@ -139,17 +139,21 @@ impl Outcomes {
 
     /// The outcome of a trial; one that has not begun is open.
     pub(crate) fn mark(&self, trial: u32) -> Mark {
-        self.marks.get(&trial).copied().unwrap_or(Mark::Open)
+        self.of_trial(trial).map_or(Mark::Open, |(mark, _)| mark)
     }
 
     /// Whether anything is known of a trial.
     pub(crate) fn has_begun(&self, trial: u32) -> bool {
-        self.marks.contains_key(&trial)
+        self.of_trial(trial).is_some()
     }
 
     /// Whether a trial failed in this way.
     pub(crate) fn failed_by(&self, trial: u32, class: Class) -> bool {
-        self.mark(trial).is_failure() && self.classes.get(&trial).is_some_and(|c| c & class.0 != 0)
+        self.of_trial(trial).is_some_and(|(mark, classes)| mark.is_failure() && classes & class.0 != 0)
+    }
+
+    fn of_trial(&self, trial: u32) -> Option<(Mark, u16)> {
+        self.trials.get(trial as usize).copied().flatten()
     }
 
     /// Whether there is a control trial to compare with.
@@ -168,8 +172,11 @@ impl Outcomes {
         if mark.is_failure() && classes == 0 {
             classes = Class::LOST.0;
         }
-        self.marks.insert(trial.number, mark);
-        self.classes.insert(trial.number, classes);
+        let at = trial.number as usize;
+        if self.trials.len() <= at {
+            self.trials.resize(at + 1, None);
+        }
+        self.trials[at] = Some((mark, classes));
     }
 
     fn patched_mark(&self, plan: &Plan, trial: &Trial, own: &TrialRecord, differs: bool) -> Mark {
@@ -224,7 +231,11 @@ impl Outcomes {
         let controls = begun(false).count();
         let expected = begun(false).filter(|t| found(t)).count() * begun(true).count() / controls.max(1);
         if invalid.len() > expected + 1 {
-            self.marks.extend(invalid.into_iter().map(|n| (n, Mark::Unexplained)));
+            for number in invalid {
+                if let Some((mark, _)) = &mut self.trials[number as usize] {
+                    *mark = Mark::Unexplained;
+                }
+            }
         }
     }
 }

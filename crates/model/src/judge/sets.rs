@@ -93,12 +93,9 @@ impl Set<'_> {
     /// Whether this set's failures are too many, compared with those of the control trials, to be chance.
     pub(crate) fn rejects(&self, plan: &Plan, outcomes: &Outcomes, sets: usize) -> bool {
         let any = self.against_innocence(plan, outcomes, &|trial| outcomes.mark(trial).is_failure());
-        let classes = Class::all();
-        let each = (1.0 - ANY) / classes.len() as f64;
-        let by_class = classes
+        let by_class = Class::all()
             .map(|class| self.against_innocence(plan, outcomes, &|trial| outcomes.failed_by(trial, class)));
-        let capital = ANY * any + each * by_class.sum::<f64>();
-        capital >= sets.max(1) as f64 / HARMLESS_REJECTED
+        is_rejected(any, by_class.sum(), sets)
     }
 
     /// The capital against a harmless patch, half of it bet on pairs and half on all trials, by failures that `failed` chooses.
@@ -106,6 +103,7 @@ impl Set<'_> {
         let begun = |number: u32| outcomes.has_begun(number);
         let tally = self.tally_of(outcomes, &begun, Unended::Ignored, failed);
         if tally.failed() == 0 {
+            // No bet against it gains anything.
             return 0.0;
         }
         let mut control = [0; 2];
@@ -114,8 +112,7 @@ impl Set<'_> {
                 control[usize::from(failed(trial.number))] += 1;
             }
         }
-        let pairs = Wager::against_innocence().capital(&tally);
-        f64::midpoint(pairs, against_chance([tally.clean(), tally.failed()], control))
+        against_innocence(&tally, control)
     }
 
     /// Whether this set needs another trial, if all that run end cleanly, and can get what it needs.
@@ -136,29 +133,46 @@ impl Set<'_> {
             return false;
         }
         let left = self.trials.iter().filter(|t| !begun(t.number)).count();
-        self.has_prospect(plan, &wager, &tally, u32::try_from(left).unwrap_or(u32::MAX))
-    }
-
-    /// Whether what is asked for can still be reached. Giving up never lets a patch through.
-    fn has_prospect(&self, plan: &Plan, wager: &Wager, tally: &Tally, left: u32) -> bool {
-        let enough = enough(plan.rule.confidence);
-        if wager.reachable(tally, left) < enough {
-            return false;
-        }
-        let pairs: u32 = tally.pairs.iter().flatten().sum();
-        let [[_, control], [patched, both]] = tally.pairs.map(|p| p.map(f64::from));
-        let excess = (patched - control) / f64::from(pairs.max(1));
-        // While the patch looks faulty, a reason to reject it may turn up.
-        if pairs < PROSPECT_AFTER || excess >= plan.rule.rate_of(self.arm) / 2.0 {
-            return true;
-        }
-        let noise = (patched + control + 2.0 * both) / (2.0 * f64::from(pairs));
-        let grown = wager.capital(tally).max(f64::MIN_POSITIVE).ln();
-        grown + f64::from(left) * HOPELESS * wager.growth_per_pair(noise) >= enough.ln()
+        has_prospect(plan, self.arm, &wager, &tally, u32::try_from(left).unwrap_or(u32::MAX))
     }
 
     /// Whether a trial of this set has failed: from then on its trials run in pairs.
     pub(crate) fn is_noisy(&self, outcomes: &Outcomes) -> bool {
         self.trials.iter().any(|t| outcomes.mark(t.number).is_failure())
     }
+}
+
+/// The capital against a harmless patch after these outcomes of a set and of the control trials (clean, failed): half of it is bet on pairs and
+/// half on all trials.
+pub(crate) fn against_innocence(tally: &Tally, control: [u32; 2]) -> f64 {
+    if tally.failed() == 0 {
+        return 0.0;
+    }
+    let pairs = Wager::against_innocence().capital(tally);
+    f64::midpoint(pairs, against_chance([tally.clean(), tally.failed()], control))
+}
+
+/// Whether the capital against a harmless patch is enough to give up that it is: by failures of any kind, and summed over all ways to fail. The
+/// risk of a run is shared by its sets.
+pub(crate) fn is_rejected(any: f64, by_way: f64, sets: usize) -> bool {
+    let each = (1.0 - ANY) / Class::all().len() as f64;
+    ANY * any + each * by_way >= sets.max(1) as f64 / HARMLESS_REJECTED
+}
+
+/// Whether what is asked for can still be reached. Giving up never lets a patch through.
+pub(crate) fn has_prospect(plan: &Plan, arm: Arm, wager: &Wager, tally: &Tally, left: u32) -> bool {
+    let enough = enough(plan.rule.confidence);
+    if wager.reachable(tally, left) < enough {
+        return false;
+    }
+    let pairs: u32 = tally.pairs.iter().flatten().sum();
+    let [[_, control], [patched, both]] = tally.pairs.map(|p| p.map(f64::from));
+    let excess = (patched - control) / f64::from(pairs.max(1));
+    // While the patch looks faulty, a reason to reject it may turn up.
+    if pairs < PROSPECT_AFTER || excess >= plan.rule.rate_of(arm) / 2.0 {
+        return true;
+    }
+    let noise = (patched + control + 2.0 * both) / (2.0 * f64::from(pairs));
+    let grown = wager.capital(tally).max(f64::MIN_POSITIVE).ln();
+    grown + f64::from(left) * HOPELESS * wager.growth_per_pair(noise) >= enough.ln()
 }
