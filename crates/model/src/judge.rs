@@ -29,6 +29,8 @@ pub(crate) struct TrialRecord {
     pub(crate) measured: BTreeMap<Phase, (u64, Measured)>,
     /// Tasks that waited when evidence was gathered.
     pub(crate) waits: Vec<Waits>,
+    /// Share of its planned CPU time that the machine got, if the farm measured it.
+    pub(crate) cpu_share: Option<f64>,
     files: Vec<PathBuf>,
 }
 
@@ -105,7 +107,7 @@ pub(crate) fn judge_one(plan: &Plan, events: &[Event]) -> Verdict {
     let evidence = items.into_iter().map(|item| evidence(plan, &record, item)).collect();
     let mut blind: Vec<String> =
         record.blind.iter().map(|(detector, reason)| format!("{detector}: {reason}")).collect();
-    blind.extend(crate::compare::blind(&arms));
+    blind.extend(crate::compare::blind(plan, &record.trials));
     let wear = match (&record.checkpoint, record.fresh, record.reached) {
         (Some(c), _, _) => Some(Wear { fresh: c.fresh.clone(), reached: c.reached.clone() }),
         (None, Some(fresh), Some(reached)) => Some(Wear { fresh, reached }),
@@ -241,6 +243,7 @@ fn read_trial(record: &mut Record, event: &Event, scope: Scope) {
             trial.findings.push(Seen { seq: event.seq, scope, finding: (**finding).clone() });
         }
         Body::Waits(waits) => trial.waits.push((**waits).clone()),
+        Body::CpuShare { share } => trial.cpu_share = Some(*share),
         Body::Evidence { file, .. } => trial.files.push(plan::Plan::trial_dir(scope.trial).join(file)),
         Body::TrialEnded { end } => trial.end = Some(end.clone()),
         Body::Blind { detector, reason } => {
@@ -269,7 +272,6 @@ fn read_trial(record: &mut Record, event: &Event, scope: Scope) {
         | Body::Reverted { .. }
         | Body::Progress { .. }
         | Body::StallEnded { .. }
-        | Body::CpuShare { .. }
         | Body::Note { .. }
         | Body::RunEnded { .. } => {}
     }

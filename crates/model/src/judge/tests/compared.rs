@@ -85,7 +85,7 @@ fn calls_that_begin_to_sleep_reject() {
     assert_eq!(compared(|_| asleep(0.02), |_| asleep(0.30)).verdict, Outcome::Rejected);
     assert_eq!(compared(|_| asleep(0.02), |_| asleep(0.05)).verdict, Outcome::Qualified);
     // One that sleeps anyway has to sleep far more than in any control trial.
-    assert_eq!(compared(|_| asleep(0.30), |_| asleep(0.45)).verdict, Outcome::Rejected);
+    assert_eq!(compared(|_| asleep(0.30), |_| asleep(0.58)).verdict, Outcome::Rejected);
     assert_eq!(compared(|_| asleep(0.30), |_| asleep(0.38)).verdict, Outcome::Qualified);
     let one = |k: usize| asleep(if k == 0 { 0.50 } else { 0.30 });
     assert_eq!(compared(one, |_| asleep(0.55)).verdict, Outcome::Qualified);
