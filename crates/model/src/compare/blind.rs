@@ -70,7 +70,7 @@ pub(super) fn sentences(
     for Set { arm, names, count, .. } in &patched {
         if count.compared < LOADED {
             said.push(format!(
-                "comparison: slow-downs and leaks of {names} can't be told from chance with {} {arm} trials to compare; {LOADED} are needed{}",
+                "comparison: slow-downs and leaks of {names} can't be separated from chance with {} {arm} trials to compare; {LOADED} are needed{}",
                 count.compared,
                 count.why()
             ));

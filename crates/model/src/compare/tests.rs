@@ -234,3 +234,23 @@ fn the_nearest_control_trials_are_compared() {
     assert_eq!((numbers(&few, 0), numbers(&few, 9)), (vec![3, 6, 9], vec![0, 3, 6]));
     assert_eq!((numbers(&few, 1), numbers(&few, 8)), (vec![0, 3, 6], vec![3, 6, 9]));
 }
+
+/// One control trial of three with the same trouble, and with worse.
+#[test]
+fn a_noisy_control_trial_hides_no_tail_and_no_starved_thread() {
+    let usual = Load::default();
+    let with = |times: u64| Load {
+        threads: [2000, 1000, 3000, 10 / times],
+        slept: [usual.slept.clone(), vec![(8, 15 * times)]].concat(),
+        ..usual.clone()
+    };
+    let [sound, bad, worse] = [&usual, &with(1), &with(4)].map(Load::measured);
+    let sound_control = || Change::new(&sound, &sound);
+    for noisy in [&bad, &worse] {
+        let controls = [sound_control(), Change::new(&sound, noisy), sound_control()];
+        let found = each(&Change::new(&sound, &bad), &controls);
+        assert_eq!(kinds(&found), [FarmKind::TailGrown, FarmKind::ThreadStarved]);
+    }
+    let two = [Change::new(&sound, &bad), Change::new(&sound, &worse), sound_control()];
+    assert!(each(&Change::new(&sound, &bad), &two).is_empty(), "two of three are what is usual");
+}

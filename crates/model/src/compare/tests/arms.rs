@@ -279,7 +279,7 @@ fn workloads_that_can_not_be_compared_are_said() {
     assert!(says(&unmeasured.blind(), &["the rate of w0", "was not measured"]), "{:?}", unmeasured.blind());
 }
 
-/// The kinds of change of the table in the case list, with quiet control trials and with those that vary as real ones do.
+/// Rates, latencies and leaks, in all loaded trials and in some of them. How much noise hides is in `null.rs`.
 #[test]
 fn changes_of_every_kind_are_found_in_each_trial_that_has_them() {
     let calls = |times: f64| {

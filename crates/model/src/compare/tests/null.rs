@@ -108,6 +108,29 @@ fn table_of_false_differences() {
     }
 }
 
+/// The same noise with one workload (sd 0.27) that does fewer operations in loaded trials: ten times fewer are found in nearly all of
+/// them, five times fewer, close to the limit of four, in far more than chance does.
+#[test]
+fn a_slow_down_is_found_in_the_noise() {
+    for (controls, times, least) in
+        [(20, 10, 0.9), (60, 10, 0.9), (20, 5, 0.25), (60, 5, 0.25), (4, 100, 0.99)]
+    {
+        let mut host = Host { chance: Chance(3), speed: 0.0 };
+        let run = Run::new(controls, 100, &["x"]).all(|t, _| {
+            let (before, mut after) = host.trial();
+            if t.arm == Arm::Loaded {
+                let w = after.workloads.get_mut("w2").unwrap();
+                w.ops /= times;
+                w.by_thread.iter_mut().for_each(|(_, n)| *n /= times);
+            }
+            (before, after)
+        });
+        let hits = run.hits(Arm::Loaded, FarmKind::RateCollapsed);
+        assert!(hits as f64 >= 100.0 * least, "{times} times, {controls} control trials: {hits} of 100");
+        assert!(run.found().iter().all(|s| s.finding.workload.as_deref() == Some("w2")));
+    }
+}
+
 /// Sleep of workloads that sleep anyway: a standard deviation that reproduces 3 of 162 measurements by the former margin.
 const SLEEP_SD: f64 = 0.075;
 
