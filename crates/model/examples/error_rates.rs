@@ -5,7 +5,6 @@
 //! Runs are made up by `klpfarm_model::simulation`, by the rules of the judge. `stable` takes a twentieth of the runs.
 
 use std::path::Path;
-use std::time::Duration;
 
 use klpfarm_model::simulation::{Fate, Layout, Noise, World};
 use klpfarm_model::{Arm, ImageFacts, Outcome, Patch, Pipeline, Plan, Resolved, Tier, TierRule, Tiers};

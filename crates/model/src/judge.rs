@@ -19,6 +19,7 @@ use outcome::{Applied, Mark, Outcomes, exposes};
 use sets::{Set, Unended, sets};
 pub(crate) use sets::{against_innocence, has_prospect, is_rejected};
 
+use crate::compare::Compared;
 use crate::event::{Body, CheckpointFacts, Event, Measured, Scope, TrialEnd, Vitals, live};
 use crate::plan::Trial;
 use crate::sequential;
@@ -94,7 +95,7 @@ pub fn judge(plan: &Plan, events: &[Event]) -> Verdict {
 struct View<'a> {
     plan: &'a Plan,
     record: Record,
-    differences: Vec<Seen>,
+    compared: Compared,
     outcomes: Outcomes,
     sets: Vec<Set<'a>>,
 }
@@ -102,9 +103,9 @@ struct View<'a> {
 impl<'a> View<'a> {
     fn new(plan: &'a Plan, events: &[Event]) -> Self {
         let record = read(plan, events);
-        let differences = crate::compare::differences(plan, &record.trials);
-        let outcomes = Outcomes::of(plan, &record, &differences);
-        Self { plan, record, differences, outcomes, sets: sets(plan) }
+        let compared = crate::compare::compare(plan, &record.trials);
+        let outcomes = Outcomes::of(plan, &record, &compared.seen);
+        Self { plan, record, compared, outcomes, sets: sets(plan) }
     }
 
     fn begun(&self) -> impl Fn(u32) -> bool {
@@ -132,7 +133,7 @@ pub(crate) fn judge_one(plan: &Plan, events: &[Event]) -> Verdict {
     let View { record, outcomes, .. } = &view;
     let rejecting: Vec<&Set<'_>> =
         view.sets.iter().filter(|s| s.rejects(plan, outcomes, view.sets.len())).collect();
-    let items = attribute::items(plan, record, outcomes, &view.differences, &rejecting);
+    let items = attribute::items(plan, record, outcomes, &view.compared.seen, &rejecting);
     let arms = count(plan, outcomes, &items);
     let bounds = bounds(&view);
     let farm_errors = farm_errors(record);
@@ -153,7 +154,7 @@ pub(crate) fn judge_one(plan: &Plan, events: &[Event]) -> Verdict {
     let evidence = items.into_iter().map(|item| evidence(plan, record, item)).collect();
     let mut blind: Vec<String> =
         record.blind.iter().map(|(detector, reason)| format!("{detector}: {reason}")).collect();
-    blind.extend(crate::compare::blind(&arms));
+    blind.extend(view.compared.blind(plan, &record.trials));
     let wear = match (&record.checkpoint, &record.fresh, &record.reached) {
         (Some(c), _, _) => Some(Wear { fresh: c.fresh.clone(), reached: c.reached.clone() }),
         (None, Some(fresh), Some(reached)) => Some(Wear { fresh: fresh.clone(), reached: reached.clone() }),
@@ -324,11 +325,11 @@ fn read_trial(record: &mut Record, event: &Event, scope: Scope) {
             trial.findings.push(Seen { seq: event.seq, scope, finding: (**finding).clone() });
         }
         Body::Waits(waits) => trial.waits.push((**waits).clone()),
+        Body::CpuShare { share } => trial.cpu_share = Some(*share),
         Body::Evidence { file, .. } => trial.files.push(plan::Plan::trial_dir(scope.trial).join(file)),
         Body::StallEnded { title, .. } => {
             trial.stalls_ended.insert(title.clone());
         }
-        Body::CpuShare { share } => trial.cpu_share = Some(*share),
         // Of two ends the first one counts.
         Body::TrialEnded { end } => {
             trial.in_force.1.get_or_insert(event.at_ms);

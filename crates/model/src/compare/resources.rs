@@ -1,13 +1,15 @@
 //! Leaks: what grows as long as the load goes on with the patch in force, and does not in the control arm.
 
-use super::trend::{rise, without_multiples};
-use super::{Change, differs};
+use super::change::Change;
+use super::differs;
+use super::near::Near;
+use super::trend::{self, rise, rises_by, without_multiples};
 use crate::event::{Measured, Resources};
 use crate::pipeline::Limits;
 use crate::{FarmKind, Finding};
 
 /// Something that the kernel gives out and should get back.
-struct Resource {
+pub(super) struct Resource {
     name: &'static str,
     unit: &'static str,
     /// How much is out.
@@ -28,7 +30,7 @@ const BEYOND: f64 = 1.5;
 /// by this much, back and forth, for as long as the thread waits for a CPU.
 const HUGE: f64 = 2048.0;
 
-const RESOURCES: [Resource; 7] = [
+pub(super) const RESOURCES: [Resource; 7] = [
     Resource {
         name: "unreclaimable slab",
         unit: "KiB",
@@ -71,30 +73,54 @@ const fn count(name: &'static str, out: fn(&Resources) -> f64) -> Resource {
     Resource { name, unit: name, out, jumps: None, limit: |l| l.growth }
 }
 
-/// One finding for each resource that rises faster than in all control trials, by the limit.
-pub(super) fn leaks(own: &Change<'_>, controls: &[Change<'_>], limits: &Limits) -> Vec<Finding> {
-    let leak = |resource: &Resource| {
-        let rise = |m: &Measured| of_phase(m, resource);
-        let now = rise(own.after)?;
-        let usual = controls.iter().filter_map(|c| rise(c.after)).reduce(f64::max)?.max(0.0);
+/// One finding for each resource that rises faster than is usual in control trials, by the limit.
+pub(super) fn leaks(own: &Change<'_>, near: &Near<'_, '_>, limits: &Limits) -> Vec<Finding> {
+    let watched = |c: &Change<'_>| c.after.resources.len() >= trend::LEAST;
+    if !watched(own) {
+        near.misses("what leaks".to_owned(), "it was not watched for long enough");
+        return Vec::new();
+    }
+    if !near.know(|| "what leaks".to_owned(), watched) {
+        return Vec::new();
+    }
+    let leak = |(place, resource): (usize, &Resource)| {
         let limit = (resource.limit)(limits);
-        (now >= usual * BEYOND + limit).then(|| {
-            let Resource { name, unit, .. } = resource;
+        // Whatever the control trials do, it can't come out as more.
+        if !may_rise_by(own.after, resource, limit) {
+            return None;
+        }
+        let now = own.rise(place)?;
+        let Resource { name, unit, .. } = resource;
+        let usual =
+            near.usual(|| format!("the growth of {name}"), |c| Some(c.rise(place)?.max(0.0) * BEYOND))?;
+        (now >= usual.plus(limit)).then(|| {
             let evidence = format!(
-                "{now:.1} {unit} a second more, as long as it was watched; {usual:.1} at most in the control arm\n{}",
+                "{now:.1} {unit} a second more, as long as it was watched; usually {:.1} at most in the control arm\n{}",
+                usual.left() / BEYOND,
                 table(own.after, resource)
             );
             differs(FarmKind::ResourcesLeaked, format!("{name}: more and more with the patch"), None, evidence)
         })
     };
-    RESOURCES.iter().filter_map(leak).collect()
+    RESOURCES.iter().enumerate().filter_map(leak).collect()
 }
 
-fn of_phase(m: &Measured, resource: &Resource) -> Option<f64> {
-    let points: Vec<(u64, f64)> = m.resources.iter().map(|r| (r.at_ms, (resource.out)(r))).collect();
+fn points(m: &Measured, resource: &Resource) -> Vec<(u64, f64)> {
+    m.resources.iter().map(|r| (r.at_ms, (resource.out)(r))).collect()
+}
+
+pub(super) fn of_phase(m: &Measured, resource: &Resource) -> Option<f64> {
+    let points = points(m, resource);
     // A leak of more than half a huge page a second is seen in the series as it is, a smaller one beneath the jumps.
     let beneath = resource.jumps.and_then(|jump| rise(&without_multiples(&points, jump)));
     rise(&points).into_iter().chain(beneath).reduce(f64::max)
+}
+
+/// Whether [`of_phase`] comes to `limit`; far cheaper where it does not.
+fn may_rise_by(m: &Measured, resource: &Resource, limit: f64) -> bool {
+    let points = points(m, resource);
+    rises_by(&points, limit)
+        || resource.jumps.is_some_and(|jump| rises_by(&without_multiples(&points, jump), limit))
 }
 
 /// A dozen samples, for people.

@@ -2,8 +2,14 @@
 
 use proptest::prelude::*;
 
+mod arms;
+mod null;
+
+mod story;
+
+use super::near::Margin;
 use super::*;
-use crate::event::{LatencyMeasure, Resources};
+use crate::event::{LatencyMeasure, Measured, Resources, WorkloadMeasure};
 use crate::pipeline::Limits;
 
 /// Measures of one phase of a trial: one workload with four threads.
@@ -51,12 +57,16 @@ impl Load {
 /// Findings of a trial that goes from `before` to `after`, against controls that do as `usual` says throughout.
 fn found(before: &Load, after: &Load, usual: &Load) -> Vec<Finding> {
     let [before, after, usual] = [before, after, usual].map(Load::measured);
-    let own = Change { before: &before, after: &after };
-    let control = || Change { before: &usual, after: &usual };
-    let (controls, limits) = ([control(), control(), control()], Limits::default());
-    let mut found = resources::leaks(&own, &controls, &limits);
-    found.extend(latency::tail(&own, &controls, "w", &limits));
-    found.extend(threads::starved(&own, &controls, &limits));
+    let own = Change::new(&before, &after);
+    each(&own, &std::array::from_fn(|_| Change::new(&usual, &usual)))
+}
+
+/// Findings of all rules but those of rates, against these controls.
+fn each(own: &Change<'_>, controls: &[Change<'_>; 3]) -> Vec<Finding> {
+    let (near, limits) = (Near::of(controls), Limits::default());
+    let mut found = resources::leaks(own, &near, &limits);
+    found.extend(latency::tail(own, &near, "w", &limits));
+    found.extend(threads::starved(own, &near, &limits));
     found
 }
 
@@ -89,11 +99,8 @@ proptest! {
     #[test]
     fn no_difference_is_no_finding(before in load(), after in load()) {
         let [before, after] = [&before, &after].map(Load::measured);
-        let change = || Change { before: &before, after: &after };
-        let (controls, limits) = ([change(), change(), change()], Limits::default());
-        prop_assert!(resources::leaks(&change(), &controls, &limits).is_empty());
-        prop_assert!(latency::tail(&change(), &controls, "w", &limits).is_none());
-        prop_assert!(threads::starved(&change(), &controls, &limits).is_none());
+        let change = |_| Change::new(&before, &after);
+        prop_assert!(each(&change(0), &std::array::from_fn(change)).is_empty());
     }
 
     /// A host that is busy with other things while one trial soaks makes no finding.
@@ -139,8 +146,8 @@ fn one_thread_that_falls_behind_its_siblings_is_starved() {
     // Threads that took turns in the control arm as well.
     assert!(found(&usual, &after([2000, 1000, 3000, 5]), &after([5, 1000, 3000, 1500])).len() == 1);
     let [before, after] = [&usual, &after([2000, 1000, 3000, 5])].map(Load::measured);
-    let change = || Change { before: &before, after: &after };
-    assert!(threads::starved(&change(), &[change()], &Limits::default()).is_none());
+    let change = |_| Change::new(&before, &after);
+    assert!(each(&change(0), &std::array::from_fn(change)).is_empty());
 }
 
 /// A series of 20 s of which each resource is as `of` says.
@@ -172,4 +179,78 @@ fn each_resource_leaks_by_itself_and_a_step_does_not() {
             assert!(found(&still, &step, &still).is_empty(), "{name}: a step after {at} s");
         }
     }
+}
+
+/// The most extreme control trials are left out, the fewer there are the fewer and at the price of a wider margin.
+#[test]
+fn one_extreme_control_does_not_decide() {
+    let times = |values: &[f64]| near::Usual::of(values.to_vec()).map(|u| u.times());
+    assert_eq!(times(&[1.0]), None, "one alone says nothing of what is usual");
+    assert_eq!(times(&[1.0, 2.0]), Some(3.0));
+    assert_eq!(times(&[1.0, 1.1, 1.0]), Some(1.375), "the most extreme, with some margin");
+    assert_eq!(times(&[1.0, 33.0, 1.0]), Some(2.0), "the other, with more");
+    assert_eq!(times(&[1.0, 33.0, 1.0, 1.0, 1.0]), Some(1.5));
+    assert_eq!(times(&[&[33.0], &[1.0; 9][..]].concat()), Some(1.0));
+    assert_eq!(times(&[&[33.0, 20.0], &[1.0; 18][..]].concat()), Some(1.0));
+    assert_eq!(
+        times(&[&[33.0, 20.0, 7.0], &[1.0; 17][..]].concat()),
+        Some(7.0),
+        "three of 20 are no exception"
+    );
+    let plus = |values: &[f64]| near::Usual::of(values.to_vec()).map(|u| u.plus(10.0));
+    assert_eq!((plus(&[0.0, 90.0, 0.0]), plus(&[0.0, 1.0, 0.0])), (Some(20.0), Some(13.5)));
+    for n in 2..100 {
+        let (Margin { out, extreme, left }, next) = (Margin::of(n), Margin::of(n + 1));
+        assert!(out + 2 <= n && extreme <= left && (n < 3 || left >= next.left) && out <= next.out);
+    }
+}
+
+/// As many neighbours for a control trial as for a patched one, on both sides, itself left out.
+#[test]
+fn the_nearest_control_trials_are_compared() {
+    let load = Load::default().measured();
+    let numbered = |n: u64| {
+        let mut change = Change::new(&load, &load);
+        change.seq = n * 3;
+        change
+    };
+    let changes: Vec<Change<'_>> = (0..60).map(numbered).collect();
+    let nearest = |n: usize| Nearest::new(changes[..n].iter().map(|c| (c.seq as u32, c)).collect());
+    let numbers = |nearest: &Nearest<'_, '_>, number: u32| {
+        let mut all: Vec<u64> = nearest.to(number).controls().map(|c| c.seq).collect();
+        all.sort_unstable();
+        all
+    };
+    let all = nearest(60);
+    let around = |from: u64, without: u64, to: u64| -> Vec<u64> {
+        (from..=to).step_by(3).filter(|n| *n != without).collect()
+    };
+    assert_eq!(numbers(&all, 90), around(60, 90, 120));
+    assert_eq!(numbers(&all, 91), around(63, 0, 120), "a patched trial: ten earlier, ten later");
+    assert_eq!(numbers(&all, 0), around(3, 0, 60));
+    assert_eq!(numbers(&all, 177), around(117, 177, 174));
+    assert_eq!(numbers(&all, 1000), around(120, 0, 177));
+    let few = nearest(4);
+    assert_eq!((numbers(&few, 0), numbers(&few, 9)), (vec![3, 6, 9], vec![0, 3, 6]));
+    assert_eq!((numbers(&few, 1), numbers(&few, 8)), (vec![0, 3, 6], vec![3, 6, 9]));
+}
+
+/// One control trial of three with the same trouble, and with worse.
+#[test]
+fn a_noisy_control_trial_hides_no_tail_and_no_starved_thread() {
+    let usual = Load::default();
+    let with = |times: u64| Load {
+        threads: [2000, 1000, 3000, 10 / times],
+        slept: [usual.slept.clone(), vec![(8, 15 * times)]].concat(),
+        ..usual.clone()
+    };
+    let [sound, bad, worse] = [&usual, &with(1), &with(4)].map(Load::measured);
+    let sound_control = || Change::new(&sound, &sound);
+    for noisy in [&bad, &worse] {
+        let controls = [sound_control(), Change::new(&sound, noisy), sound_control()];
+        let found = each(&Change::new(&sound, &bad), &controls);
+        assert_eq!(kinds(&found), [FarmKind::TailGrown, FarmKind::ThreadStarved]);
+    }
+    let two = [Change::new(&sound, &bad), Change::new(&sound, &worse), sound_control()];
+    assert!(each(&Change::new(&sound, &bad), &two).is_empty(), "two of three are what is usual");
 }

@@ -1,26 +1,35 @@
 //! Starvation: a thread that falls behind all others.
 
-use super::{Change, LEAST, differs};
+use std::collections::BTreeMap;
+
+use super::change::Change;
+use super::near::Near;
+use super::{LEAST, differs};
 use crate::pipeline::{AGING, Limits};
 use crate::{FarmKind, Finding};
 
 /// A thread with fewer siblings than this, itself counted, is held against all threads of the machine.
 const SIBLINGS: usize = 3;
 
-/// A thread that starves falls behind by so much more than any in the control trials.
+/// A thread that starves falls behind by so much more than is usual in control trials.
 const BEYOND: f64 = 1.5;
 
-/// The thread that fell behind most, if by the limit more than any thread did in the control trials.
+/// The thread that fell behind most, if by the limit, and far more than the worst thread of a control trial usually does.
 ///
 /// One finding for all workloads: which thread it is that starves is chance, and so differs from trial to trial.
-pub(super) fn starved(own: &Change<'_>, controls: &[Change<'_>], limits: &Limits) -> Option<Finding> {
-    let own = worst(own)?;
-    let usual = controls.iter().filter_map(worst).map(|w| w.fall).reduce(f64::max)?;
-    (own.fall >= limits.starved && own.fall >= usual * BEYOND).then(|| {
+pub(super) fn starved(own: &Change<'_>, near: &Near<'_, '_>, limits: &Limits) -> Option<Finding> {
+    let what = || "how single threads fall behind".to_owned();
+    let Some(own) = own.fallen() else {
+        near.misses(what(), "too few threads did enough before the patch");
+        return None;
+    };
+    let usual = near.usual(what, |c| c.fallen().map(|f| f.fall))?;
+    (own.fall >= limits.starved && own.fall >= usual.times() * BEYOND).then(|| {
         let evidence = format!(
-            "{:.1} times fewer operations than before, when {} do as many as before; {usual:.1} times at most in the control arm\nbefore: {} operations in {:.1} s\nafter: {} operations in {:.1} s",
+            "{:.1} times fewer operations than before, when {} do as many as before; usually {:.1} times at most in the control arm\nbefore: {} operations in {:.1} s\nafter: {} operations in {:.1} s",
             own.fall,
             if own.siblings { "its siblings" } else { "the other threads" },
+            usual.left(),
             own.before.0,
             own.before.1 as f64 / 1000.0,
             own.after.0,
@@ -40,34 +49,38 @@ struct Thread<'a> {
     after: (u64, u64),
 }
 
-struct Fallen<'a> {
+pub(super) struct Fallen<'a> {
     workload: &'a str,
     /// How many times less the thread kept of its rate than the others.
-    fall: f64,
+    pub(super) fall: f64,
     siblings: bool,
     before: (u64, u64),
     after: (u64, u64),
 }
 
 /// The thread that fell behind most.
-fn worst<'a>(change: &Change<'a>) -> Option<Fallen<'a>> {
+pub(super) fn worst<'a>(change: &Change<'a>) -> Option<Fallen<'a>> {
     let threads = threads(change);
+    if threads.len() < SIBLINGS {
+        return None;
+    }
+    let mut kept: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
+    threads.iter().for_each(|t| kept.entry(t.workload).or_default().push(t.kept));
+    let all = median(threads.iter().map(|t| t.kept).collect());
+    // None for a workload with too few threads.
+    let usual: BTreeMap<&str, Option<f64>> =
+        kept.into_iter().map(|(w, kept)| (w, (kept.len() >= SIBLINGS).then(|| median(kept)))).collect();
     let fallen = |t: &Thread<'a>| {
-        let siblings: Vec<f64> =
-            threads.iter().filter(|s| s.workload == t.workload).map(|s| s.kept).collect();
-        let alone = siblings.len() < SIBLINGS;
-        let usual = median(if alone { threads.iter().map(|s| s.kept).collect() } else { siblings });
+        let siblings = usual.get(t.workload).copied().flatten();
         Fallen {
             workload: t.workload,
-            fall: usual / t.kept,
-            siblings: !alone,
+            fall: siblings.unwrap_or(all) / t.kept,
+            siblings: siblings.is_some(),
             before: t.before,
             after: t.after,
         }
     };
-    (threads.len() >= SIBLINGS)
-        .then(|| threads.iter().map(fallen).max_by(|a, b| a.fall.total_cmp(&b.fall)))
-        .flatten()
+    threads.iter().map(fallen).max_by(|a, b| a.fall.total_cmp(&b.fall))
 }
 
 /// All threads that did enough before to be compared. Those of `aging` do now this and now that.

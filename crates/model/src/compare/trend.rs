@@ -1,7 +1,7 @@
 //! The slope of a series, whatever steps and outliers are in it. Pure.
 
 /// Fewer points than this have no slope.
-const LEAST: usize = 8;
+pub(super) const LEAST: usize = 8;
 
 /// The share of slopes that may be smaller than the one that counts.
 const QUARTILE: f64 = 0.25;
@@ -20,6 +20,29 @@ pub(super) fn rise(points: &[(u64, f64)]) -> Option<f64> {
     let mut slopes: Vec<f64> = pairs.filter_map(slope).collect();
     let at = (slopes.len() as f64 * QUARTILE) as usize;
     (at < slopes.len()).then(|| *slopes.select_nth_unstable_by(at, f64::total_cmp).1)
+}
+
+/// Whether [`rise`] comes to `least` (above zero), or misses it by no more than rounding. A series that does not rise is done with after
+/// part of its pairs.
+pub(super) fn rises_by(points: &[(u64, f64)], least: f64) -> bool {
+    if points.len() < LEAST {
+        return false;
+    }
+    let least = least * (1.0 - 1e-9);
+    // At most this many of all pairs may be below it; pairs of one moment, which have no slope, can only let through more.
+    let pairs = points.len() * (points.len() - 1) / 2;
+    let may = (pairs as f64 * QUARTILE) as usize;
+    let mut below = 0;
+    for (i, a) in points.iter().enumerate() {
+        below += points[i + 1..]
+            .iter()
+            .filter(|b| b.0 > a.0 && (b.1 - a.1) * 1000.0 < least * (b.0 - a.0) as f64)
+            .count();
+        if below > may {
+            return false;
+        }
+    }
+    true
 }
 
 /// The series without its jumps by whole multiples of `quantum`: what remains of each change is the rest, at most half a quantum either way.
@@ -73,6 +96,14 @@ mod tests {
             let points = series(30, |t: f64| slope * t + 100.0 * f64::from(quanta[t as usize]));
             let got: f64 = rise(&without_multiples(&points, 100.0)).unwrap();
             prop_assert!((got - slope).abs() < 1e-6, "{got}");
+        }
+
+        /// The quick look says the same as the slope itself.
+        #[test]
+        fn a_quick_look_misses_no_rise(values in prop::collection::vec(-50.0_f64..50.0, 8..40), slope in -5.0_f64..20.0, least in 0.1_f64..10.0) {
+            let points = series(values.len(), |t: f64| values[t as usize] + slope * t);
+            let got: f64 = rise(&points).unwrap();
+            prop_assert_eq!(rises_by(&points, least), got >= least, "{}", got);
         }
 
         /// Noise without a trend does not rise by more than itself.

@@ -1,0 +1,130 @@
+//! What the comparison could not tell, and why.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::near::{FEWEST, Margin, NEAREST};
+use super::{CONTROLS, ENOUGH_CPU, LOADED, LeftOut, PATCHED, usable};
+use crate::judge::TrialRecord;
+use crate::{Arm, Plan};
+
+/// Something that was not compared in a trial.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Gap {
+    pub(super) what: String,
+    pub(super) why: &'static str,
+}
+
+/// Trials of one kind.
+#[derive(Default)]
+struct Count {
+    compared: usize,
+    left_out: BTreeMap<LeftOut, usize>,
+}
+
+/// Trials of one arm with the same patches.
+struct Set<'a> {
+    arm: Arm,
+    patches: &'a [usize],
+    names: String,
+    count: Count,
+}
+
+impl Count {
+    /// Those that ended and were not compared although nothing was found in them.
+    fn unseen(&self) -> usize {
+        let of = |why: LeftOut| self.left_out.get(&why).copied().unwrap_or(0);
+        of(LeftOut::Unmeasured) + of(LeftOut::Starved)
+    }
+
+    /// Why those that ended were not compared, in brackets.
+    fn why(&self) -> String {
+        let of = |(why, n): (&LeftOut, &usize)| match why {
+            LeftOut::Absent => None,
+            LeftOut::Unfinished => Some(format!("{n} did not go through the soak in order")),
+            LeftOut::Unmeasured => Some(format!("{n} have no measurements")),
+            LeftOut::Starved => {
+                Some(format!("{n} got less than {:.0} % of the planned CPU time", ENOUGH_CPU * 100.0))
+            }
+        };
+        let all: Vec<String> = self.left_out.iter().filter_map(of).collect();
+        if all.is_empty() { String::new() } else { format!(" (left out: {})", all.join(", ")) }
+    }
+}
+
+pub(super) fn sentences(
+    plan: &Plan,
+    records: &BTreeMap<u32, TrialRecord>,
+    gaps: &BTreeMap<Gap, BTreeSet<u32>>,
+) -> Vec<String> {
+    let (control, patched) = counts(plan, records);
+    let mut said = Vec::new();
+    if control.compared < CONTROLS {
+        said.push(format!(
+            "comparison: no slow-down or leak can be seen with {} control trials to compare with; {CONTROLS} are needed{}",
+            control.compared,
+            control.why()
+        ));
+    } else {
+        said.extend(few(control.compared));
+    }
+    for Set { arm, names, count, .. } in &patched {
+        if count.compared < LOADED {
+            said.push(format!(
+                "comparison: slow-downs and leaks of {names} can't be separated from chance with {} {arm} trials to compare; {LOADED} are needed{}",
+                count.compared,
+                count.why()
+            ));
+        } else if count.unseen() > 0 {
+            said.push(format!(
+                "comparison: slow-downs and leaks of {names} were looked for in {} {arm} trials only{}",
+                count.compared,
+                count.why()
+            ));
+        }
+    }
+    let all: usize = patched.iter().map(|s| s.count.compared).sum();
+    let gap = |(Gap { what, why }, trials): (&Gap, &BTreeSet<u32>)| {
+        format!("comparison: {what} was not compared in {} of {all} patched trials: {why}", trials.len())
+    };
+    said.extend(gaps.iter().map(gap));
+    said
+}
+
+/// The control trials, and the patched ones by arm and patches.
+fn counts<'a>(plan: &'a Plan, records: &BTreeMap<u32, TrialRecord>) -> (Count, Vec<Set<'a>>) {
+    let mut control = Count::default();
+    let mut patched: Vec<Set<'_>> = Vec::new();
+    for trial in plan.trials.iter().filter(|t| t.arm == Arm::Control || PATCHED.contains(&t.arm)) {
+        let count = if trial.arm == Arm::Control {
+            &mut control
+        } else {
+            let same = |s: &Set<'_>| s.arm == trial.arm && s.patches == trial.patches.as_slice();
+            let at = patched.iter().position(same).unwrap_or_else(|| {
+                let names = plan.names(trial).collect::<Vec<_>>().join(" + ");
+                let count = Count::default();
+                patched.push(Set { arm: trial.arm, patches: &trial.patches, names, count });
+                patched.len() - 1
+            });
+            &mut patched[at].count
+        };
+        // One that has not begun says nothing yet.
+        let usable = records.get(&trial.number).map_or(Err(LeftOut::Absent), |own| usable(trial, own));
+        match usable {
+            Ok(_) => count.compared += 1,
+            Err(why) => *count.left_out.entry(why).or_default() += 1,
+        }
+    }
+    (control, patched)
+}
+
+/// Few control trials take wider margins: that is said, because smaller slow-downs then go unseen.
+fn few(controls: usize) -> Option<String> {
+    let each = NEAREST.min(controls.saturating_sub(1));
+    let left = Margin::of(each.max(FEWEST)).left;
+    let enough = (each..=NEAREST).find(|n| Margin::of(*n).left <= 1.0)? + 1;
+    (left > 1.0).then(|| {
+        format!(
+            "comparison: with {controls} control trials a difference may have to be {left} times the limit to be seen; with {enough} the limit is enough"
+        )
+    })
+}
