@@ -6,6 +6,7 @@ mod cpus;
 mod health;
 mod length;
 mod measure;
+mod modules;
 mod oom;
 mod patching;
 mod prepare;
@@ -177,6 +178,8 @@ enum Step {
     /// Replies of so many workloads are awaited.
     StartLoad(usize),
     StopLoad(usize),
+    /// The modules that the patches need are being loaded.
+    Modules,
     /// This piece of this patch is on its way.
     Upload(usize, u64),
     /// Load runs until then.
@@ -381,6 +384,7 @@ impl Dispatcher {
             Some(Op::StartAging) => self.start_load(now, true),
             Some(Op::StartLoad) => self.start_load(now, false),
             Some(Op::StopLoad) => self.stop_load(now),
+            Some(Op::Modules) => self.load_modules(now),
             Some(Op::Upload(patch)) => self.upload(now, patch, 0),
             Some(Op::AgeUntil(uptime)) => {
                 // A machine that took long to boot still gets a load worth the name.
