@@ -1,5 +1,6 @@
 //! The effects of one trial: it starts the machine, feeds the dispatcher, and does what the dispatcher says. It decides nothing.
 
+mod forward;
 mod jobs;
 #[cfg(test)]
 mod tests;
@@ -9,17 +10,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use klpfarm_model::{Body, Limits, Phase, Plan, Scope, Trial, TrialEnd};
-use klpfarm_stress::wire::FromGuest;
 use klpfarm_vm::{Checkpointed, Login, Machine, Output, Spec, Ssh};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinError, JoinSet};
 
 use crate::code::Code;
-use crate::evidence::Heard;
 use crate::fair::{Fair, TICK};
 use crate::host::{Host, Look};
 use crate::pace::{self, Pace};
 use crate::trial::{Action, Dispatcher, Input, NoLogin, Origin, longest, millis};
+use forward::Forward;
 
 /// What all trials of a run share.
 #[derive(Debug, Clone)]
@@ -185,7 +185,7 @@ struct Driver<'a> {
     ssh: Option<Arc<Ssh>>,
     jobs: JoinSet<Done>,
     /// While evidence is gathered, the console and replies of the probe go there as well.
-    heard: Option<mpsc::UnboundedSender<Heard>>,
+    heard: Option<Forward>,
     recent: Arc<watch::Sender<Option<f64>>>,
     end: Option<TrialEnd>,
 }
@@ -261,14 +261,8 @@ impl Driver<'_> {
         if let Input::Output(Output::Probe(message)) = &mut input {
             self.pace.convert(wall, message);
         }
-        if let Some(heard) = &self.heard {
-            let _ = match &input {
-                Input::Output(Output::Probe(FromGuest::Reply { id, code, out })) => {
-                    heard.send(Heard::Reply { id: *id, code: *code, out: out.clone() })
-                }
-                Input::Output(Output::Console(bytes)) => heard.send(Heard::Console(bytes.clone())),
-                _ => Ok(()),
-            };
+        if let Some(heard) = &mut self.heard {
+            heard.pass_on(&input);
         }
         for action in self.dispatcher.handle(now, input) {
             tracing::trace!(trial = self.trial.number, ?action);

@@ -9,6 +9,7 @@ use klpfarm_vm::{GUEST_BINARY, Ssh, VmError};
 use tokio::io::AsyncReadExt;
 use tokio::sync::mpsc;
 
+use super::forward::Forward;
 use super::{ANSWER, Done, Driver};
 use crate::evidence::{self, About, Policy};
 use crate::trial::{CHUNK, Collect, Input, NoLogin, Upload, millis};
@@ -113,7 +114,7 @@ impl Driver<'_> {
     pub(super) fn collect(&mut self, what: Collect) {
         let Some(machine) = self.machine.clone() else { return };
         let (tx, rx) = mpsc::unbounded_channel();
-        self.heard = Some(tx);
+        self.heard = Some(Forward::new(tx));
         let dir = self.dir();
         let about = self.about(&what);
         let plan = &self.bench.plan;

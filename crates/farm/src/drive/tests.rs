@@ -1,6 +1,7 @@
 use std::path::Path;
 
 use klpfarm_model::{Arm, ImageFacts, Patch, Pipeline, Resolved, TierRule};
+use klpfarm_stress::wire::FromGuest;
 use klpfarm_vm::QmpEvent;
 
 use super::*;
