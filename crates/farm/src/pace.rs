@@ -33,6 +33,8 @@ pub(crate) struct Pace {
     machine: Duration,
     /// How fast it goes by, at most 1.
     speed: f64,
+    /// The host tells how long CPUs wait.
+    told: bool,
     /// How long its CPUs had waited in all.
     waited: Option<Duration>,
     /// Looks, oldest first: host's time, machine's time.
@@ -54,6 +56,7 @@ impl Pace {
             wall: zero,
             machine: zero,
             speed: 1.0,
+            told: false,
             waited: None,
             history: VecDeque::from([(zero, zero)]),
             given: zero,
@@ -72,12 +75,13 @@ impl Pace {
         self.ended.get_or_insert((self.wall, self.machine));
     }
 
-    /// Share of its planned CPU time that the machine got, 0 to 1, while its guest was watched; `None` if that was too short to tell.
+    /// Share of its planned CPU time that the machine got, 0 to 1, while its guest was watched; `None` if that was too short to tell,
+    /// or where the host does not tell.
     pub(crate) fn share(&self) -> Option<f64> {
         let (from, to) = (self.begun?, self.ended.unwrap_or((self.wall, self.machine)));
         let passed = to.0.saturating_sub(from.0);
         let got = to.1.saturating_sub(from.1);
-        (passed >= MEASURABLE).then(|| (got.as_secs_f64() / passed.as_secs_f64()).min(1.0))
+        (self.told && passed >= MEASURABLE).then(|| (got.as_secs_f64() / passed.as_secs_f64()).min(1.0))
     }
 
     /// The same over the last 20 s; `None` while the guest has not run so long.
@@ -100,6 +104,7 @@ impl Pace {
         }
         if let (Some(now), Some(before)) = (waited, self.waited) {
             let waiting = now.saturating_sub(before).as_secs_f64() / (passed.as_secs_f64() * self.cpus);
+            self.told = true;
             self.speed = ((1.0 - waiting) / self.expected).clamp(SLOWEST, 1.0);
         }
         self.waited = waited;
@@ -272,10 +277,25 @@ mod tests {
     #[test]
     fn without_figures_time_is_time() {
         let mut pace = Pace::new(2, 0.5);
+        pace.begin();
         for n in 1..100_u32 {
             pace.look(s(f64::from(n)), None);
         }
         assert_eq!(pace.now(s(99.5)), s(99.5));
+        assert_eq!(pace.share(), None);
+    }
+
+    #[test]
+    fn a_machine_that_gets_nothing_at_all_is_not_held_up_for_ever() {
+        let mut pace = Pace::new(2, 1.0);
+        for _ in 0..1000 {
+            let wall = pace.looked() + s(1.0);
+            // More waiting than there was time, as figures that are rounded may say.
+            let waited = pace.waited.unwrap_or_default() + s(3.0);
+            pace.look(wall, Some(waited));
+        }
+        let now = pace.now(s(1000.0));
+        assert!(now >= s(50.0) && now < s(60.0), "{now:?}");
     }
 
     #[test]
