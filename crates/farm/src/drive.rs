@@ -117,13 +117,14 @@ pub(crate) async fn drive(bench: &Bench, trial: Trial, origin: Origin, wires: Wi
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut fair = Fair::default();
     while driver.end.is_none() {
+        let must_tick = fair.must_tick(driver.power_on.elapsed());
         let input = tokio::select! {
             // What the machine said counts before the time that has gone by, but it must not keep timers from running.
             biased;
             Ok(end) = stop.wait_for(Option::is_some) => {
                 Input::Stop(end.clone().unwrap_or(TrialEnd::Interrupted))
             }
-            () = std::future::ready(()), if fair.must_tick() => Input::Tick,
+            () = std::future::ready(()), if must_tick => Input::Tick,
             Ok(()) = functions.changed() => Input::Functions(functions.borrow_and_update().clone()),
             Some(output) = receive(&mut outputs) => Input::Output(output),
             Some(done) = driver.jobs.join_next() => driver.done(done),
