@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use klpfarm_image::{Checkpoint, CheckpointStore, Image};
 use klpfarm_model::{
     Accel, ImageFacts, Patch, Plan, Resolved, Start, Tier, Turn, Workload, check_prior, check_severity,
+    needed_modules,
 };
 
 use crate::aging::Wanted;
@@ -101,6 +102,10 @@ pub(crate) async fn resolve(
     };
     let (patches, data): (Vec<Patch>, Vec<Vec<u8>>) = candidates.into_iter().unzip();
     let (images, turns) = images(&loaded)?;
+    let missing: Vec<String> = images.iter().flat_map(|image| missing_modules(&patches, image)).collect();
+    if !missing.is_empty() {
+        return Err(Failure::inputs(&missing));
+    }
     let facts = turns.first().map_or_else(|| image_facts(&images[0]), |t| t.image.clone());
     let pipeline = &loaded.pipeline;
     let tier = choice.tier.unwrap_or(pipeline.tier);
@@ -236,6 +241,22 @@ fn has_packages(workloads: &[Workload], image: &Image) -> Result<(), Failure> {
     if problems.is_empty() { Ok(()) } else { Err(Failure::inputs(&problems)) }
 }
 
+/// Modules that the patches for this image's kernel need and that it does not have. Images made here know their modules; a user's own is
+/// asked in each trial.
+fn missing_modules(patches: &[Patch], image: &Image) -> Vec<String> {
+    let needed = image.release().map(|release| needed_modules(patches, release)).unwrap_or_default();
+    let missing = needed.into_iter().filter(|(module, _)| image.has_module(module) == Some(false));
+    missing
+        .map(|(module, patch)| {
+            format!(
+                "patch {} needs module {module}, which image {} does not have: add the package that has it to `packages` of the recipe",
+                patch.file.display(),
+                image.manifest.name
+            )
+        })
+        .collect()
+}
+
 pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
     let planned = plan(&args.choice).await?;
     if args.json {
@@ -332,5 +353,65 @@ fn start(plan: &Plan, place: &Place) -> String {
             more.as_secs(),
             key.id()
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use klpfarm_image::{DiskFormat, FileEntry, Manifest, Ssh};
+
+    use super::*;
+
+    /// An image in `dir` whose kernel 6.1 has ext4 as a file and nothing built in.
+    fn image(dir: &std::path::Path, rootfs: bool) -> Image {
+        let modules = dir.join("rootfs/lib/modules/6.1");
+        std::fs::create_dir_all(&modules).unwrap();
+        std::fs::write(modules.join("modules.dep"), "kernel/fs/ext4/ext4.ko.xz:\n").unwrap();
+        std::fs::write(modules.join("modules.builtin"), "").unwrap();
+        let manifest = Manifest {
+            schema: klpfarm_image::SCHEMA,
+            name: "debian-12".into(),
+            id: "debian-12-1".into(),
+            description: String::new(),
+            recipe_hash: String::new(),
+            release: Some("6.1".into()),
+            disk: FileEntry { path: "disk.img".into(), sha256: None, stamp: None },
+            disk_format: DiskFormat::Raw,
+            kernel: None,
+            initrd: None,
+            cmdline: String::new(),
+            seed: None,
+            headers: None,
+            rootfs: rootfs.then(|| "rootfs".into()),
+            ssh: Ssh { user: "root".into(), key: "ssh_key".into(), host_key: None },
+            sources: Vec::new(),
+            packages: Vec::new(),
+            created: String::new(),
+            tools: Vec::new(),
+        };
+        Image { dir: dir.to_owned(), manifest }
+    }
+
+    #[test]
+    fn a_module_that_the_image_lacks_is_said_before_anything_boots() {
+        let dir = tempfile::tempdir().unwrap();
+        let patch = |release: &str, depends: &[&str]| Patch {
+            file: "fix.ko".into(),
+            name: "fix".into(),
+            vermagic: format!("{release} SMP"),
+            depends: depends.iter().map(|s| (*s).to_owned()).collect(),
+            ..Patch::default()
+        };
+        let made_here = image(dir.path(), true);
+        let missing = missing_modules(&[patch("6.1", &["ext4", "nf_tables"])], &made_here);
+        assert_eq!(
+            missing,
+            [
+                "patch fix.ko needs module nf_tables, which image debian-12 does not have: add the package that has it to `packages` of the recipe"
+            ]
+        );
+        // A patch for another image, and an image that can't be looked into.
+        assert!(missing_modules(&[patch("6.12", &["nf_tables"])], &made_here).is_empty());
+        assert!(missing_modules(&[patch("6.1", &["nf_tables"])], &image(dir.path(), false)).is_empty());
     }
 }

@@ -1,22 +1,25 @@
 //! The effects of one trial: it starts the machine, feeds the dispatcher, and does what the dispatcher says. It decides nothing.
 
+mod forward;
+mod jobs;
+#[cfg(test)]
+mod tests;
+
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
-use base64::Engine;
 use klpfarm_model::{Body, Limits, Phase, Plan, Scope, Trial, TrialEnd};
-use klpfarm_stress::wire::{Ask, FromGuest, ToGuest};
-use klpfarm_vm::{Checkpointed, GUEST_BINARY, Login, Machine, Output, Spec, Ssh, VmError};
-use tokio::io::AsyncReadExt;
+use klpfarm_vm::{Checkpointed, Login, Machine, Output, Spec, Ssh};
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 
 use crate::code::Code;
-use crate::evidence::{self, About, Heard, Policy};
+use crate::fair::{Fair, TICK};
 use crate::host::{Host, Look};
 use crate::pace::{self, Pace};
-use crate::trial::{Action, CHUNK, Collect, Dispatcher, Input, NoLogin, Origin, Upload, millis};
+use crate::trial::{Action, Dispatcher, Input, NoLogin, Origin, longest, millis};
+use forward::Forward;
 
 /// What all trials of a run share.
 #[derive(Debug, Clone)]
@@ -43,13 +46,16 @@ pub struct Bench {
 /// Events of a trial, before the run numbers them.
 pub(crate) type Report = mpsc::Sender<(Scope, Body)>;
 
-const TICK: Duration = Duration::from_millis(200);
 /// How often it is looked at how long the machine's CPUs wait.
 const LOOK: Duration = Duration::from_millis(200);
 /// QEMU's monitor answers at once or, while it is busy, a little later.
 const ANSWER: Duration = Duration::from_secs(10);
 /// QEMU is asked to end so long before it is killed.
 const CLOSE: Duration = Duration::from_secs(5);
+
+/// A trial may take so many times what all its steps and their limits add up to. A busy host slows a machine's time down, and the farm's
+/// limits with it; and what passes while the farm is not run counts for no limit. Without a bound such a trial would never end.
+const PATIENCE: u32 = 4;
 
 /// What is found so long after the host did something to the machine may be its doing: all limits for slowness are over by then.
 fn grace(limits: &Limits) -> Duration {
@@ -67,6 +73,8 @@ pub(crate) struct Wires {
     pub(crate) functions: watch::Receiver<Vec<String>>,
     /// It is to end now, in this way.
     pub(crate) stop: watch::Receiver<Option<TrialEnd>>,
+    /// The share of its planned CPU time that it got of late, once that can be told ([`Pace::recent`]).
+    pub(crate) recent: Arc<watch::Sender<Option<f64>>>,
 }
 
 /// What became of a trial.
@@ -80,7 +88,8 @@ pub(crate) struct Ended {
 
 /// Run one trial to its end.
 pub(crate) async fn drive(bench: &Bench, trial: Trial, origin: Origin, wires: Wires) -> Ended {
-    let Wires { report, mut functions, mut stop } = wires;
+    let Wires { report, mut functions, mut stop, recent } = wires;
+    let most = longest(&bench.plan, &trial, origin) * PATIENCE;
     let mut driver = Driver {
         bench,
         dispatcher: Dispatcher::new(Arc::clone(&bench.plan), trial.clone(), origin),
@@ -94,6 +103,7 @@ pub(crate) async fn drive(bench: &Bench, trial: Trial, origin: Origin, wires: Wi
         ssh: None,
         jobs: JoinSet::new(),
         heard: None,
+        recent,
         end: None,
     };
     for &patch in &driver.trial.patches {
@@ -105,24 +115,31 @@ pub(crate) async fn drive(bench: &Bench, trial: Trial, origin: Origin, wires: Wi
     driver.step(Input::Functions(known)).await;
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut fair = Fair::default();
     while driver.end.is_none() {
+        let must_tick = fair.must_tick(driver.power_on.elapsed());
         let input = tokio::select! {
-            // What the machine said counts before the time that has gone by.
+            // What the machine said counts before the time that has gone by, but it must not keep timers from running.
             biased;
             Ok(end) = stop.wait_for(Option::is_some) => {
                 Input::Stop(end.clone().unwrap_or(TrialEnd::Interrupted))
             }
+            () = std::future::ready(()), if must_tick => Input::Tick,
             Ok(()) = functions.changed() => Input::Functions(functions.borrow_and_update().clone()),
             Some(output) = receive(&mut outputs) => Input::Output(output),
-            Some(done) = driver.jobs.join_next() => match done {
-                Ok(Done::Input(input)) => input,
-                Ok(Done::Login(result)) => driver.logged_in(result),
-                Ok(Done::Rekeyed(result)) => Input::Rekeyed(result.map(|login| driver.own_login = Some(login))),
-                Err(error) => Input::Started(Err(format!("a task of the farm failed: {error}"))),
-            },
+            Some(done) = driver.jobs.join_next() => driver.done(done),
             _ = ticks.tick() => Input::Tick,
         };
+        let wall = driver.power_on.elapsed();
+        if matches!(input, Input::Tick) {
+            fair.ticked(wall);
+        } else {
+            fair.took(wall);
+        }
         driver.step(input).await;
+        if driver.end.is_none() && wall > most {
+            driver.step(Input::Started(Err(overdue(most)))).await;
+        }
         // A machine that is aged measures nothing: it goes on.
         if let Some(reason) =
             driver.host.hopeless().filter(|_| driver.trial.number > 0 && driver.end.is_none())
@@ -131,6 +148,14 @@ pub(crate) async fn drive(bench: &Bench, trial: Trial, origin: Origin, wires: Wi
         }
     }
     driver.finish(outputs).await
+}
+
+/// Why a trial is a farm error that took longer than any may.
+fn overdue(most: Duration) -> String {
+    format!(
+        "the trial did not end within {} min, {PATIENCE} times the longest that its steps and their limits add up to: the host has too little time for it",
+        most.as_secs() / 60
+    )
 }
 
 async fn receive(outputs: &mut Option<mpsc::Receiver<Output>>) -> Option<Output> {
@@ -161,7 +186,8 @@ struct Driver<'a> {
     ssh: Option<Arc<Ssh>>,
     jobs: JoinSet<Done>,
     /// While evidence is gathered, the console and replies of the probe go there as well.
-    heard: Option<mpsc::UnboundedSender<Heard>>,
+    heard: Option<Forward>,
+    recent: Arc<watch::Sender<Option<f64>>>,
     end: Option<TrialEnd>,
 }
 
@@ -187,6 +213,7 @@ impl Driver<'_> {
         let started_ms = millis(self.power_on.elapsed());
         match started {
             Ok((machine, outputs)) => {
+                self.pace.begin();
                 tracing::debug!(
                     trial = self.trial.number,
                     qemu = machine.pid(),
@@ -204,12 +231,23 @@ impl Driver<'_> {
         }
     }
 
+    /// What a job came to. A job that panicked leaves the trial in a state that nothing is known about: a farm error, whatever its step.
+    fn done(&mut self, done: Result<Done, JoinError>) -> Input {
+        match done {
+            Ok(Done::Input(input)) => input,
+            Ok(Done::Login(result)) => self.logged_in(result),
+            Ok(Done::Rekeyed(result)) => Input::Rekeyed(result.map(|login| self.own_login = Some(login))),
+            Err(error) => Input::Started(Err(format!("a task of the farm failed: {error}"))),
+        }
+    }
+
     /// The machine's time, by which all limits and phases go.
     fn now(&mut self, wall: Duration) -> Duration {
         let due = wall.saturating_sub(self.pace.looked()) >= LOOK;
         let qemu = self.machine.as_ref().map(|m| m.pid());
         if due {
             self.pace.look(wall, qemu.and_then(pace::waited));
+            self.recent.send_replace(self.pace.recent());
         }
         let now = self.pace.now(wall);
         if due {
@@ -224,21 +262,18 @@ impl Driver<'_> {
         if let Input::Output(Output::Probe(message)) = &mut input {
             self.pace.convert(wall, message);
         }
-        if let Some(heard) = &self.heard {
-            let _ = match &input {
-                Input::Output(Output::Probe(FromGuest::Reply { id, code, out })) => {
-                    heard.send(Heard::Reply { id: *id, code: *code, out: out.clone() })
-                }
-                Input::Output(Output::Console(bytes)) => heard.send(Heard::Console(bytes.clone())),
-                _ => Ok(()),
-            };
+        if let Some(heard) = &mut self.heard {
+            heard.pass_on(&input);
         }
         for action in self.dispatcher.handle(now, input) {
             tracing::trace!(trial = self.trial.number, ?action);
             match action {
                 Action::Emit(phase, body) => {
-                    if let Body::Finding(finding) = &body {
-                        self.host.found(now, finding.kind);
+                    match &body {
+                        Body::PhaseStarted => self.host.phase(now, phase),
+                        Body::Finding(finding) => self.host.found(now, finding),
+                        Body::StallEnded { title, .. } => self.host.stall_ended(title),
+                        _ => {}
                     }
                     self.emit(phase, body).await;
                 }
@@ -253,156 +288,27 @@ impl Driver<'_> {
                 }
                 Action::Refresh { id } => self.refresh(id).await,
                 Action::Upload { id, patch, chunk } => self.upload(id, patch, chunk),
-                Action::Collect(what) => self.collect(what),
+                Action::Collect(what) => {
+                    self.pace.end();
+                    self.collect(what);
+                }
                 Action::End(end) => self.end = Some(end),
             }
-        }
-    }
-
-    fn login(&mut self, limit: Duration) {
-        let Some(machine) = self.machine.clone() else { return };
-        let login = self.own_login.as_ref().unwrap_or(&self.bench.login).clone();
-        self.jobs.spawn(async move {
-            let started = Instant::now();
-            let result = async {
-                let ssh = machine.ssh(&login, limit).await?;
-                ssh.run("true", b"", limit).await?;
-                Ok::<_, VmError>(ssh)
-            };
-            let result = result.await.map_err(|e| match e {
-                VmError::Port { .. } => NoLogin::Host,
-                e => NoLogin::Guest(e.to_string()),
-            });
-            let ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-            Done::Login(result.map(|ssh| (ms, ssh)))
-        });
-    }
-
-    fn rekey(&mut self, limit: Duration) {
-        let Some(machine) = self.machine.clone() else { return };
-        let login = self.bench.login.clone();
-        let rekey = self.bench.rekey;
-        self.jobs.spawn(async move {
-            if rekey {
-                Done::Rekeyed(machine.rekey(&login, limit).await.map_err(|e| e.to_string()))
-            } else {
-                Done::Input(Input::Rekeyed(Ok(())))
-            }
-        });
-    }
-
-    fn cpus(&mut self) {
-        let Some(machine) = self.machine.clone() else { return };
-        self.jobs.spawn(async move {
-            let looks = machine.qmp().cpus(ANSWER).await.map_err(|e| e.to_string());
-            Done::Input(Input::Cpus(looks))
-        });
-    }
-
-    /// The first connection is kept for commands; later ones only prove that a login works.
-    fn logged_in(&mut self, result: Result<(u64, Ssh), NoLogin>) -> Input {
-        Input::Login(result.map(|(ms, ssh)| {
-            if self.ssh.is_none() {
-                self.ssh = Some(Arc::new(ssh));
-            } else {
-                self.jobs.spawn(async move {
-                    ssh.close().await;
-                    Done::Input(Input::Tick)
-                });
-            }
-            ms
-        }))
-    }
-
-    fn over_ssh(&mut self, command: String, upload: Upload, limit: Duration) {
-        let Some(ssh) = self.ssh.clone() else { return };
-        self.jobs.spawn(async move {
-            let input: &[u8] = match upload {
-                Upload::Nothing => b"",
-                Upload::GuestBinary => GUEST_BINARY,
-            };
-            Done::Input(Input::Ssh(ssh.run(&command, input, limit).await.map_err(|e| e.to_string())))
-        });
-    }
-
-    fn tell(&self, id: u64, ask: Ask) {
-        if let Some(machine) = &self.machine {
-            machine.tell_probe(&ToGuest { id, ask });
-        }
-    }
-
-    async fn refresh(&self, id: u64) {
-        let mut entropy = [0_u8; 64];
-        // The host's own pool; it never blocks once the host is up.
-        let read = async {
-            let mut file = tokio::fs::File::open("/dev/urandom").await?;
-            file.read_exact(&mut entropy).await
-        };
-        if let Err(error) = read.await {
-            tracing::warn!(%error, "no fresh entropy for a fork");
-        }
-        let entropy = klpfarm_model::hex(&entropy);
-        let clock = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        self.tell(id, Ask::Resume { entropy, unix_ms: millis(clock) });
-    }
-
-    fn upload(&self, id: u64, patch: usize, chunk: u64) {
-        let data = &self.bench.patches[patch];
-        let from = usize::try_from(chunk * CHUNK).unwrap_or(usize::MAX).min(data.len());
-        let to = from.saturating_add(CHUNK as usize).min(data.len());
-        let data = base64::engine::general_purpose::STANDARD.encode(&data[from..to]);
-        let name = format!("{}.ko", self.bench.plan.patches[patch].name);
-        self.tell(id, Ask::Write { name, data, append: chunk > 0 });
-    }
-
-    fn collect(&mut self, what: Collect) {
-        let Some(machine) = self.machine.clone() else { return };
-        let (tx, rx) = mpsc::unbounded_channel();
-        self.heard = Some(tx);
-        let dir = self.dir();
-        let about = self.about(&what);
-        let plan = &self.bench.plan;
-        let policy = Policy {
-            gathering: plan.pipeline.evidence,
-            memory_mib: self.bench.spec.memory_mib,
-            scale: plan.scale,
-            run_dir: self.bench.run_dir.clone(),
-        };
-        self.jobs.spawn(async move {
-            Done::Input(Input::Collected(evidence::collect(&machine, &dir, &about, &policy, &what, rx).await))
-        });
-    }
-
-    /// What the trial's evidence is of.
-    fn about(&self, what: &Collect) -> About {
-        let (plan, spec) = (&self.bench.plan, &self.bench.spec);
-        let patches = self.trial.patches.iter().map(|i| &plan.patches[*i]);
-        About {
-            trial: self.trial.number,
-            arm: self.trial.arm,
-            farm: plan.farm.clone(),
-            patches: patches
-                .map(|p| format!("{} ({}, sha256 {})", p.name, p.file.display(), p.sha256))
-                .collect(),
-            modules: plan.names(&self.trial).map(str::to_owned).collect(),
-            image: plan.checkpoint.clone().unwrap_or_else(|| plan.image.name.clone()),
-            release: what.release.clone(),
-            machine: format!("{} CPUs, {} MiB, {}", spec.cpus, spec.memory_mib, plan.accel),
-            findings: what.findings.clone(),
         }
     }
 
     /// End the machine in order, then report the end: whoever reads the event finds nothing running any more. A machine that was
     /// aged is checkpointed instead.
     async fn finish(mut self, outputs: Option<mpsc::Receiver<Output>>) -> Ended {
-        for text in self.pace.verdict().into_iter().chain(self.host.notes()) {
+        self.pace.end();
+        for text in self.host.notes() {
             self.emit(Phase::End, Body::Note { text }).await;
         }
         self.jobs.shutdown().await;
         self.ssh = None;
         let mut end = self.end.take().unwrap_or(TrialEnd::Interrupted);
         if self.trial.number > 0 {
-            end = self.host.judged(end);
+            end = self.host.judged(end, self.pace.share());
         }
         let mut checkpointed = None;
         match (self.machine.take().and_then(Arc::into_inner), outputs) {
@@ -425,6 +331,9 @@ impl Driver<'_> {
                     self.emit(Phase::End, Body::Note { text }).await;
                 }
             }
+        }
+        if let Some(share) = self.pace.share().filter(|_| self.trial.number > 0) {
+            self.emit(Phase::End, Body::CpuShare { share }).await;
         }
         self.emit(Phase::End, Body::TrialEnded { end: end.clone() }).await;
         Ended { end, checkpointed, login: self.own_login }

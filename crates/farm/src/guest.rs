@@ -63,6 +63,14 @@ pub(crate) fn shell(line: &str) -> Vec<String> {
     ["/bin/sh", "-c", line].map(str::to_owned).into()
 }
 
+/// Load modules by name, and what they need; says `missing NAME WHY` of each that can't be. What is loaded or built in stays as it is.
+pub(crate) fn load_modules<'a>(names: impl Iterator<Item = &'a str>) -> String {
+    let names = names.collect::<Vec<_>>().join(" ");
+    format!(
+        r#"for m in {names}; do [ -d /sys/module/$m ] || why=$(modprobe $m 2>&1) || echo "missing $m" $why; done"#
+    )
+}
+
 /// Enable a patch that is loaded and disabled (before 4.12, where it can't be unloaded).
 pub(crate) fn enable(name: &str) -> String {
     format!("echo 1 > /sys/kernel/livepatch/{name}/enabled")
@@ -163,6 +171,25 @@ mod tests {
         assert!(old.settled() && old.transition.is_none());
         assert_eq!(old.functions, ["vmlinux/sys_madvise"]);
         assert!(!PatchState::read("").listed);
+    }
+
+    #[test]
+    fn modules_that_cannot_be_loaded_are_named_with_the_reason() {
+        let dir = tempfile::tempdir().unwrap();
+        let modprobe = dir.path().join("modprobe");
+        let script =
+            "#!/bin/sh\n[ $1 != gone_x ] || { echo 'FATAL: Module gone_x'; echo not found; exit 1; } >&2\n";
+        std::fs::write(&modprobe, script).unwrap();
+        std::fs::set_permissions(&modprobe, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let argv = shell(&load_modules(["there_x", "gone_x", "there_y"].into_iter()));
+        let path = format!("{}:{}", dir.path().display(), std::env::var("PATH").unwrap());
+        let output =
+            std::process::Command::new(&argv[0]).args(&argv[1..]).env("PATH", path).output().unwrap();
+        assert!(output.status.success());
+        assert_eq!(
+            String::from_utf8_lossy(&output.stdout),
+            "missing gone_x FATAL: Module gone_x not found\n"
+        );
     }
 
     #[test]

@@ -1,24 +1,27 @@
-//! What the host does to a machine that is not the machine's fault: it sleeps, it stops QEMU, it does not let the farm run, it has no
-//! time left for anybody. A trial in which that happened is void if nothing but slowness was found in it: the plan has others. What
-//! the host cannot cause, an oops say, counts whatever the host did. Pure, but for [`Look::take`]; times are handed in.
+//! What the host does to a machine that is not the machine's fault: it sleeps, it stops QEMU, it does not let the farm run, it has too
+//! little time for the machine. A trial in which that happened is void, whether or not anything was found in it, and another takes its place.
+//! What the host cannot cause, an oops for example, counts whatever the host did; so does a hang in the patch's own code that did not
+//! end. Pure, but for [`Look::take`]; times are handed in.
 
 use std::time::{Duration, SystemTime};
 
 use klpfarm_kmsg::Kind as KernelKind;
-use klpfarm_model::{FarmKind, FindingKind, TrialEnd};
+use klpfarm_model::{FarmKind, Finding, FindingKind, Phase, TrialEnd};
 
+use crate::concurrency::ENOUGH;
 use crate::pace::SLOWEST;
 
 /// Clocks that drift apart by more than this between two looks were moved apart.
 const APART: Duration = Duration::from_secs(2);
 
-/// So long between two looks, which are due five times a second, and the farm did not run.
+/// So long between two looks, which are due five times a second, and the farm did not run. A host that is merely busy delays a look by
+/// tenths of a second.
 const LATE: Duration = Duration::from_secs(5);
 
 /// So long stopped, and the guest's own watchdogs may notice.
 const STOPPED: Duration = Duration::from_secs(1);
 
-/// So long at (nearly) the slowest pace there is, and no limit means anything any more.
+/// So long at (nearly) the slowest pace there is, a twentieth, and no limit means anything any more.
 const SLOW: Duration = Duration::from_secs(20);
 
 /// Troubles of one trial beyond this are not told apart.
@@ -85,6 +88,18 @@ struct Trouble {
     lasted: Duration,
 }
 
+impl Trouble {
+    /// The machine itself did not run.
+    fn stood_still(&self) -> bool {
+        matches!(self.kind, Kind::Slept | Kind::Stopped)
+    }
+
+    /// Why a trial is void.
+    fn void(&self) -> String {
+        format!("{self}: the trial says nothing and is repeated")
+    }
+}
+
 impl std::fmt::Display for Trouble {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let seconds = self.lasted.as_secs_f64();
@@ -92,7 +107,7 @@ impl std::fmt::Display for Trouble {
             Kind::Slept => write!(f, "the host slept for {seconds:.0} s")?,
             Kind::Stopped => write!(f, "QEMU was stopped on the host for {seconds:.0} s")?,
             Kind::Late => write!(f, "the host did not let klpfarm run for {seconds:.0} s")?,
-            Kind::Slow => write!(f, "the host had next to no time for the machine for {seconds:.0} s")?,
+            Kind::Slow => write!(f, "the host gave the machine next to no CPU time for {seconds:.0} s")?,
         }
         write!(f, ", at second {:.0} of the machine", self.from.as_secs_f64())
     }
@@ -110,7 +125,32 @@ pub(crate) struct Host {
     troubles: Vec<Trouble>,
     /// How far the time of day was set each time, in seconds.
     set: Vec<f64>,
-    findings: Vec<(Duration, FindingKind)>,
+    findings: Vec<Found>,
+    /// Since when the trial measures and watches what the verdict is made from: its baseline, its patch, its soak.
+    watching: Option<Duration>,
+}
+
+/// What of a finding matters here.
+#[derive(Debug)]
+struct Found {
+    at: Duration,
+    kind: FindingKind,
+    title: String,
+    in_patch: bool,
+    /// It was a stall, and it ended.
+    ended: bool,
+}
+
+impl Found {
+    /// It names the patch, and nothing shows that it was only slow.
+    fn blames_the_patch(&self) -> bool {
+        self.in_patch && !self.ended
+    }
+
+    /// Too little CPU time alone can look like this: it is soft, and neither memory that is gone nor a hang in the patch's own code.
+    fn can_be_slowness(&self) -> bool {
+        self.kind.is_soft() && by_time(self.kind) && !self.blames_the_patch()
+    }
 }
 
 impl Host {
@@ -123,6 +163,7 @@ impl Host {
             troubles: Vec::new(),
             set: Vec::new(),
             findings: Vec::new(),
+            watching: None,
         }
     }
 
@@ -174,23 +215,37 @@ impl Host {
         }
     }
 
-    /// The trial has found something.
-    pub(crate) fn found(&mut self, now: Duration, kind: FindingKind) {
-        self.findings.push((now, kind));
+    /// The trial enters a phase.
+    pub(crate) fn phase(&mut self, now: Duration, phase: Phase) {
+        if !matches!(phase, Phase::Boot | Phase::Age | Phase::Settle | Phase::End) {
+            self.watching.get_or_insert(now);
+        }
     }
 
-    /// Why it is of no use to go on: the machine stood still, its measurements are worth nothing, and nothing has been found.
+    /// The trial has found something.
+    pub(crate) fn found(&mut self, now: Duration, finding: &Finding) {
+        let Finding { kind, in_patch, .. } = *finding;
+        let title = finding.title.clone();
+        self.findings.push(Found { at: now, kind, title, in_patch, ended: false });
+    }
+
+    /// The stall that was found under this title has ended.
+    pub(crate) fn stall_ended(&mut self, title: &str) {
+        self.findings.iter_mut().filter(|f| f.title == title).for_each(|f| f.ended = true);
+    }
+
+    /// Why nothing more can be learnt from this trial: the machine stood still, so that its measurements are worth nothing, and nothing has
+    /// been found.
     pub(crate) fn hopeless(&self) -> Option<String> {
         // While it stands still nothing can be ended in order.
         if self.stopped.is_some() || !self.findings.is_empty() {
             return None;
         }
-        let stood = |t: &&Trouble| matches!(t.kind, Kind::Slept | Kind::Stopped);
-        self.troubles.iter().find(stood).map(|t| format!("{t}: the trial says nothing"))
+        self.troubles.iter().find(|t| t.stood_still()).map(Trouble::void)
     }
 
-    /// How the trial ended, given how it would have on a host without trouble.
-    pub(crate) fn judged(&self, end: TrialEnd) -> TrialEnd {
+    /// How the trial ended, given how it would have on a host without trouble, and the share of its planned CPU time that the machine got.
+    pub(crate) fn judged(&self, end: TrialEnd, share: Option<f64>) -> TrialEnd {
         match end {
             // The farm's own failures, and trials that were void before they began to say anything, stay what they are.
             TrialEnd::FarmError { .. } | TrialEnd::Void { .. } => end,
@@ -199,22 +254,52 @@ impl Host {
             {
                 end
             }
-            _ => match self.hopeless().or_else(|| self.spoiled()) {
+            _ => match self.hopeless().or_else(|| self.disturbed()).or_else(|| self.starved(share)) {
                 Some(reason) => TrialEnd::Void { reason },
                 None => end,
             },
         }
     }
 
-    /// Why all that was found may be the host's doing; `None` if a single finding is not.
-    fn spoiled(&self) -> Option<String> {
-        let cause = |(at, kind): &(Duration, FindingKind)| {
-            let near = |t: &&Trouble| t.from <= *at && *at <= t.to + self.grace;
-            self.troubles.iter().find(near).filter(|_| by_time(*kind))
-        };
+    /// Why the trial says nothing: the host disturbed what was watched, or all that was found may be its doing. `None` if a single finding is
+    /// not.
+    fn disturbed(&self) -> Option<String> {
+        if self.findings.is_empty() {
+            return self.troubles.iter().find(|t| self.is_watched(t)).map(Trouble::void);
+        }
+        let cause = |found: &Found| self.troubles.iter().find(|t| self.may_have_caused(t, found));
         let causes: Option<Vec<&Trouble>> = self.findings.iter().map(cause).collect();
-        let first = *causes?.first()?;
-        Some(format!("{first}, and what was found then may be of that: the trial says nothing"))
+        causes?.first().map(|t| t.void())
+    }
+
+    /// It fell into the time that the verdict is made from.
+    fn is_watched(&self, trouble: &Trouble) -> bool {
+        trouble.stood_still() || self.watching.is_some_and(|since| since <= trouble.to)
+    }
+
+    /// What was there before the trouble began is never its doing. What only slowness can look like is void in any trial that the host
+    /// disturbed, as the trial without a finding is. What blames the patch or the kernel more than that is void only as long as the
+    /// trouble can have led to it.
+    fn may_have_caused(&self, trouble: &Trouble, found: &Found) -> bool {
+        let near = found.at <= trouble.to + self.grace;
+        trouble.from <= found.at
+            && if found.kind.is_soft() {
+                found.can_be_slowness() && (near || self.is_watched(trouble))
+            } else {
+                by_time(found.kind) && !found.in_patch && near
+            }
+    }
+
+    /// Why slowness says nothing: the host was overloaded, and slowness is all that was found.
+    fn starved(&self, share: Option<f64>) -> Option<String> {
+        let share = share.filter(|share| *share < ENOUGH)?;
+        let slow = !self.findings.is_empty() && self.findings.iter().all(Found::can_be_slowness);
+        slow.then(|| {
+            format!(
+                "host overloaded: this machine got {:.0} % of its planned CPU time, and nothing was found but slowness: the trial says nothing and is repeated",
+                share * 100.0
+            )
+        })
     }
 
     /// What is worth a word whatever came of it.
@@ -226,7 +311,8 @@ impl Host {
     }
 }
 
-/// Whether mere lack of time can look so: all but what the kernel, the workload or QEMU says outright.
+/// Whether lack of time alone can look like this: all but what the kernel, the workload or QEMU says outright, and hangs that were
+/// confirmed.
 fn by_time(kind: FindingKind) -> bool {
     match kind {
         FindingKind::Kernel(KernelKind::Oom | KernelKind::PageAllocation) => false,
@@ -242,167 +328,4 @@ fn by_time(kind: FindingKind) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const HANG: FindingKind = FindingKind::Farm(FarmKind::ThreadStalled);
-    const SOFT_LOCKUP: FindingKind = FindingKind::Kernel(KernelKind::SoftLockup);
-    const WRONG: FindingKind = FindingKind::Farm(FarmKind::WrongContent);
-    const OOM: FindingKind = FindingKind::Kernel(KernelKind::Oom);
-
-    fn s(seconds: f64) -> Duration {
-        Duration::from_secs_f64(seconds)
-    }
-
-    fn at(seconds: f64) -> Look {
-        let wall = s(seconds);
-        Look { wall, now: wall, boot: Some(s(1000.0) + wall), day: s(1e9) + wall, stopped: false, speed: 1.0 }
-    }
-
-    /// Looks five times a second from `from` to `to`, each changed.
-    fn pass(host: &mut Host, from: u32, to: u32, change: impl Fn(&mut Look)) {
-        for n in from * 5..to * 5 {
-            let mut look = at(f64::from(n) * 0.2);
-            change(&mut look);
-            host.look(look);
-        }
-    }
-
-    fn host() -> Host {
-        let mut host = Host::new(s(60.0));
-        pass(&mut host, 0, 10, |_| {});
-        host
-    }
-
-    fn is_void(host: &Host) -> bool {
-        matches!(host.judged(TrialEnd::Stopped), TrialEnd::Void { .. })
-    }
-
-    #[test]
-    fn a_quiet_host_changes_nothing() {
-        let mut host = host();
-        pass(&mut host, 10, 100, |_| {});
-        host.found(s(90.0), HANG);
-        assert_eq!(host.judged(TrialEnd::Stopped), TrialEnd::Stopped);
-        assert_eq!((host.hopeless(), host.notes()), (None, vec![]));
-    }
-
-    #[test]
-    fn a_machine_that_stood_still_says_nothing_more() {
-        let mut host = host();
-        pass(&mut host, 10, 35, |l| l.stopped = true);
-        assert_eq!(host.hopeless(), None, "it still stands");
-        pass(&mut host, 35, 36, |_| {});
-        let why = host.hopeless().unwrap();
-        assert!(
-            why.starts_with("QEMU was stopped on the host for 25 s, at second 10 of the machine"),
-            "{why}"
-        );
-        assert_eq!(host.judged(TrialEnd::Completed), TrialEnd::Void { reason: why });
-        assert_eq!(host.notes().len(), 1, "{:?}", host.notes());
-        let unneeded = host.judged(TrialEnd::Unneeded);
-        assert_eq!(unneeded, TrialEnd::Unneeded);
-    }
-
-    #[test]
-    fn what_the_guest_says_of_the_pause_is_void_and_a_hard_finding_is_not() {
-        let mut host = host();
-        pass(&mut host, 10, 35, |l| l.stopped = true);
-        pass(&mut host, 35, 40, |_| {});
-        host.found(s(36.0), SOFT_LOCKUP);
-        host.found(s(38.0), HANG);
-        assert!(is_void(&host));
-        host.found(s(39.0), WRONG);
-        assert!(!is_void(&host));
-        let mut host = self::host();
-        pass(&mut host, 10, 35, |l| l.stopped = true);
-        host.found(s(30.0), OOM);
-        assert!(!is_void(&host), "no lack of time takes memory");
-    }
-
-    #[test]
-    fn what_was_found_before_or_long_after_counts() {
-        for (found, void) in [(9.0, false), (10.5, true), (70.0, true), (96.0, false)] {
-            let mut host = host();
-            pass(&mut host, 10, 35, |l| l.stopped = true);
-            host.found(s(found), HANG);
-            assert_eq!(is_void(&host), void, "{found}");
-        }
-        let mut host = host();
-        host.found(s(9.0), HANG);
-        pass(&mut host, 10, 35, |l| l.stopped = true);
-        host.found(s(30.0), SOFT_LOCKUP);
-        assert!(!is_void(&host), "one of them is not the host's");
-    }
-
-    #[test]
-    fn a_moment_is_no_pause() {
-        let mut host = host();
-        host.look(Look { stopped: true, ..at(10.0) });
-        host.look(Look { stopped: true, ..at(10.6) });
-        host.look(at(10.8));
-        pass(&mut host, 11, 12, |_| {});
-        host.found(s(11.0), HANG);
-        assert!(!is_void(&host));
-    }
-
-    #[test]
-    fn a_host_that_slept_is_told_by_the_clock_that_went_on() {
-        let mut host = host();
-        let woken = |l: &mut Look| (l.boot, l.day) = (l.boot.map(|b| b + s(3600.0)), l.day + s(3600.0));
-        pass(&mut host, 10, 12, woken);
-        assert!(host.hopeless().unwrap().starts_with("the host slept for 3600 s"));
-        assert_eq!(host.notes().len(), 1, "the time of day went on as it should: {:?}", host.notes());
-    }
-
-    #[test]
-    fn a_clock_that_is_set_is_worth_a_word_only() {
-        let mut host = host();
-        pass(&mut host, 10, 12, |l| l.day -= s(7200.0));
-        host.found(s(11.0), HANG);
-        assert!(!is_void(&host));
-        assert_eq!(host.notes(), ["the host's time of day was set by -7200 s; no limit goes by it"]);
-        pass(&mut host, 13, 14, |_| {});
-        assert_eq!(host.notes(), ["the host's time of day was set by -7200 s, +7200 s; no limit goes by it"]);
-    }
-
-    #[test]
-    fn a_farm_that_did_not_run_and_a_host_without_time_spoil_only_what_was_found_then() {
-        let mut late = host();
-        pass(&mut late, 18, 20, |_| {});
-        assert_eq!(late.judged(TrialEnd::Completed), TrialEnd::Completed, "nothing was found");
-        late.found(s(19.0), HANG);
-        let TrialEnd::Void { reason } = late.judged(TrialEnd::Stopped) else { panic!("it counts") };
-        assert!(reason.starts_with("the host did not let klpfarm run for 8 s"), "{reason}");
-        let mut slow = host();
-        pass(&mut slow, 10, 29, |l| l.speed = SLOWEST);
-        slow.found(s(28.0), HANG);
-        assert!(!is_void(&slow), "busy hosts are what the pace is for");
-        pass(&mut slow, 29, 40, |l| l.speed = SLOWEST);
-        assert!(is_void(&slow));
-        assert_eq!(slow.troubles.len(), 1);
-    }
-
-    #[test]
-    fn troubles_are_bounded() {
-        let mut host = host();
-        for n in 0..500_u32 {
-            host.look(at(10.0 + f64::from(n) * 6.0));
-        }
-        assert_eq!(host.troubles.len(), MOST);
-        host.found(s(3000.0), HANG);
-        assert!(is_void(&host), "the latest is known");
-    }
-
-    #[test]
-    fn states_and_uptimes_are_read() {
-        assert!(is_stopped("7 (qemu) x) T 1 2") && is_stopped("7 (q) t 1"));
-        assert!(!is_stopped("7 (T T) S 1") && !is_stopped(""));
-        assert_eq!(seconds("12.34 99.00\n"), Some(s(12.34)));
-        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
-        let look = Look::take(Duration::ZERO, Duration::ZERO, 1.0, Some(child.id()));
-        assert!(!look.stopped && look.boot.is_some());
-        child.kill().unwrap();
-        child.wait().unwrap();
-    }
-}
+mod tests;

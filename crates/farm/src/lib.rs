@@ -3,8 +3,10 @@
 
 mod blind;
 mod code;
+mod concurrency;
 mod drive;
 mod evidence;
+mod fair;
 mod guest;
 mod host;
 mod pace;

@@ -15,8 +15,11 @@ pub(crate) const SLOWEST: f64 = 0.05;
 /// How much history is kept, to convert durations that a guest reports: the longest of any interest.
 const KEPT: Duration = Duration::from_secs(600);
 
-/// Below this share of what is expected, on average over a trial, the host is worth a word.
-const WORTH_A_WORD: f64 = 0.7;
+/// How far back [`Pace::recent`] looks.
+const RECENT: Duration = Duration::from_secs(20);
+
+/// A machine that ran for less has no share of its own.
+const MEASURABLE: Duration = Duration::from_secs(1);
 
 /// One machine's time.
 #[derive(Debug)]
@@ -30,12 +33,17 @@ pub(crate) struct Pace {
     machine: Duration,
     /// How fast it goes by, at most 1.
     speed: f64,
+    /// The host tells how long CPUs wait.
+    told: bool,
     /// How long its CPUs had waited in all.
     waited: Option<Duration>,
     /// Looks, oldest first: host's time, machine's time.
     history: VecDeque<(Duration, Duration)>,
     /// The latest time given out: a look may find that it was too far on.
     given: Duration,
+    /// Host's time and the machine's time when its guest began to run, and when the trial stopped watching it.
+    begun: Option<(Duration, Duration)>,
+    ended: Option<(Duration, Duration)>,
 }
 
 impl Pace {
@@ -48,10 +56,39 @@ impl Pace {
             wall: zero,
             machine: zero,
             speed: 1.0,
+            told: false,
             waited: None,
             history: VecDeque::from([(zero, zero)]),
             given: zero,
+            begun: None,
+            ended: None,
         }
+    }
+
+    /// The guest runs from now on: what went before (starting QEMU, reading a checkpoint) is not part of [`Pace::share`].
+    pub(crate) fn begin(&mut self) {
+        self.begun.get_or_insert((self.wall, self.machine));
+    }
+
+    /// Evidence is gathered from now on, for which the machine stands still: that is not part of [`Pace::share`] either.
+    pub(crate) fn end(&mut self) {
+        self.ended.get_or_insert((self.wall, self.machine));
+    }
+
+    /// Share of its planned CPU time that the machine got, 0 to 1, while its guest was watched; `None` if that was too short to tell,
+    /// or where the host does not tell.
+    pub(crate) fn share(&self) -> Option<f64> {
+        let (from, to) = (self.begun?, self.ended.unwrap_or((self.wall, self.machine)));
+        let passed = to.0.saturating_sub(from.0);
+        let got = to.1.saturating_sub(from.1);
+        (self.told && passed >= MEASURABLE).then(|| (got.as_secs_f64() / passed.as_secs_f64()).min(1.0))
+    }
+
+    /// The same over the last 20 s; `None` while the guest has not run so long.
+    pub(crate) fn recent(&self) -> Option<f64> {
+        let since =
+            self.wall.checked_sub(RECENT).filter(|since| self.begun.is_some_and(|b| b.0 <= *since))?;
+        Some(self.machine.saturating_sub(self.at(since)).as_secs_f64() / RECENT.as_secs_f64())
     }
 
     /// The host's time of the latest look.
@@ -67,6 +104,7 @@ impl Pace {
         }
         if let (Some(now), Some(before)) = (waited, self.waited) {
             let waiting = now.saturating_sub(before).as_secs_f64() / (passed.as_secs_f64() * self.cpus);
+            self.told = true;
             self.speed = ((1.0 - waiting) / self.expected).clamp(SLOWEST, 1.0);
         }
         self.waited = waited;
@@ -130,17 +168,6 @@ impl Pace {
             _ => {}
         }
     }
-
-    /// What to say of the host, if it kept the machine waiting.
-    pub(crate) fn verdict(&self) -> Option<String> {
-        let share = self.machine.as_secs_f64() / self.wall.as_secs_f64().max(0.001);
-        (share < WORTH_A_WORD).then(|| {
-            format!(
-                "the host was busy with other things: this machine got {:.0} % of the time that the plan counts on, and was given longer",
-                share * 100.0
-            )
-        })
-    }
 }
 
 /// How long the CPU threads of this QEMU have waited for one of the host's CPUs (second field of `/proc/PID/task/TID/schedstat`, in
@@ -181,18 +208,21 @@ mod tests {
     #[test]
     fn expected_company_slows_nothing() {
         let mut pace = Pace::new(2, 1.0 / 3.0);
+        pace.begin();
         pass(&mut pace, 30, 0.66);
         assert!(pace.now(s(30.0)) > s(29.0));
-        assert_eq!(pace.verdict(), None);
+        assert_eq!(pace.share(), Some(1.0));
     }
 
     #[test]
     fn more_company_slows_time_down() {
         let mut pace = Pace::new(2, 1.0 / 3.0);
+        pace.begin();
         pass(&mut pace, 60, 1.0 - 1.0 / 6.0);
         let now = pace.now(s(60.0));
         assert!(now > s(29.0) && now < s(32.0), "{now:?}");
-        assert!(pace.verdict().unwrap().contains("50 %") || pace.verdict().unwrap().contains("51 %"));
+        let share = pace.share().unwrap();
+        assert!((0.49..0.52).contains(&share), "{share}");
         // What the guest says lasted 20 s was 10 s of its own.
         let mut line = FromGuest::Progress {
             at_ms: 0,
@@ -208,6 +238,25 @@ mod tests {
         pace.convert(s(60.0), &mut line);
         let FromGuest::Progress { threads, .. } = line else { unreachable!() };
         assert!((9_500..10_600).contains(&threads[0].idle_ms), "{}", threads[0].idle_ms);
+    }
+
+    #[test]
+    fn the_share_is_that_of_the_time_in_which_the_guest_was_watched() {
+        let mut pace = Pace::new(2, 1.0);
+        pass(&mut pace, 10, 0.9);
+        assert_eq!((pace.share(), pace.recent()), (None, None), "no guest ran yet");
+        pace.begin();
+        pass(&mut pace, 40, 0.5);
+        let share = pace.share().unwrap();
+        assert!((0.49..0.51).contains(&share), "{share}");
+        pass(&mut pace, 20, 0.0);
+        assert!((0.62..0.71).contains(&pace.share().unwrap()), "{:?}", pace.share());
+        assert!(pace.recent().unwrap() > 0.95, "{:?}", pace.recent());
+        pace.end();
+        let frozen = pace.share();
+        pass(&mut pace, 60, 0.9);
+        assert_eq!(pace.share(), frozen, "evidence is gathered");
+        assert!(pace.recent().unwrap() < 0.15);
     }
 
     #[test]
@@ -228,10 +277,25 @@ mod tests {
     #[test]
     fn without_figures_time_is_time() {
         let mut pace = Pace::new(2, 0.5);
+        pace.begin();
         for n in 1..100_u32 {
             pace.look(s(f64::from(n)), None);
         }
         assert_eq!(pace.now(s(99.5)), s(99.5));
+        assert_eq!(pace.share(), None);
+    }
+
+    #[test]
+    fn a_machine_that_gets_nothing_at_all_is_not_held_up_for_ever() {
+        let mut pace = Pace::new(2, 1.0);
+        for _ in 0..1000 {
+            let wall = pace.looked() + s(1.0);
+            // More waiting than there was time, as figures that are rounded may say.
+            let waited = pace.waited.unwrap_or_default() + s(3.0);
+            pace.look(wall, Some(waited));
+        }
+        let now = pace.now(s(1000.0));
+        assert!(now >= s(50.0) && now < s(60.0), "{now:?}");
     }
 
     #[test]

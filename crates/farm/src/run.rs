@@ -1,6 +1,11 @@
 //! A run: trials, so many at once, their events numbered and handed to one sink, until the verdict is reached.
 
+mod running;
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use klpfarm_model::event::{CheckpointFacts, Vitals};
@@ -17,6 +22,7 @@ use crate::drive::{Bench, Ended, Wires, drive};
 use crate::past::Past;
 use crate::stop::Stop;
 use crate::trial::Origin;
+use running::Running;
 
 /// Takes each event, in order, before it is acted on.
 pub trait Sink {
@@ -46,7 +52,7 @@ pub struct Beginning {
     pub past: Vec<Event>,
 }
 
-/// Run trials of the plan, `plan.jobs` at once, until the verdict is reached, the trials or the time are used up, or `early`. All machines
+/// Run trials of the plan, `plan.jobs` at once or fewer while the host is overloaded, until the verdict is reached, the trials or the time are used up, or `early`. All machines
 /// are gone when it returns. `benches` are those of the plan's turns; a plan without turns has one.
 ///
 /// # Errors
@@ -85,20 +91,35 @@ where
     let (report, mut reports) = mpsc::channel::<(Scope, Body)>(256);
     let known = Functions::new(plan, &log.events);
     let (stop, _) = watch::channel(None);
-    let mut running: JoinSet<Ended> = JoinSet::new();
+    let mut running: JoinSet<Option<Ended>> = JoinSet::new();
+    let mut trials = Running::new(plan.jobs);
     let mut failed = None;
     let mut more = !is_decided(plan, &log.events);
     let mut over = std::pin::pin!(tokio::time::sleep(time_left(plan, log.before)));
     loop {
-        while more && stop.borrow().is_none() && running.len() < plan.jobs.max(1) as usize {
+        while more && stop.borrow().is_none() && trials.has_room() {
+            if trials.is_starving() {
+                if let Some((scope, text)) = trials.hold()
+                    && let Err(error) = log.add(Some(scope), Body::Note { text })
+                {
+                    failed = Some(error);
+                    stop.send_replace(Some(TrialEnd::Interrupted));
+                }
+                break;
+            }
             let Some(trial) = next_trial(plan, &log.events, &started) else {
                 more = false;
                 break;
             };
             started.insert(trial.number);
             let functions = known.subscribe(trial.turn);
-            let wires = Wires { report: report.clone(), functions, stop: stop.subscribe() };
-            running.spawn(carry(trial, wires));
+            let (recent, share) = watch::channel(None);
+            let wires =
+                Wires { report: report.clone(), functions, stop: stop.subscribe(), recent: Arc::new(recent) };
+            let scope = Scope { trial: trial.number, arm: trial.arm, phase: Phase::Boot };
+            let driven = carry(trial, wires);
+            let task = running.spawn(async move { Some(driven.await) });
+            trials.started(task.id(), scope, share);
         }
         let (scope, body) = tokio::select! {
             biased;
@@ -118,8 +139,19 @@ where
                 stop.send_replace(Some(TrialEnd::OutOfBudget));
                 continue;
             }
-            ended = running.join_next() => match ended {
-                Some(_) => continue,
+            ended = running.join_next_with_id() => match ended {
+                Some(Ok((id, _))) => {
+                    trials.gone(id);
+                    continue;
+                }
+                Some(Err(error)) => {
+                    if let Some(end) = trials.crashed(&error) {
+                        // Behind whatever the trial has still said.
+                        let report = report.clone();
+                        running.spawn(async move { report.send(end).await.ok().and(None) });
+                    }
+                    continue;
+                }
                 // Nothing runs and nothing was started: that was all.
                 None => break,
             },
@@ -129,7 +161,10 @@ where
         }
         known.learn(plan, scope, &body);
         let ended = matches!(body, Body::TrialEnded { .. });
-        if let Err(error) = log.add(Some(scope), body) {
+        let said = trials.heard(scope, &body);
+        let kept = log.add(Some(scope), body);
+        let kept = kept.and_then(|()| said.map_or(Ok(()), |text| log.add(Some(scope), Body::Note { text })));
+        if let Err(error) = kept {
             failed = Some(error);
             stop.send_replace(Some(TrialEnd::Interrupted));
         } else if ended && stop.borrow().is_none() {
@@ -272,7 +307,8 @@ pub async fn age(
     // The same whatever run it is made for: its forks are given seeds of their own.
     let trial = Trial::new(0, Arm::Control, Vec::new(), 0);
     let origin = more.map_or(Origin::Boot, Origin::Older);
-    let wires = Wires { report, functions, stop: stopped };
+    let recent = Arc::new(watch::channel(None).0);
+    let wires = Wires { report, functions, stop: stopped, recent };
     let mut machine = std::pin::pin!(drive(bench, trial, origin, wires));
     let mut failed = None;
     let ended = loop {
@@ -361,6 +397,3 @@ impl<'a> Log<'a> {
         Ok(())
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -27,9 +27,46 @@ pub fn release_of_bzimage(path: &Path) -> Option<String> {
     text.split_whitespace().next().map(str::to_owned)
 }
 
+/// Whether a kernel has the module `name`, built in or as a file, given its folder `lib/modules/RELEASE`; `None` if the lists that `depmod`
+/// and the kernel's build leave there can't be read.
+pub(crate) fn has_module(folder: &Path, name: &str) -> Option<bool> {
+    let read = |list: &str| std::fs::read_to_string(folder.join(list)).ok();
+    let (loadable, builtin) = (read("modules.dep")?, read("modules.builtin")?);
+    let file = |line: &str| -> Option<String> {
+        let path = line.split(':').next()?;
+        let stem = path.rsplit('/').next()?.split(".ko").next()?;
+        Some(stem.replace('-', "_"))
+    };
+    let wanted = Some(name.replace('-', "_"));
+    Some(loadable.lines().chain(builtin.lines()).any(|line| file(line) == wanted))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn modules_are_found_in_the_lists_of_files_and_of_what_is_built_in() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(has_module(dir.path(), "ext4"), None);
+        let dep = "kernel/fs/ext4/ext4.ko: kernel/fs/jbd2/jbd2.ko\nkernel/net/nf-tables.ko.zst:\nupdates/extra.ko.xz:\n";
+        std::fs::write(dir.path().join("modules.dep"), dep).unwrap();
+        assert_eq!(has_module(dir.path(), "ext4"), None, "it may be built in");
+        std::fs::write(dir.path().join("modules.builtin"), "kernel/drivers/tty/tty-core.ko\n").unwrap();
+        for (name, there) in [
+            ("ext4", true),
+            ("nf_tables", true),
+            ("nf-tables", true),
+            ("extra", true),
+            ("tty_core", true),
+            // It depends on it, but has no line of its own.
+            ("jbd2", false),
+            ("ext", false),
+            ("", false),
+        ] {
+            assert_eq!(has_module(dir.path(), name), Some(there), "{name}");
+        }
+    }
 
     #[test]
     fn the_release_is_the_first_word_of_the_version_string() {

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::recipe::DiskFormat;
-use crate::{Error, Result, fsutil};
+use crate::{Error, Result, fsutil, kernel};
 
 /// Version of `manifest.json`; an image of another version is not recognised and built again.
 pub const SCHEMA: u32 = 1;
@@ -148,6 +148,12 @@ impl Image {
     /// The guest's root file system as a tree.
     pub fn rootfs(&self) -> Option<PathBuf> {
         self.manifest.rootfs.as_ref().map(|path| self.dir.join(path))
+    }
+
+    /// Whether the guest's kernel has this module, built in or as a file; `None` where that can't be told before booting.
+    pub fn has_module(&self, name: &str) -> Option<bool> {
+        let folder = self.rootfs()?.join("lib/modules").join(self.release()?);
+        kernel::has_module(&folder, name)
     }
 
     /// Which making of the image this is, as SHA-256 in hex of its manifest: images of one recipe made twice differ in their

@@ -220,7 +220,7 @@ pub enum TrialEnd {
     Unneeded,
     /// The budget of the run, or the host's disk, ended first.
     OutOfBudget,
-    /// The host did something to the machine that makes its slowness worth nothing, and nothing but slowness was found.
+    /// The host did something to the machine, or had so little time for it, that what was seen of it says nothing about the patch.
     Void {
         /// What.
         reason: String,

@@ -1,5 +1,6 @@
 //! Candidate patches: a `.ko` read as ELF before anything boots, and its optional sidecar.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use object::elf::{EM_X86_64, ET_REL};
@@ -23,8 +24,11 @@ pub struct Patch {
     pub size: u64,
     /// `vermagic` of the module.
     pub vermagic: String,
-    /// Modules it needs.
+    /// Modules it needs: the kernel refuses to load it without them.
     pub depends: Vec<String>,
+    /// Modules whose functions it replaces, as far as its sections `.klp.rela.MODULE.SECTION` (since 4.7) say.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub objects: Vec<String>,
     /// Whether a module signature is appended.
     pub signed: bool,
     /// The sidecar's content, if there is one.
@@ -143,8 +147,14 @@ impl Patch {
             .or_else(|| info.get("name").map(str::to_owned))
             .or_else(|| file.file_stem().map(|s| s.to_string_lossy().replace('-', "_")))
             .unwrap_or_default();
-        if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-') {
+        if !is_module_name(&name) {
             return Err(refuse(&format!("has the module name {name:?}, which no module can have")));
+        }
+        let depends = info.get("depends").unwrap_or_default().split(',').filter(|s| !s.is_empty());
+        let depends: Vec<String> = depends.map(str::to_owned).collect();
+        let objects = patched_objects(&elf);
+        if let Some(module) = depends.iter().chain(&objects).find(|m| !is_module_name(m)) {
+            return Err(refuse(&format!("needs a module named {module:?}, which no module can be named")));
         }
         Ok(Self {
             file: file.to_owned(),
@@ -152,10 +162,8 @@ impl Patch {
             sha256: Self::sha256_of(data),
             size: data.len() as u64,
             vermagic: vermagic.to_owned(),
-            depends: info
-                .get("depends")
-                .map(|d| d.split(',').filter(|s| !s.is_empty()).map(str::to_owned).collect())
-                .unwrap_or_default(),
+            depends,
+            objects,
             signed: data.ends_with(SIGNATURE_MARK),
             sidecar,
         })
@@ -184,6 +192,21 @@ impl Patch {
     }
 }
 
+/// Modules that must be loaded before patches for kernel `release` are, and the first patch that needs each: what they depend on, and
+/// the modules that they patch. Candidates that depend on each other are not among them.
+pub fn needed_modules<'a>(patches: &'a [Patch], release: &str) -> BTreeMap<String, &'a Patch> {
+    let mut needed = BTreeMap::new();
+    for patch in patches.iter().filter(|p| p.release() == release) {
+        for module in patch.depends.iter().chain(&patch.objects) {
+            let module = module.replace('-', "_");
+            if !patches.iter().any(|p| p.name == module) {
+                needed.entry(module).or_insert(patch);
+            }
+        }
+    }
+    needed
+}
+
 /// Names of the candidates' files, each its own: modules for two kernels are often named alike, `x.ko` and then `x.2.ko`.
 pub fn file_names(patches: &[Patch]) -> Vec<String> {
     let mut names: Vec<String> = Vec::new();
@@ -198,6 +221,20 @@ pub fn file_names(patches: &[Patch]) -> Vec<String> {
 /// Lower-case hex, as `sha256sum` prints it.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// Plain words, which may stand in a shell line.
+fn is_module_name(name: &str) -> bool {
+    !name.is_empty()
+        && !name.starts_with('-')
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
+}
+
+/// Modules of which the patch has relocations to be done when they are there, `vmlinux` left out, in order.
+fn patched_objects(elf: &ElfFile64<'_, Endianness>) -> Vec<String> {
+    let object = |section: &str| Some(section.strip_prefix(".klp.rela.")?.split_once('.')?.0.to_owned());
+    let all: BTreeSet<String> = elf.sections().filter_map(|s| object(s.name().ok()?)).collect();
+    all.into_iter().filter(|object| object != "vmlinux").collect()
 }
 
 struct Modinfo<'a>(Vec<(&'a str, &'a str)>);
@@ -261,6 +298,77 @@ mod tests {
         assert_eq!(parse("cves: [CVE-2020-29372]\nseverity: high\n").unwrap().severity, Some(Severity::High));
         assert!(parse("notes: a\ncves: [2020-29372]\n").unwrap_err().starts_with("x.yaml:2:1: cves"));
         assert!(parse("severity: bad\n").unwrap_err().contains("severity"));
+    }
+
+    /// A livepatch for 6.1 named `x` with these sections besides `.modinfo`, all of them empty.
+    fn livepatch(depends: &str, sections: &[&str]) -> Vec<u8> {
+        let info = format!("vermagic=6.1 SMP\0livepatch=Y\0name=x\0depends={depends}\0");
+        let (mut names, mut offsets) = (vec![0], Vec::new());
+        for name in [".modinfo", ".shstrtab"].iter().chain(sections) {
+            offsets.push(names.len());
+            names.extend([name.as_bytes(), b"\0"].concat());
+        }
+        let at = |n: usize| 64 + n as u64;
+        let mut file = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x01\0\x3e\0\x01\0\0\0".to_vec();
+        file.extend([0; 16]);
+        file.extend(at(info.len() + names.len()).to_le_bytes());
+        file.extend([0; 4]);
+        let count = u16::try_from(offsets.len() + 1).unwrap();
+        file.extend([64_u16, 0, 0, 64, count, 2].iter().flat_map(|half| half.to_le_bytes()));
+        file.extend(info.as_bytes());
+        file.extend(&names);
+        let mut header = |name: usize, kind: u32, offset: u64, size: usize| {
+            file.extend(u32::try_from(name).unwrap().to_le_bytes());
+            file.extend(kind.to_le_bytes());
+            file.extend([0, 0, offset, size as u64, 0, 1, 0].iter().flat_map(|word| word.to_le_bytes()));
+        };
+        header(0, 0, 0, 0);
+        header(offsets[0], 1, at(0), info.len());
+        header(offsets[1], 3, at(info.len()), names.len());
+        offsets[2..].iter().for_each(|name| header(*name, 1, at(0), 0));
+        file
+    }
+
+    fn parse(depends: &str, sections: &[&str]) -> Result<Patch, PatchError> {
+        Patch::parse(Path::new("x.ko"), &livepatch(depends, sections), Sidecar::default())
+    }
+
+    #[test]
+    fn modules_are_read_from_modinfo_and_sections() {
+        let patch = parse("", &[]).unwrap();
+        assert_eq!((patch.name.as_str(), patch.depends, patch.objects), ("x", vec![], vec![]));
+        let sections = [
+            ".klp.rela.vmlinux..text",
+            ".klp.rela.nf_tables..text.nft_do_chain",
+            ".klp.rela.ext4..text",
+            ".klp.rela.ext4..data",
+            ".rela.text",
+        ];
+        let patch = parse("jbd2,ext4", &sections).unwrap();
+        assert_eq!(
+            (&patch.depends[..], &patch.objects[..]),
+            (&["jbd2", "ext4"].map(String::from)[..], &["ext4", "nf_tables"].map(String::from)[..])
+        );
+        assert!(parse("a;reboot", &[]).unwrap_err().reason.contains("\"a;reboot\""));
+        assert!(parse("", &[".klp.rela.$(reboot)..text"]).is_err());
+        assert!(parse("-r", &[]).is_err());
+    }
+
+    #[test]
+    fn candidates_are_no_modules_that_an_image_must_have() {
+        let patch = |name: &str, depends: &[&str], objects: &[&str]| Patch {
+            name: name.into(),
+            vermagic: "6.1 SMP".into(),
+            depends: depends.iter().map(|s| (*s).to_owned()).collect(),
+            objects: objects.iter().map(|s| (*s).to_owned()).collect(),
+            ..Patch::default()
+        };
+        let other = Patch { vermagic: "6.12 SMP".into(), ..patch("z", &["other"], &[]) };
+        let all = [patch("x", &["nf-tables"], &["ext4"]), patch("y", &["x", "ext4"], &[]), other];
+        let needed = needed_modules(&all, "6.1");
+        let needed: Vec<_> = needed.iter().map(|(module, by)| (module.as_str(), by.name.as_str())).collect();
+        assert_eq!(needed, [("ext4", "x"), ("nf_tables", "x")]);
+        assert!(needed_modules(&all, "5.10").is_empty());
     }
 
     proptest::proptest! {

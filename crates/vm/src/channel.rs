@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use klpfarm_stress::wire::{FromGuest, MAX_LINE};
 use tokio::fs::File;
@@ -124,7 +125,47 @@ impl Kept {
     }
 }
 
-/// Read one way to the probe (the virtio port or the second UART) and return the sender of lines to it.
+/// Why [`probe`] stops reading a guest that sends too much, as the name of the channel that is lost by it.
+pub(crate) const TOO_MUCH: &str =
+    "the probe (which klpfarm no longer reads: the guest sent more than 1000 lines or 1 MiB a second on it)";
+
+/// What a guest may send on one way to its probe: so much a second, and so much more at once, for replies with evidence (2 MiB a file)
+/// and for what was held back while the farm did not run. Measured with five workloads: 77 lines and 21 KiB a second; 64 blocked tasks with
+/// their stacks are another 100 KiB.
+const ALLOWED: Rate = Rate { lines: 1000.0, bytes: 1_048_576.0 };
+const AT_ONCE: Rate = Rate { lines: 10_000.0, bytes: 33_554_432.0 };
+
+/// Lines and bytes.
+#[derive(Debug, Clone, Copy)]
+struct Rate {
+    lines: f64,
+    bytes: f64,
+}
+
+/// What of [`ALLOWED`] a guest has not used yet (a token bucket). Times are handed in.
+struct Allowance {
+    left: Rate,
+    at: Duration,
+}
+
+impl Allowance {
+    fn new() -> Self {
+        Self { left: AT_ONCE, at: Duration::ZERO }
+    }
+
+    /// Take in `text`; false once it was too much.
+    fn take(&mut self, now: Duration, text: &[u8]) -> bool {
+        let passed = now.saturating_sub(self.at).as_secs_f64();
+        self.at = self.at.max(now);
+        let lines = text.iter().filter(|b| **b == b'\n').count() as f64;
+        self.left.lines = (self.left.lines + passed * ALLOWED.lines).min(AT_ONCE.lines) - lines;
+        self.left.bytes = (self.left.bytes + passed * ALLOWED.bytes).min(AT_ONCE.bytes) - text.len() as f64;
+        self.left.lines >= 0.0 && self.left.bytes >= 0.0
+    }
+}
+
+/// Read one way to the probe (the virtio port or the second UART) and return the sender of lines to it. A guest that sends more than any
+/// probe does is not read any more, and the channel counts as lost.
 pub(crate) fn probe(
     stream: UnixStream,
     tasks: &mut JoinSet<()>,
@@ -133,10 +174,15 @@ pub(crate) fn probe(
     let (mut read, write) = stream.into_split();
     tasks.spawn(async move {
         let mut lines = Lines::default();
+        let (mut allowance, begun) = (Allowance::new(), Instant::now());
         let mut buffer = vec![0; 64 * 1024];
         while let Ok(n) = read.read(&mut buffer).await {
             if n == 0 {
                 break;
+            }
+            if !allowance.take(begun.elapsed(), &buffer[..n]) {
+                let _ = output.send(Output::Closed(TOO_MUCH)).await;
+                return;
             }
             for message in lines.push(&buffer[..n]) {
                 if output.send(Output::Probe(message)).await.is_err() {
@@ -245,6 +291,49 @@ mod tests {
             left_out.bytes, left_out.lines
         );
         assert!(String::from_utf8_lossy(&kept).contains(&word));
+    }
+
+    #[test]
+    fn a_guest_may_send_a_multiple_of_what_a_probe_does_and_no_more() {
+        let line = [b"x".repeat(280), b"\n".to_vec()].concat();
+        let pass = |allowance: &mut Allowance, lines_a_second: u32, seconds: u32| {
+            (0..lines_a_second * seconds)
+                .all(|n| allowance.take(Duration::from_secs(1) * n / lines_a_second, &line))
+        };
+        assert!(pass(&mut Allowance::new(), 77, 3600), "as measured");
+        assert!(pass(&mut Allowance::new(), 900, 3600), "twelve times that");
+        assert!(!pass(&mut Allowance::new(), 2000, 15));
+        // Seven files of evidence at once, and again after a minute.
+        let evidence = vec![b'x'; 14 << 20];
+        let mut allowance = Allowance::new();
+        for second in [1, 2, 60, 120] {
+            assert!(allowance.take(Duration::from_secs(second), &evidence), "{second}");
+        }
+        assert!(!(121..130).all(|second| allowance.take(Duration::from_secs(second), &evidence)));
+    }
+
+    /// What a guest sends as fast as it can ends the reading, and nothing is kept of it.
+    #[tokio::test]
+    async fn a_flood_of_probe_lines_ends_the_channel() {
+        for line in [&b"{\"t\":\"gone\",\"id\":3}\n"[..], &[b'x'; 4096]] {
+            let (guest, farm) = UnixStream::pair().unwrap();
+            let (_keep, mut write) = guest.into_split();
+            let mut tasks = JoinSet::new();
+            let (output, mut outputs) = mpsc::channel(4);
+            let _to_guest = probe(farm, &mut tasks, output);
+            let flood = line.repeat(256);
+            let sender = tokio::spawn(async move { while write.write_all(&flood).await.is_ok() {} });
+            let mut messages = 0;
+            let lost = loop {
+                match outputs.recv().await {
+                    Some(Output::Probe(_)) => messages += 1,
+                    other => break other,
+                }
+            };
+            assert_eq!(lost, Some(Output::Closed(TOO_MUCH)));
+            assert!(messages <= 200_000, "{messages}");
+            sender.abort();
+        }
     }
 
     #[test]

@@ -7,6 +7,8 @@ use klpfarm_model::{
 
 use super::*;
 
+mod overloaded;
+
 const HOUR: u64 = 3600;
 
 fn plan(more: &str, jobs: u32, turns: &[(&str, &str)]) -> Plan {

@@ -4,7 +4,9 @@ mod beside;
 mod console;
 mod cpus;
 mod health;
+mod length;
 mod measure;
+mod modules;
 mod oom;
 mod patching;
 mod prepare;
@@ -31,6 +33,7 @@ use beside::Beside;
 use console::Console;
 use cpus::Cpus;
 use health::Health;
+pub(crate) use length::longest;
 use measure::Measure;
 pub(crate) use measure::millis;
 pub(crate) use script::Origin;
@@ -175,6 +178,8 @@ enum Step {
     /// Replies of so many workloads are awaited.
     StartLoad(usize),
     StopLoad(usize),
+    /// The modules that the patches need are being loaded.
+    Modules,
     /// This piece of this patch is on its way.
     Upload(usize, u64),
     /// Load runs until then.
@@ -379,6 +384,7 @@ impl Dispatcher {
             Some(Op::StartAging) => self.start_load(now, true),
             Some(Op::StartLoad) => self.start_load(now, false),
             Some(Op::StopLoad) => self.stop_load(now),
+            Some(Op::Modules) => self.load_modules(now),
             Some(Op::Upload(patch)) => self.upload(now, patch, 0),
             Some(Op::AgeUntil(uptime)) => {
                 // A machine that took long to boot still gets a load worth the name.

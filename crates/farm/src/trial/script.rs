@@ -27,6 +27,8 @@ pub(super) enum Op {
     /// Start the workloads.
     StartLoad,
     StopLoad,
+    /// Load the modules that the patches need.
+    Modules,
     /// Send the patch file, by its position in the plan.
     Upload(usize),
     /// Let the load run until the machine is so old.
@@ -61,6 +63,10 @@ pub(super) fn script(plan: &Plan, trial: &Trial, origin: Origin) -> Vec<Op> {
     }
     if trial.number == 0 {
         return ops;
+    }
+    // In all arms alike, so that a module that is there is no difference between them.
+    if plan.patches.iter().any(|p| !(p.depends.is_empty() && p.objects.is_empty())) {
+        ops.push(Op::Modules);
     }
     ops.extend(trial.patches.iter().map(|p| Op::Upload(*p)));
     ops.push(Op::Run(Phase::Settle, phases.settle));

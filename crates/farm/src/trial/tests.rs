@@ -1,6 +1,7 @@
 //! The dispatcher against a fake machine: a guest that does as it is told, and the ways in which a real one does not.
 
 mod fake;
+mod modules;
 
 use klpfarm_model::Arm;
 use klpfarm_stress::wire::{BlockedTask, FromGuest};

@@ -113,6 +113,7 @@ impl Dispatcher {
                 self.farm_error(format!("the probe could not prepare the machine: {}", out.trim()));
             }
             Step::Refresh => self.next_op(now),
+            Step::Modules => self.modules_loaded(now, code, out),
             Step::Upload(patch, chunk) => self.upload(now, patch, chunk + 1),
             Step::Vitals => self.vitals(now, out),
             Step::Load => self.loaded(now, code, out),
@@ -202,7 +203,7 @@ impl Dispatcher {
                 "the probe did not answer: neither on the virtio port nor on the second UART".into(),
             ),
             Step::Hello if now >= self.poll_at => self.hello(now),
-            Step::Refresh | Step::Upload(..) | Step::Vitals if late => {
+            Step::Refresh | Step::Modules | Step::Upload(..) | Step::Vitals if late => {
                 self.farm_error(format!("the probe did not answer in phase {}", self.phase));
             }
             Step::Login if late => {

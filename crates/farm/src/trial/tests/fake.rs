@@ -48,6 +48,8 @@ pub(super) struct Faults {
     pub(super) no_transition_file: bool,
     pub(super) revert_hangs: bool,
     pub(super) unreached: bool,
+    /// What loading modules says.
+    pub(super) modules: &'static str,
     /// Seconds after applying at which this comes out of the machine.
     pub(super) after_apply: Vec<(u64, Output)>,
     pub(super) threads_stop: bool,
@@ -293,6 +295,8 @@ impl Fake {
             self.patches.insert(name, true);
         } else if let Some(rest) = line.strip_prefix("rmmod ") {
             self.patches.remove(rest.split(' ').next().unwrap());
+        } else if line.contains("modprobe") {
+            return self.faults.modules.to_owned();
         } else if line.contains("set_ftrace_filter") {
             return format!("calls do_it {}\n", if self.faults.unreached { 0 } else { 90 });
         }
