@@ -145,7 +145,7 @@ impl TierRule {
         upper_bound(failed, failed + clean, self.confidence) <= self.max_failure_rate
     }
 
-    fn problems(&self) -> Vec<(&'static str, String)> {
+    pub(crate) fn problems(&self) -> Vec<(&'static str, String)> {
         let mut found = Vec::new();
         let mut check = |ok: bool, field: &'static str, message: String| {
             if !ok {

@@ -2,7 +2,8 @@ use std::path::Path;
 
 use klpfarm_model::event::live;
 use klpfarm_model::{
-    FarmKind, ImageFacts, Outcome, Patch, Pipeline, Resolved, Source, TierRule, Turn, Verdict, judge,
+    FarmKind, ImageFacts, Outcome, Patch, Pipeline, Resolved, Source, TierRule, Turn, Verdict, consistency,
+    judge,
 };
 
 use super::*;
@@ -116,6 +117,7 @@ async fn journal(plan: &Plan, past: Vec<Event>, script: Script, cancel: &Cancell
     let carry = |trial: Trial, wires: Wires| scripted(script, trial, wires);
     conduct(plan, beginning(plan, past), &mut sink, cancel.clone().into(), carry).await.unwrap();
     assert!(all.iter().zip(1..).all(|(e, seq)| e.seq == seq), "numbered without gaps");
+    assert_eq!(consistency(plan, &all), [""; 0]);
     all
 }
 
