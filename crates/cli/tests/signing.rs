@@ -447,7 +447,10 @@ fn with_prior(world: &World) -> Verdict {
     let shown: Value = serde_json::from_str(&world.klpfarm(&["image", "show", "i", "--json"]).out).unwrap();
     let hash = shown["manifest"]["recipe_hash"].as_str().or(shown["hash"].as_str()).unwrap().to_owned();
     let plan = world.plan(ImageFacts { name: "i".into(), hash, release: None });
-    let verdict = Verdict { verdict: Outcome::Qualified, ..klpfarm_model::judge(&plan, &[]) };
+    let mut verdict = Verdict { verdict: Outcome::Qualified, ..klpfarm_model::judge(&plan, &[]) };
+    verdict.arms.values_mut().for_each(|n| n.clean = 4);
+    let bound = &mut verdict.bounds[0];
+    (bound.clean, bound.failure_rate) = (4, klpfarm_model::upper_bound(0, 4, bound.confidence));
     world.write("v.json", &serde_json::to_vec(&verdict).unwrap());
     verdict
 }
@@ -515,6 +518,24 @@ fn a_signature_can_be_asked_for_on_the_command_line() {
     assert!(both.contains("no good signature of b.pub (--prior-key)"), "{both}");
     let run = world.klpfarm(&["plan", "p.yaml", "--patch", "x.ko", "--prior-key", "a.pub"]);
     assert!(run.code == Some(2) && run.err.contains("--prior"), "{}", run.err);
+}
+
+#[test]
+fn a_prior_verdict_by_a_weaker_rule_does_not_count() {
+    let world = World::new();
+    with_prior(&world);
+    assert_eq!(refusal(&world, &[]), None);
+    // Since it was reached, more is asked of the tier below.
+    let stricter = TIERS.replacen(
+        "max_failure_rate: 0.7, confidence: 0.6",
+        "max_failure_rate: 0.2, confidence: 0.95",
+        1,
+    );
+    world.write("tiers.yaml", stricter.as_bytes());
+    assert_eq!(
+        refusal(&world, &[]).unwrap(),
+        "klpfarm: the verdict of --prior does not count: its loaded trials of x leave a failure rate up to 20.4729 % possible at 60 % confidence, and proposed now asks for at most 20 % at 95 % confidence\n"
+    );
 }
 
 /// openssl makes keys that we read, reads ours, and agrees with what was signed.
