@@ -56,6 +56,7 @@ struct State {
     phase: Option<Phase>,
     /// It has come to the point where its first patch is applied.
     applying: bool,
+    soaked: bool,
     /// Patches that were applied.
     applied: BTreeSet<String>,
     found: bool,
@@ -285,6 +286,7 @@ impl Reading<'_> {
                     ));
                 }
                 state.applying |= scope.phase == Phase::Apply;
+                state.soaked |= scope.phase == Phase::Soak;
                 state.phase = Some(scope.phase);
             }
             Body::Applied { patch, .. } => {
@@ -309,6 +311,9 @@ impl Reading<'_> {
             }
             Body::Finding(_) => state.found = true,
             Body::TrialEnded { end } => {
+                if state.phase.is_some() {
+                    said.extend(ends_too_early(self.plan, trial, state, end).map(|text| ("early", text)));
+                }
                 // Of several the first stands, so that each further one is wrong.
                 state.end.get_or_insert((event.seq, end.clone()));
             }
@@ -330,6 +335,20 @@ fn fits(event: &Event, scope: Scope, now: Phase) -> bool {
         Body::Note { .. } | Body::CpuShare { .. } | Body::TrialEnded { .. } => scope.phase == Phase::End,
         Body::Finding(finding) => early(finding),
         _ => false,
+    }
+}
+
+/// Whether the trial ended in a way to which it had not come.
+fn ends_too_early(plan: &Plan, trial: &Trial, state: &State, end: &TrialEnd) -> Option<String> {
+    let ends = |why: String| format!("trial {} ends as {}, and {why}", trial.number, how(end));
+    match end {
+        TrialEnd::Completed if !state.soaked => Some(ends("was never in phase soak".to_owned())),
+        TrialEnd::Completed => {
+            let missing = plan.names(trial).find(|name| !state.applied.contains(*name));
+            missing.map(|name| ends(format!("never applied {name}")))
+        }
+        TrialEnd::Stopped => (!state.found).then(|| ends("found nothing".to_owned())),
+        _ => None,
     }
 }
 

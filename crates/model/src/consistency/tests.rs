@@ -89,15 +89,21 @@ fn a_finding_is_of_its_trial_arm_and_phase() {
             "journal event 17: says that trial 1 is control, and in the plan it is loaded; the same in 15 more events"
         ]
     );
+    // Out of its own trial, it is missing there.
+    let missing = "journal event 32: trial 1 ends as stopped, and found nothing";
     let none = said(|s| s.edit(is_finding).scope = None);
-    assert_eq!(none, ["journal event 28: `finding` names no trial"]);
+    assert_eq!(none, ["journal event 28: `finding` names no trial", missing]);
     let unknown = said(|s| s.edit(is_finding).scope.as_mut().unwrap().trial = 77);
-    assert_eq!(unknown, ["journal event 28: `finding` is of trial 77, which the plan does not have"]);
+    assert_eq!(
+        unknown,
+        ["journal event 28: `finding` is of trial 77, which the plan does not have", missing]
+    );
     let aging = said(|s| s.edit(is_finding).scope.as_mut().unwrap().trial = 0);
     assert_eq!(
         aging,
         [
-            "journal event 28: `finding` is of trial 0, the machine that is aged, of which a journal has no events"
+            "journal event 28: `finding` is of trial 0, the machine that is aged, of which a journal has no events",
+            missing,
         ]
     );
     let early = said(|s| s.edit(is_finding).scope.as_mut().unwrap().phase = Phase::Baseline);
@@ -150,6 +156,31 @@ fn a_trial_ends_once_and_says_nothing_afterwards() {
         unstarted,
         ["journal event 18: `machine-ready` comes before the start of trial 1; the same in 14 more events"]
     );
+}
+
+/// A trial that was given up, or whose finding was taken out, is not made a clean one by its last line.
+#[test]
+fn a_trial_ends_only_as_what_it_came_to() {
+    let without = said(|s| s.events.retain(|e| !is_finding(e)));
+    assert_eq!(without, ["journal event 32: trial 1 ends as stopped, and found nothing"]);
+    let ends = |steps: usize| {
+        let mut story = Story::new(Kind::Stacked);
+        let number = story.number(Arm::Stack);
+        story.trial(number, steps, &TrialEnd::Completed);
+        story.complaints().join("\n")
+    };
+    let number = plan(Kind::Stacked).trials.iter().find(|t| t.arm == Arm::Stack).unwrap().number;
+    assert_eq!(ends(99), "");
+    assert!(ends(9).ends_with(&format!("trial {number} ends as completed, and was never in phase soak")));
+    let mut story = Story::new(Kind::Stacked);
+    story.trial(number, 99, &TrialEnd::Completed);
+    let of_y = |e: &Event| match &e.body {
+        Body::Applied { patch, .. } | Body::Reverted { patch, .. } => patch == "y",
+        _ => false,
+    };
+    story.events.retain(|e| !of_y(e));
+    let said = story.complaints().join("\n");
+    assert!(said.ends_with(&format!("trial {number} ends as completed, and never applied y")), "{said}");
 }
 
 #[test]
