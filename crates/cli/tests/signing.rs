@@ -92,7 +92,7 @@ impl World {
         Run::conclude(&dir, plan, &events, &klpfarm_model::judge(plan, &events)).unwrap();
     }
 
-    /// What plan and journal as they are now come to is written, as if nobody had looked whether they agree.
+    /// What plan and journal as they are now come to is written, without a look at whether they agree.
     fn judged_regardless(&self) {
         let dir = self.path("run");
         let run = Run::open(&dir).unwrap();

@@ -79,15 +79,15 @@ fn patches(plan: &Plan) -> String {
     plan.patches.iter().map(|p| p.name.as_str()).collect::<Vec<_>>().join("+")
 }
 
-/// What is told of a trial: titles and texts of what counts against the patch, and of what does not.
+/// What a trial showed: titles and texts of what counts against the patch, and of what does not.
 #[derive(Default)]
-struct Told {
+struct Shown {
     against: Vec<(String, String)>,
     other: Vec<(String, String)>,
 }
 
-fn told(trial: &Trial, case: &Case<'_>, verdict: &Verdict) -> Told {
-    let mut all = Told::default();
+fn shown(trial: &Trial, case: &Case<'_>, verdict: &Verdict) -> Shown {
+    let mut all = Shown::default();
     // A cause is told once, however many observations it has.
     let mut causes: Vec<&str> = Vec::new();
     let mut listed: Vec<u64> = Vec::new();
@@ -134,7 +134,7 @@ fn test_case(plan: &Plan, trial: &Trial, case: &Case<'_>, verdict: &Verdict) -> 
     let name = format!("trial {} ({})", trial.number, trial.arm);
     let ms = case.ended_ms.saturating_sub(case.started_ms.unwrap_or(case.ended_ms));
     let time = Duration::milliseconds(i64::try_from(ms).unwrap_or(i64::MAX));
-    let Told { against, other } = told(trial, case, verdict);
+    let Shown { against, other } = shown(trial, case, verdict);
     let remarks: Vec<&TrialRemark> = verdict.remarks.iter().filter(|r| r.trial == trial.number).collect();
     let remark = |what: Remark| remarks.iter().find(|r| r.what == what);
     let failure =

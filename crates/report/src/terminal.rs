@@ -295,7 +295,7 @@ fn plain(event: &Event) -> Option<String> {
         Body::TrialEnded { end } => format!("ended: {}", end_in_words_plain(end)),
         Body::RunEnded { interrupted } => (if *interrupted { "interrupted" } else { "ended" }).to_owned(),
         Body::StallEnded { title, lasted_ms } => {
-            format!("went on after {:.1} s: {}", *lasted_ms as f64 / 1000.0, one_line(title, 200))
+            format!("progress again after {:.1} s: {}", *lasted_ms as f64 / 1000.0, one_line(title, 200))
         }
         Body::CpuShare { share } if *share < SHORT => {
             format!("the host gave the machine {:.0} % of its planned CPU time", share * 100.0)
@@ -355,6 +355,6 @@ mod tests {
     #[test]
     fn a_stall_that_ended_is_told() {
         let words = said(Body::StallEnded { title: "w: threads\nstall".into(), lasted_ms: 12_340 });
-        assert_eq!(words.as_deref(), Some("went on after 12.3 s: w: threads stall"));
+        assert_eq!(words.as_deref(), Some("progress again after 12.3 s: w: threads stall"));
     }
 }

@@ -65,13 +65,13 @@ struct State {
 
 struct Reading<'a> {
     plan: &'a Plan,
-    /// The journal tells when trials start, as that of every run does.
+    /// The journal has the starts of trials, as that of every run has.
     starts: bool,
     begun: bool,
     /// The event with which the run ended.
     ended: Option<u64>,
     trials: BTreeMap<u32, State>,
-    /// Checkpoints that were told of.
+    /// Checkpoints that were reported.
     kept: BTreeSet<String>,
     found: Vec<Complaint>,
 }
@@ -157,7 +157,7 @@ impl Reading<'_> {
                     self.say(
                         event,
                         "checkpoint",
-                        format!("checkpoint {} is told of a second time", facts.id),
+                        format!("checkpoint {} is reported a second time", facts.id),
                     );
                 }
             }
@@ -265,9 +265,7 @@ impl Reading<'_> {
                 if let Some(id) = own.filter(|id| !self.kept.contains(*id)) {
                     said.push((
                         "fork",
-                        format!(
-                            "trial {number} is a fork of checkpoint {id}, of which no event before tells"
-                        ),
+                        format!("trial {number} is a fork of checkpoint {id}, which no event before reports"),
                     ));
                 }
             }

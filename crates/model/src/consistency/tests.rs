@@ -235,7 +235,7 @@ fn a_resumed_run_does_again_only_what_says_nothing() {
     assert_eq!(open.complaints(), Vec::<String>::new());
 }
 
-/// A task of the farm that dies leaves a trial without its end. It is closed, if it had found something, before the run goes on.
+/// A task of the farm that dies leaves a trial without its end. It is closed, if it had found something, before the run is resumed.
 #[test]
 fn what_had_found_something_may_be_closed_after_the_runs_end() {
     let mut story = three();
@@ -264,8 +264,8 @@ fn forks_are_of_the_plans_checkpoint() {
         other,
         [
             "journal event 2: checkpoint other-2 is none of the plan's: a-1",
-            "journal event 3: trial 2 is a fork of checkpoint a-1, of which no event before tells",
-            "journal event 17: trial 1 is a fork of checkpoint a-1, of which no event before tells",
+            "journal event 3: trial 2 is a fork of checkpoint a-1, which no event before reports",
+            "journal event 17: trial 1 is a fork of checkpoint a-1, which no event before reports",
         ]
     );
 }

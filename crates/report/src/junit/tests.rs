@@ -262,7 +262,7 @@ fn a_trial_whose_finding_is_not_listed_is_no_success() {
     let shown = |verdict: &Verdict| String::from_utf8(junit(&plan, &events, verdict)).unwrap();
     let xml = shown(&verdict);
     assert!(case_of(&xml, 3).contains("<failure type=\"finding\" message=\"bad data\""), "{xml}");
-    // What only a comparison shows is in no event: which trials it is of, beyond those listed, can't be told.
+    // What only a comparison shows is in no event: which trials it is of, beyond those listed, is not known.
     for event in &mut events {
         if matches!(event.body, Body::Finding(_)) {
             event.body = Body::Note { text: "nothing".into() };

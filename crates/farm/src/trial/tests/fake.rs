@@ -175,8 +175,8 @@ fn complaints(plan: &Plan, trial: &Trial, bodies: &[(Phase, Body)], end: &TrialE
     let begin =
         Body::RunStarted { time: String::new(), plan: plan.hash(), accel: plan.accel, qemu: String::new() };
     let scope = |phase| Some(Scope { trial: trial.number, arm: trial.arm, phase });
-    let told = bodies.iter().map(|(phase, body)| (scope(*phase), body.clone()));
-    let all = [(None, begin), (scope(Phase::Boot), Body::TrialStarted)].into_iter().chain(told);
+    let own = bodies.iter().map(|(phase, body)| (scope(*phase), body.clone()));
+    let all = [(None, begin), (scope(Phase::Boot), Body::TrialStarted)].into_iter().chain(own);
     let all = all.chain([(scope(Phase::End), Body::TrialEnded { end: end.clone() })]);
     let events: Vec<Event> =
         all.zip(1..).map(|((scope, body), seq)| Event { seq, at_ms: seq, scope, body }).collect();

@@ -9,7 +9,7 @@ use super::story::*;
 use crate::event::{Body, Scope, TrialEnd};
 use crate::{Arm, Event, Phase, Source};
 
-/// Trials that overlap, some of which find something, in a run that is cut off and goes on: as `farm` writes it.
+/// Trials that overlap, some of which find something, in a run that is cut off and resumed: as `farm` writes it.
 fn run(kind: Kind, steps: &[(u8, u8)]) -> Story {
     let mut story = Story::new(kind);
     let mut lives: BTreeMap<u32, VecDeque<(Scope, Body)>> = BTreeMap::new();
