@@ -330,15 +330,15 @@ fn a_run_whose_plan_was_changed_is_refused_everywhere() {
     let world = World::new();
     world.run();
     let before = Run::open(&world.path("run")).unwrap().plan.hash();
-    let plan = String::from_utf8(world.read("run/plan.json")).unwrap();
-    let changed = plan.replacen("\"tier\": \"proposed\"", "\"tier\": \"stable\"", 1);
-    assert_ne!(plan, changed);
-    world.write("run/plan.json", changed.replacen("\"needed\": 1", "\"needed\": 7", 1).as_bytes());
+    let mut plan: Value = serde_json::from_slice(&world.read("run/plan.json")).unwrap();
+    let takes = plan["needed"].clone();
+    (plan["tier"], plan["needed"]) = ("stable".into(), 70.into());
+    world.write("run/plan.json", plan.to_string().as_bytes());
     let after = Run::open(&world.path("run")).unwrap().plan.hash();
     world.judged_regardless();
     let said = format!(
         "klpfarm: run: plan.json and journal.jsonl do not agree:\n\
-         klpfarm:   plan.json: needed: is 7, and its rule (at most 70.0 % failures at 60 % confidence) takes 1 clean loaded trials\n\
+         klpfarm:   plan.json: needed: is 70, and its rule (at most 70.0 % failures at 60 % confidence) takes {takes} clean loaded trials\n\
          klpfarm:   journal event 1: the run began with plan {before}, and plan.json is {after}: it was changed since\n"
     );
     for args in [&["judge", "run"][..], &["sign", "run", "--key", "a"], &["judge", "run", "--json"]] {
@@ -357,9 +357,9 @@ fn a_run_whose_plan_was_changed_is_refused_everywhere() {
     let wrong: Vec<&Value> = checks.iter().filter(|c| c["result"] != "good").collect();
     assert_eq!((wrong.len(), &wrong[0]["what"]), (1, &"plan and journal agree".into()), "{report:#}");
     let detail = wrong[0]["detail"].as_str().unwrap();
-    assert!(detail.starts_with("plan.json: needed: is 7") && detail.contains(&before), "{detail}");
+    assert!(detail.starts_with("plan.json: needed: is 70") && detail.contains(&before), "{detail}");
     let said = world.klpfarm(&["verify", "run", "--key", "a.pub"]);
-    assert!(said.out.contains("\nWRONG    plan and journal agree: plan.json: needed: is 7"), "{}", said.out);
+    assert!(said.out.contains("\nWRONG    plan and journal agree: plan.json: needed: is 70"), "{}", said.out);
 }
 
 /// Plan, journal and hash may be edited together: what they say of each other still has to fit.

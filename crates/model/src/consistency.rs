@@ -116,11 +116,16 @@ fn of_trial(plan: &Plan, trial: &Trial, number: u32) -> Vec<String> {
         say("patches", format!("are {:?}, and a {} trial takes {wanted}", trial.patches, trial.arm));
     }
     if let Some(partner) = trial.partner {
-        let control = |t: &&Trial| t.number == partner && t.arm == Arm::Control && t.turn == trial.turn;
-        if trial.arm == Arm::Control {
-            say("partner", format!("is {partner}, and a control trial has none"));
-        } else if !plan.trials.iter().any(|t| control(&t)) {
-            say("partner", format!("is {partner}, which is no control trial of the plan"));
+        let other = plan.trials.iter().find(|t| t.number == partner && t.turn == trial.turn);
+        let (fits, wanted) = match trial.arm {
+            Arm::Control => (
+                other.is_some_and(|t| t.arm.patched() && t.partner == Some(trial.number)),
+                "patched trial that has this one for its partner",
+            ),
+            _ => (other.is_some_and(|t| t.arm == Arm::Control), "control trial of the plan"),
+        };
+        if !fits {
+            say("partner", format!("is {partner}, which is no {wanted}"));
         }
     }
     found

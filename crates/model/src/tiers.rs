@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::plan::SCHEMA;
 use crate::stats::{trials_needed, upper_bound};
 use crate::yaml::{self, YamlError};
 use crate::{Arm, ImageFacts, Outcome, Patch, Severity, Tier, Verdict};
@@ -247,8 +246,9 @@ pub fn check_prior(
         let name = |image: &ImageFacts| format!("{} (hash {})", image.name, image.hash);
         wrong.push(format!("it ran on image {}, and this run is on {}", name(&prior.image), name(image)));
     }
-    if prior.schema != SCHEMA {
-        wrong.push(format!("it has schema {}, and this klpfarm reads {SCHEMA}", prior.schema));
+    let schema = crate::plan::SCHEMA;
+    if prior.schema != schema {
+        wrong.push(format!("it has schema {}, and this klpfarm reads {schema}", prior.schema));
     }
     // Of another tier or outcome it was said what is wrong: whether its numbers would do is then of no interest.
     if wrong.is_empty() {

@@ -54,6 +54,7 @@ fn beside_the_word(verdict: &Verdict, dir: &Path, standings: &[Standing<'_>]) ->
         let _ = writeln!(out, "  turn:   {}: {outcome}", one_line(turn, 100));
     }
     let _ = writeln!(out, "  trials: {}", arms.join("; "));
+    out.push_str(&remarked(&verdict.remarks));
     let of_turn = |turn: &Option<String>| turn.as_ref().map(|t| format!("{t}: ")).unwrap_or_default();
     for bound in &verdict.bounds {
         let _ = writeln!(
@@ -81,7 +82,6 @@ fn beside_the_word(verdict: &Verdict, dir: &Path, standings: &[Standing<'_>]) ->
     if let Some(wear) = &verdict.wear {
         out.push_str(&worn(wear));
     }
-    out.push_str(&remarked(&verdict.remarks));
     let noise = verdict.evidence.iter().filter(|e| e.attribution == Attribution::Noise).count();
     if noise > 0 {
         let _ = writeln!(

@@ -87,7 +87,7 @@ impl Reading<'_> {
 
     fn take(&mut self, event: &Event) {
         if let Some(at) = self.ended
-            && !self.may_follow_the_end(event)
+            && !matches!(event.body, Body::RunResumed { .. })
         {
             let text =
                 format!("`{}` comes after the run's end (event {at}) and no `run-resumed`", word(event));
@@ -102,16 +102,6 @@ impl Reading<'_> {
             }
             (_, None) => self.say(event, "scope", format!("`{}` names no trial", word(event))),
             (_, Some(scope)) => self.of_trial(event, scope),
-        }
-    }
-
-    /// Behind the end of a run comes nothing but its resumption. What had found something and had no end yet is closed just before.
-    fn may_follow_the_end(&self, event: &Event) -> bool {
-        let open = |s: Scope| self.trials.get(&s.trial).is_some_and(|t| t.found && t.end.is_none());
-        match &event.body {
-            Body::RunResumed { .. } => true,
-            Body::TrialEnded { end: TrialEnd::Interrupted } => event.scope.is_some_and(open),
-            _ => false,
         }
     }
 
@@ -161,9 +151,19 @@ impl Reading<'_> {
                     );
                 }
             }
-            Body::RunEnded { .. } => self.ended = Some(event.seq),
+            Body::RunEnded { .. } => {
+                self.ended = Some(event.seq);
+                for number in self.open() {
+                    self.say(event, "open", format!("the run ends, and trial {number} has not ended"));
+                }
+            }
             _ => {}
         }
+    }
+
+    /// Trials that have begun and not ended.
+    fn open(&self) -> Vec<u32> {
+        self.trials.iter().filter(|(_, state)| state.end.is_none()).map(|(number, _)| *number).collect()
     }
 
     /// Trials that had not ended are done again, if they had found nothing; the others were closed before.
@@ -187,8 +187,8 @@ impl Reading<'_> {
             said.extend(why.map(|why| format!("`void` names trial {number}, {why}")));
             self.trials.remove(number);
         }
-        let open = self.trials.iter().filter(|(_, state)| state.end.is_none());
-        said.extend(open.map(|(number, _)| format!("`void` leaves out trial {number}, which had not ended")));
+        let open = self.open().into_iter();
+        said.extend(open.map(|number| format!("`void` leaves out trial {number}, which had not ended")));
         said.into_iter().for_each(|text| self.say(event, "void", text));
     }
 

@@ -177,11 +177,11 @@ fn verdict() -> Verdict {
         patches: vec!["x".into()],
         failed: 0,
         clean: 14,
-        failure_rate: upper_bound(0, 14, 0.95),
+        failure_rate: crate::upper_bound(0, 14, 0.95),
         confidence: 0.95,
     };
     Verdict {
-        schema: SCHEMA,
+        schema: crate::plan::SCHEMA,
         turns: BTreeMap::new(),
         verdict: Outcome::Qualified,
         tier: Tier::Proposed,
@@ -252,10 +252,12 @@ fn each_misfit_of_a_prior_verdict_has_its_words() {
             Verdict { image: image("22"), ..verdict() },
             "it ran on image debian-12 (hash 22), and this run is on debian-12 (hash 11)",
         ),
-        (Verdict { schema: 1, ..verdict() }, "it has schema 1, and this klpfarm reads 2"),
     ] {
         assert_eq!(said(Some(prior)).unwrap_err(), format!("the verdict of --prior does not count: {words}"));
     }
+    let older = said(Some(Verdict { schema: 1, ..verdict() })).unwrap_err();
+    let words = format!("it has schema 1, and this klpfarm reads {}", crate::plan::SCHEMA);
+    assert_eq!(older, format!("the verdict of --prior does not count: {words}"));
 }
 
 /// A verdict counts only if it shows what its tier asks for now: one loaded trial by a rule that asked for next to nothing does not.
