@@ -1,10 +1,11 @@
 //! `klpfarm judge`: the verdict again, from the run folder alone.
 
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use klpfarm_model::known::sort_verdict;
-use klpfarm_report::{Run, summary_with_known};
+use klpfarm_model::{Event, Plan, consistency};
+use klpfarm_report::{Run, one_line, summary_with_known};
 
 use crate::failure::{Failure, print_as_it_is, print_json};
 use crate::known;
@@ -27,6 +28,7 @@ pub(crate) fn run(args: &Args) -> Result<u8, Failure> {
     if run.torn {
         tell!("klpfarm: the journal's last line is incomplete and was left out");
     }
+    documents_agree(&args.run, &run.plan, &run.events)?;
     if run.plan.apart {
         tell!(
             "klpfarm: the patches of this run have nothing to do with each other: `klpfarm qualify-detectors --again` judges each by itself"
@@ -42,4 +44,17 @@ pub(crate) fn run(args: &Args) -> Result<u8, Failure> {
         known::say_expired(&list);
     }
     Ok(verdict.exit_code())
+}
+
+/// Refuse a run folder whose plan and journal contradict each other or themselves, with all that is wrong: nothing can be said of such a
+/// run, nor can it go on.
+pub(crate) fn documents_agree(dir: &Path, plan: &Plan, events: &[Event]) -> Result<(), Failure> {
+    let wrong = consistency(plan, events);
+    if wrong.is_empty() {
+        return Ok(());
+    }
+    let head = format!("{}: plan.json and journal.jsonl do not agree:", dir.display());
+    let lines: Vec<String> =
+        std::iter::once(head).chain(wrong.iter().map(|text| format!("  {}", one_line(text, 600)))).collect();
+    Err(Failure::inputs(&lines))
 }

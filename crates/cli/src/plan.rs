@@ -112,7 +112,8 @@ pub(crate) async fn resolve(
     let rule = loaded.tiers.rule(tier).map_err(Failure::input)?.clone();
     check_severity(&rule, tier, &patches).map_err(Failure::input)?;
     let prior = choice.prior.as_deref().map(Prior::read).transpose()?;
-    check_prior(&rule, tier, prior.as_ref().map(|p| &p.verdict), &patches, &facts).map_err(Failure::input)?;
+    check_prior(&loaded.tiers, tier, prior.as_ref().map(|p| &p.verdict), &patches, &facts)
+        .map_err(Failure::input)?;
     prior.map_or(Ok(()), |prior| prior.check_signed(&choice.prior_keys, &loaded.tiers, tier))?;
     let (qemu, version) = klpfarm_vm::qemu_version().await.map_err(Failure::farm)?;
     let can_fork = klpfarm_vm::can_fork(version);

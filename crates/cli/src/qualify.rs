@@ -15,6 +15,7 @@ use sha2::{Digest, Sha256};
 
 use crate::failure::{Failure, code, print, print_json};
 use crate::interrupt::Interrupts;
+use crate::judge::documents_agree;
 use crate::plan::{Choice, resolve};
 use crate::run::{execute, run_dir};
 use crate::{catalog, disk, home, image};
@@ -66,6 +67,7 @@ pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
     let corpus = corpus(&args.corpus)?;
     if let Some(dir) = &args.again {
         let run = Run::open(dir).map_err(Failure::input)?;
+        documents_agree(dir, &run.plan, &run.events)?;
         let examples = examples_of(&run.plan, &corpus, &args.corpus)?;
         return Ok(conclude(&run.plan, &run.events, &examples, dir, args.json));
     }

@@ -10,6 +10,7 @@ use klpfarm_vm::KvmProbe;
 use crate::aging::{self, Wanted};
 use crate::failure::Failure;
 use crate::interrupt::Interrupts;
+use crate::judge::documents_agree;
 use crate::plan::{Place, Planned};
 use crate::run::{Common, conclude, go_on};
 use crate::{home, image, signing};
@@ -31,6 +32,7 @@ pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
     if torn {
         tell!("klpfarm: the journal's last line was incomplete: it is cut off");
     }
+    documents_agree(&dir, &plan, &events)?;
     let interrupts = Interrupts::listen();
     if klpfarm_farm::is_over(&plan, &events) {
         tell!("klpfarm: this run has ended already; its verdict:");

@@ -7,6 +7,7 @@ use klpfarm_model::Verdict;
 use klpfarm_report::{Run, write_atomically};
 
 use crate::failure::{Failure, print};
+use crate::judge::documents_agree;
 use crate::signing::{envelope_of, private_key, read, sha256_of};
 
 /// Sign the verdict of a run that has ended.
@@ -60,6 +61,7 @@ fn stated(dir: &Path) -> Result<Stated, Failure> {
     let verdict: Verdict =
         serde_json::from_slice(&bytes).map_err(|e| wrong(&format!("is no verdict: {e}")))?;
     let run = Run::open(dir).map_err(Failure::input)?;
+    documents_agree(dir, &run.plan, &run.events)?;
     if klpfarm_model::judge(&run.plan, &run.events) != verdict {
         return Err(wrong(&format!(
             "is not what this klpfarm ({}) says of the plan and journal beside it, and was made by {}: not signed; compare with `klpfarm judge {}`",

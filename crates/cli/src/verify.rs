@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use klpfarm_attest::{Envelope, Predicate, PublicKey, Statement};
-use klpfarm_model::Verdict;
+use klpfarm_model::{Verdict, consistency};
 use klpfarm_report::{Run, one_line};
 use serde::Serialize;
 
@@ -144,16 +144,38 @@ impl Report {
             let digest = subject.digest.get("sha256").map(String::as_str).filter(|_| plain);
             self.file(&dir, &format!("patches/{}", subject.name), digest)?;
         }
+        const AGREE: &str = "plan and journal agree";
         const AGAIN: &str = "judged again from plan and journal";
-        match (verdict, plan, journal) {
-            (Some(verdict), CheckResult::Good, CheckResult::Good) => self.again(AGAIN, &dir, verdict),
-            (_, CheckResult::Absent, _) | (_, _, CheckResult::Absent) => {
-                self.say(AGAIN, CheckResult::Absent, Some("takes both files".to_owned()));
+        if plan == CheckResult::Absent || journal == CheckResult::Absent {
+            for what in [AGREE, AGAIN] {
+                self.say(what, CheckResult::Absent, Some("takes both files".to_owned()));
             }
-            // What differs has been said.
-            _ => {}
+            return Ok(());
+        }
+        let Some(run) = self.agree(AGREE, &dir, verdict) else { return Ok(()) };
+        // What differs has been said.
+        if let (Some(verdict), CheckResult::Good, CheckResult::Good) = (verdict, plan, journal) {
+            self.again(AGAIN, &run, verdict);
         }
         Ok(())
+    }
+
+    /// The run, if its documents do not contradict each other, whatever was signed.
+    fn agree(&mut self, what: &str, dir: &Path, verdict: Option<&Verdict>) -> Option<Run> {
+        let run = Run::open(dir).map_err(|e| e.to_string()).and_then(|run| {
+            let wrong = consistency(&run.plan, &run.events);
+            if wrong.is_empty() { Ok(run) } else { Err(wrong.join("; ")) }
+        });
+        match run {
+            Ok(run) => {
+                self.say(what, CheckResult::Good, None);
+                Some(run)
+            }
+            Err(reason) => {
+                self.otherwise(what, reason, verdict);
+                None
+            }
+        }
     }
 
     fn file(&mut self, dir: &Path, name: &str, signed: Option<&str>) -> Result<CheckResult, Failure> {
@@ -173,21 +195,23 @@ impl Report {
         Ok(result)
     }
 
-    /// Judging is pure, so the same version says the same of the same files; another one may not.
-    fn again(&mut self, what: &str, dir: &Path, verdict: &Verdict) {
-        let own = env!("CARGO_PKG_VERSION");
-        let reason = match Run::open(dir) {
-            Ok(run) if klpfarm_model::judge(&run.plan, &run.events) == *verdict => {
-                return self.say(what, CheckResult::Good, None);
-            }
-            Ok(_) => "gives another verdict".to_owned(),
-            Err(e) => e.to_string(),
-        };
-        if verdict.farm == own {
-            self.say(what, CheckResult::Wrong, Some(reason));
+    fn again(&mut self, what: &str, run: &Run, verdict: &Verdict) {
+        if klpfarm_model::judge(&run.plan, &run.events) == *verdict {
+            self.say(what, CheckResult::Good, None);
         } else {
-            let detail = format!("{reason}; klpfarm {} judged it, and this is {own}", verdict.farm);
-            self.say(what, CheckResult::Unknown, Some(detail));
+            self.otherwise(what, "gives another verdict".to_owned(), Some(verdict));
+        }
+    }
+
+    /// The rules are pure, so the same version says the same of the same files; another one may not.
+    fn otherwise(&mut self, what: &str, reason: String, verdict: Option<&Verdict>) {
+        let own = env!("CARGO_PKG_VERSION");
+        match verdict.filter(|verdict| verdict.farm != own) {
+            None => self.say(what, CheckResult::Wrong, Some(reason)),
+            Some(verdict) => {
+                let detail = format!("{reason}; klpfarm {} judged it, and this is {own}", verdict.farm);
+                self.say(what, CheckResult::Unknown, Some(detail));
+            }
         }
     }
 

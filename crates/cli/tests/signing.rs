@@ -75,7 +75,10 @@ impl World {
 
     /// A run folder `run` as one that was ended before its first trial leaves it.
     fn run(&self) {
-        let plan = self.plan(ImageFacts { name: "i".into(), hash: "11".into(), release: None });
+        self.run_of(&self.plan(ImageFacts { name: "i".into(), hash: "11".into(), release: None }));
+    }
+
+    fn run_of(&self, plan: &Plan) {
         let dir = self.path("run");
         let body = Body::RunStarted {
             time: "2026-11-22T01:02:03Z".into(),
@@ -85,8 +88,33 @@ impl World {
         };
         let events = [Event { seq: 1, at_ms: 0, scope: None, body }];
         let patches = [self.read("x.ko")];
-        Run::create(&dir, &plan, &patches).unwrap().append(&events[0]).unwrap();
-        Run::conclude(&dir, &plan, &events, &klpfarm_model::judge(&plan, &events)).unwrap();
+        Run::create(&dir, plan, &patches).unwrap().append(&events[0]).unwrap();
+        Run::conclude(&dir, plan, &events, &klpfarm_model::judge(plan, &events)).unwrap();
+    }
+
+    /// What plan and journal as they are now come to is written, without a look at whether they agree.
+    fn judged_regardless(&self) {
+        let dir = self.path("run");
+        let run = Run::open(&dir).unwrap();
+        let verdict = klpfarm_model::judge(&run.plan, &run.events);
+        Run::conclude(&dir, &run.plan, &run.events, &verdict).unwrap();
+    }
+
+    /// And signed, as an earlier klpfarm did.
+    fn signed_regardless(&self) {
+        let digest = |name: &str| sha256(&self.read(&format!("run/{name}")));
+        let digests = Digests {
+            verdict: digest("verdict.json"),
+            journal: digest("journal.jsonl"),
+            plan: digest("plan.json"),
+        };
+        let verdict: Verdict = serde_json::from_slice(&self.read("run/verdict.json")).unwrap();
+        let payload = Statement::new(&verdict, digests, "2026-11-22T01:02:03Z".into()).to_json();
+        let key = PrivateKey::from_pem(&String::from_utf8(self.read("a")).unwrap()).unwrap();
+        self.write(
+            "run/verdict.dsse.json",
+            Envelope::sign(PAYLOAD_TYPE, &payload, &key).to_json().as_bytes(),
+        );
     }
 
     fn verify(&self, keys: &[&str]) -> (Option<i32>, Value) {
@@ -187,6 +215,7 @@ fn a_signed_run_verifies_as_a_whole() {
         "plan.json",
         "journal.jsonl",
         "patches/x.ko",
+        "plan and journal agree",
         "judged again from plan and journal",
     ];
     assert_eq!(what, all);
@@ -295,6 +324,71 @@ fn only_what_plan_and_journal_say_is_signed() {
     assert!(refused.code == Some(2) && refused.err.contains("has not ended"), "{}", refused.err);
 }
 
+/// A plan that was edited after the run, with a verdict to match: whoever is asked says that it is not what was run.
+#[test]
+fn a_run_whose_plan_was_changed_is_refused_everywhere() {
+    let world = World::new();
+    world.run();
+    let before = Run::open(&world.path("run")).unwrap().plan.hash();
+    let mut plan: Value = serde_json::from_slice(&world.read("run/plan.json")).unwrap();
+    let takes = plan["needed"].clone();
+    (plan["tier"], plan["needed"]) = ("stable".into(), 70.into());
+    world.write("run/plan.json", plan.to_string().as_bytes());
+    let after = Run::open(&world.path("run")).unwrap().plan.hash();
+    world.judged_regardless();
+    let said = format!(
+        "klpfarm: run: plan.json and journal.jsonl do not agree:\n\
+         klpfarm:   plan.json: needed: is 70, and its rule (at most 70.0 % failures at 60 % confidence) takes {takes} clean loaded trials\n\
+         klpfarm:   journal event 1: the run began with plan {before}, and plan.json is {after}: it was changed since\n"
+    );
+    for args in [&["judge", "run"][..], &["sign", "run", "--key", "a"], &["judge", "run", "--json"]] {
+        let refused = world.klpfarm(args);
+        assert_eq!((refused.code, refused.out.as_str(), &refused.err), (Some(2), "", &said), "{args:?}");
+    }
+    let resumed = world.klpfarm(&["resume", "run"]);
+    let own_path = world.path("run").canonicalize().unwrap().display().to_string();
+    assert_eq!((resumed.code, resumed.err), (Some(2), said.replace(": run: ", &format!(": {own_path}: "))));
+    assert!(!world.path("run/run.lock").exists() && !world.path("run/verdict.dsse.json").exists());
+    // What an earlier klpfarm signed is named for what it is.
+    world.signed_regardless();
+    let (code, report) = world.verify(&["a.pub"]);
+    assert_eq!((code, &report["good"]), (Some(1), &false.into()));
+    let checks = report["checks"].as_array().unwrap();
+    let wrong: Vec<&Value> = checks.iter().filter(|c| c["result"] != "good").collect();
+    assert_eq!((wrong.len(), &wrong[0]["what"]), (1, &"plan and journal agree".into()), "{report:#}");
+    let detail = wrong[0]["detail"].as_str().unwrap();
+    assert!(detail.starts_with("plan.json: needed: is 70") && detail.contains(&before), "{detail}");
+    let said = world.klpfarm(&["verify", "run", "--key", "a.pub"]);
+    assert!(said.out.contains("\nWRONG    plan and journal agree: plan.json: needed: is 70"), "{}", said.out);
+}
+
+/// Plan, journal and hash may be edited together: what they say of each other still has to fit.
+#[test]
+fn a_journal_that_contradicts_the_plan_is_refused_everywhere() {
+    let world = World::new();
+    world.run();
+    let journal = String::from_utf8(world.read("run/journal.jsonl")).unwrap();
+    let trial = r#""trial":1,"arm":"control","phase":"boot""#;
+    let more = format!(
+        "{{\"seq\":2,\"at_ms\":1,{trial},\"event\":\"trial-started\"}}\n\
+         {{\"seq\":3,\"at_ms\":2,\"event\":\"run-resumed\",\"time\":\"\",\"qemu\":\"\",\"void\":[1,9]}}\n"
+    );
+    world.write("run/journal.jsonl", (journal + &more).as_bytes());
+    world.judged_regardless();
+    world.signed_regardless();
+    for args in [&["judge", "run"][..], &["sign", "run", "--key", "b"], &["resume", "run"]] {
+        let refused = world.klpfarm(args);
+        assert_eq!(refused.code, Some(2), "{args:?}: {}", refused.err);
+        for part in [
+            "klpfarm:   journal event 2: says that trial 1 is control, and in the plan it is loaded\n",
+            "klpfarm:   journal event 3: `void` names trial 9, which had not begun\n",
+        ] {
+            assert!(refused.err.contains(part), "{args:?}: {}", refused.err);
+        }
+    }
+    assert_eq!(world.result("plan and journal agree"), (Some(1), "wrong".into()));
+}
+
 #[test]
 fn what_is_no_plain_file_is_refused_and_not_waited_for() {
     let world = World::new();
@@ -330,14 +424,8 @@ fn a_module_whose_name_is_no_plain_word_is_refused() {
 #[test]
 fn a_strangers_run_folder_is_text_to_the_terminal() {
     let world = World::new();
-    world.run();
-    let plan = String::from_utf8(world.read("run/plan.json")).unwrap();
-    let strange = plan.replace("\"name\": \"i\"", "\"name\": \"i\\u001b]0;title\\u0007\\u009b31m\"");
-    assert_ne!(strange, plan);
-    world.write("run/plan.json", strange.as_bytes());
-    let run = Run::open(&world.path("run")).unwrap();
-    Run::conclude(&world.path("run"), &run.plan, &run.events, &klpfarm_model::judge(&run.plan, &run.events))
-        .unwrap();
+    let name = "i\u{1b}]0;title\u{7}\u{9b}31m".to_owned();
+    world.run_of(&world.plan(ImageFacts { name, hash: "11".into(), release: None }));
     world.klpfarm(&["sign", "run", "--key", "a"]);
     for args in [&["judge", "run"][..], &["verify", "run", "--key", "a.pub"]] {
         let said = world.klpfarm(args);
@@ -359,7 +447,10 @@ fn with_prior(world: &World) -> Verdict {
     let shown: Value = serde_json::from_str(&world.klpfarm(&["image", "show", "i", "--json"]).out).unwrap();
     let hash = shown["manifest"]["recipe_hash"].as_str().or(shown["hash"].as_str()).unwrap().to_owned();
     let plan = world.plan(ImageFacts { name: "i".into(), hash, release: None });
-    let verdict = Verdict { verdict: Outcome::Qualified, ..klpfarm_model::judge(&plan, &[]) };
+    let mut verdict = Verdict { verdict: Outcome::Qualified, ..klpfarm_model::judge(&plan, &[]) };
+    verdict.arms.values_mut().for_each(|n| n.clean = 4);
+    let bound = &mut verdict.bounds[0];
+    (bound.clean, bound.failure_rate) = (4, klpfarm_model::upper_bound(0, 4, bound.confidence));
     world.write("v.json", &serde_json::to_vec(&verdict).unwrap());
     verdict
 }
@@ -427,6 +518,24 @@ fn a_signature_can_be_asked_for_on_the_command_line() {
     assert!(both.contains("no good signature of b.pub (--prior-key)"), "{both}");
     let run = world.klpfarm(&["plan", "p.yaml", "--patch", "x.ko", "--prior-key", "a.pub"]);
     assert!(run.code == Some(2) && run.err.contains("--prior"), "{}", run.err);
+}
+
+#[test]
+fn a_prior_verdict_by_a_weaker_rule_does_not_count() {
+    let world = World::new();
+    with_prior(&world);
+    assert_eq!(refusal(&world, &[]), None);
+    // Since it was reached, more is asked of the tier below.
+    let stricter = TIERS.replacen(
+        "max_failure_rate: 0.7, confidence: 0.6",
+        "max_failure_rate: 0.2, confidence: 0.95",
+        1,
+    );
+    world.write("tiers.yaml", stricter.as_bytes());
+    assert_eq!(
+        refusal(&world, &[]).unwrap(),
+        "klpfarm: the verdict of --prior does not count: its loaded trials of x leave a failure rate up to 20.4729 % possible at 60 % confidence, and proposed now asks for at most 20 % at 95 % confidence\n"
+    );
 }
 
 /// openssl makes keys that we read, reads ours, and agrees with what was signed.

@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use klpfarm_model::Plan;
+use klpfarm_model::{Plan, consistency};
 use klpfarm_report::Run;
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
 
@@ -167,8 +167,8 @@ impl History {
                 problem
             }
             _ => {
-                let read = Run::open(dir).map(|run| (extract(&run.plan, &run.events), run.plan));
-                let read = read.map_err(|error| error.to_string());
+                let read = Run::open(dir).map_err(|error| error.to_string()).and_then(agrees);
+                let read = read.map(|run| (extract(&run.plan, &run.events), run.plan));
                 let problem = self.keep(path, stamp, read).map_err(sqlite(&self.file()))?;
                 done.read += usize::from(problem.is_none());
                 problem
@@ -239,6 +239,22 @@ impl History {
         )?;
         change.commit()?;
         Ok(problem)
+    }
+}
+
+/// The run, unless its documents contradict each other. Another version of the rules may differ: its runs stay in the trends.
+fn agrees(run: Run) -> Result<Run, String> {
+    if run.plan.farm != FARM {
+        return Ok(run);
+    }
+    let wrong = consistency(&run.plan, &run.events);
+    match wrong.split_first() {
+        None => Ok(run),
+        Some((first, [])) => Err(format!("its plan and journal do not agree: {first}")),
+        Some((first, more)) => Err(format!(
+            "its plan and journal do not agree: {first}; `klpfarm judge` says {} more",
+            more.len()
+        )),
     }
 }
 

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use klpfarm_history::{History, HistoryError, Hit, RunFilter, RunSeen, TrendFilter};
-use klpfarm_model::{Arm, FarmKind};
+use klpfarm_model::{Arm, Body, FarmKind};
 
 mod story;
 use story::{C0, C1, L0, L1, Story, faulty, quiet, temporary};
@@ -73,12 +73,12 @@ fn only_what_has_changed_is_read_again() {
     let again = history.refresh().unwrap();
     assert_eq!((again.read, again.unchanged), (0, 2));
     // The farm dies in the middle of a line, and the run is resumed: the trial in flight is done again.
-    let torn = begun.finds(L0, FarmKind::WrongContent, "bad data");
+    let torn = begun.clone().finds(L0, FarmKind::WrongContent, "bad data");
     let text = torn.journal();
     fs::write(dir.join("journal.jsonl"), &text[..text.len() - 5]).unwrap();
     let again = history.refresh().unwrap();
     assert_eq!((again.read, again.unchanged), (1, 1));
-    let resumed = torn.resumed("2026-11-24T20:00:00Z");
+    let resumed = begun.resumed("2026-11-24T20:00:00Z");
     resumed.write(&dir);
     assert_eq!(history.refresh().unwrap().read, 1);
     assert_eq!(history.trends(&ALL).unwrap().findings, []);
@@ -113,6 +113,26 @@ fn a_damaged_journal_is_named_by_its_line_and_what_was_known_stays() {
     assert_eq!(names(&history.runs(&RunFilter::default()).unwrap()), ["p"]);
     text.write(&dir);
     assert_eq!(history.refresh().unwrap().problems, []);
+}
+
+/// A run whose papers do not fit together is left out with the reason; what was known of it stays.
+#[test]
+fn a_journal_that_contradicts_its_plan_is_named_and_left_out() {
+    let home = temporary();
+    let dir = home.path().join("runs/1");
+    let text = faulty("p", "2026-11-20T20:00:00Z", "bad data");
+    text.write(&dir);
+    let mut history = refreshed(home.path());
+    // The finding is put down to a control trial.
+    let mut changed = text;
+    let finding = changed.events.iter_mut().find(|e| matches!(e.body, Body::Finding(_))).unwrap();
+    finding.scope.as_mut().unwrap().arm = Arm::Control;
+    changed.write(&dir);
+    let done = history.refresh().unwrap();
+    let says = "its plan and journal do not agree: journal event 5: says that trial 1 is control, and in the plan it is loaded";
+    assert_eq!(done.problems, [(dir.canonicalize().unwrap(), says.to_owned())]);
+    let runs = history.runs(&RunFilter::default()).unwrap();
+    assert_eq!(runs[0].patches[0].outcome.as_deref(), Some("rejected"));
 }
 
 /// What the index says, but for the numbers of its rows.

@@ -88,7 +88,20 @@ pub(crate) struct Record {
 
 /// Judge a run. The same plan and events give the same verdict, whoever asks and whenever.
 pub fn judge(plan: &Plan, events: &[Event]) -> Verdict {
-    if plan.turns.is_empty() { judge_one(plan, events) } else { rotation::judge_turns(plan, events) }
+    let mut verdict =
+        if plan.turns.is_empty() { judge_one(plan, events) } else { rotation::judge_turns(plan, events) };
+    let of_another = events.iter().find_map(|e| match &e.body {
+        Body::RunStarted { plan: hash, .. } if *hash != verdict.plan => Some((e.seq, hash)),
+        _ => None,
+    });
+    if let Some((seq, hash)) = of_another.filter(|_| verdict.verdict == Outcome::Qualified) {
+        verdict.verdict = Outcome::Inconclusive;
+        verdict.causes.insert(
+            0,
+            format!("the journal (event {seq}) is of a run with another plan: {hash}, not {}", verdict.plan),
+        );
+    }
+    verdict
 }
 
 /// What the trials of a run say, one by one and set by set.
@@ -121,7 +134,7 @@ impl<'a> View<'a> {
         };
         let proof = self.sets.iter().any(|set| {
             set.trials.iter().any(|t| self.outcomes.mark(t.number) == Mark::Failed)
-                || set.rejects(self.plan, &self.outcomes, self.sets.len())
+                || set.rejects(&self.outcomes, self.sets.len())
         });
         !proof && self.sets.iter().any(lacks)
     }
@@ -132,7 +145,7 @@ pub(crate) fn judge_one(plan: &Plan, events: &[Event]) -> Verdict {
     let view = View::new(plan, events);
     let View { record, outcomes, .. } = &view;
     let rejecting: Vec<&Set<'_>> =
-        view.sets.iter().filter(|s| s.rejects(plan, outcomes, view.sets.len())).collect();
+        view.sets.iter().filter(|s| s.rejects(outcomes, view.sets.len())).collect();
     let items = attribute::items(plan, record, outcomes, &view.compared.seen, &rejecting);
     let arms = count(plan, outcomes, &items);
     let bounds = bounds(&view);

@@ -5,6 +5,7 @@
 mod apart;
 mod cause;
 mod compare;
+mod consistency;
 mod corpus;
 pub mod duration;
 pub mod event;
@@ -28,6 +29,7 @@ mod workload;
 pub mod yaml;
 
 pub use apart::judge_apart;
+pub use consistency::consistency;
 pub use corpus::{Corpus, Example};
 pub use event::{Body, Event, Scope, TrialEnd};
 pub use finding::{FarmKind, Finding, FindingKind, Source};

@@ -183,17 +183,15 @@ impl Plan {
         } else {
             round(pipeline, &with)?
         };
-        let by_pipeline = with.apart || !turns.is_empty();
-        let controls = if by_pipeline { pipeline.arms.control } else { controls_due(pipeline, needed) };
         let mut workloads = with.workloads;
         workloads.push(pipeline.aging.workload());
-        let plan = Self {
+        let mut plan = Self {
             schema: SCHEMA,
             farm: env!("CARGO_PKG_VERSION").to_owned(),
             tier,
             rule: with.rule,
             needed,
-            controls,
+            controls: 0,
             patches: with.patches,
             image: with.image,
             start: with.start,
@@ -208,6 +206,7 @@ impl Plan {
             turns,
             trials,
         };
+        plan.controls = plan.controls_due();
         let least = plan.once();
         match pipeline.rotation.as_ref().map(|r| r.duration) {
             Some(duration) if duration < least => {
@@ -255,6 +254,15 @@ impl Plan {
             Arm::Loaded | Arm::Stack => self.needed,
             Arm::Control => self.controls,
             Arm::Quiescent | Arm::Reapply => self.pipeline.arms.of(arm).unwrap_or(0),
+        }
+    }
+
+    /// What [`Self::controls`] must be.
+    pub(crate) fn controls_due(&self) -> u32 {
+        if self.apart || !self.turns.is_empty() {
+            self.pipeline.arms.control
+        } else {
+            controls_due(&self.pipeline, self.needed)
         }
     }
 

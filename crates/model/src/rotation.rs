@@ -268,6 +268,8 @@ fn add(all: &mut Verdict, other: Verdict) {
     let new: Vec<String> = other.blind.into_iter().filter(|b| !all.blind.contains(b)).collect();
     all.blind.extend(new);
     all.farm_errors.extend(other.farm_errors);
+    all.remarks.extend(other.remarks);
+    all.remarks.sort_by_key(|r| r.trial);
     all.took_ms = all.took_ms.max(other.took_ms);
 }
 

@@ -179,14 +179,9 @@ impl<'a> Layout<'a> {
             tallies: [Tally::default(); WAYS + 1],
             waiting: Vec::new(),
         });
-        let run = Run {
-            layout: self,
-            sets: sets.collect(),
-            controls: Vec::new(),
-            control: [[0; 2]; WAYS + 1],
-            trials: 0,
-        };
-        run.to_end(fate)
+        let run =
+            Run { layout: self, sets: sets.collect(), controls: Vec::new(), clean_control: false, trials: 0 };
+        run.finish(fate)
     }
 }
 
@@ -250,14 +245,15 @@ impl Set {
 struct Run<'a> {
     layout: &'a Layout<'a>,
     sets: Vec<Set>,
-    /// Control trials that are due, as they ended, and all by way.
+    /// Control trials that are due, as they ended.
     controls: Vec<Failure>,
-    control: [[u32; 2]; WAYS + 1],
+    /// Whether any control trial was clean.
+    clean_control: bool,
     trials: u32,
 }
 
 impl Run<'_> {
-    fn to_end(mut self, fate: &mut Fate) -> Ended {
+    fn finish(mut self, fate: &mut Fate) -> Ended {
         let mut left: VecDeque<Place> = self.layout.places.iter().copied().collect();
         loop {
             let outcome = self.decided();
@@ -318,11 +314,7 @@ impl Run<'_> {
     fn tell(&mut self, fate: &mut Fate, arm: Arm) -> Failure {
         self.trials += 1;
         let failure = fate.next(arm);
-        if arm == Arm::Control {
-            for (way, counts) in self.control.iter_mut().enumerate() {
-                counts[usize::from(failed(failure, way))] += 1;
-            }
-        }
+        self.clean_control |= arm == Arm::Control && failure.is_none();
         failure
     }
 
@@ -343,7 +335,7 @@ impl Run<'_> {
 
     fn decided(&self) -> Option<Outcome> {
         let rejects = |set: &Set| {
-            let by_way = |way: usize| against_innocence(&set.tallies[way], self.control[way]);
+            let by_way = |way: usize| against_innocence(&set.tallies[way]);
             is_rejected(by_way(WAYS), (0..WAYS).map(by_way).sum(), self.sets.len())
         };
         let ended = |arm: Arm| self.sets.iter().find(|s| s.arm == arm).is_none_or(|s| s.ended > 0);
@@ -362,7 +354,7 @@ impl Run<'_> {
                 }
             }
         };
-        let controls = self.controls.len() >= plan.due(Arm::Control) as usize && self.control[WAYS][0] > 0;
+        let controls = self.controls.len() >= plan.due(Arm::Control) as usize && self.clean_control;
         (controls && self.sets.iter().zip(&self.layout.rates).all(passes)).then_some(Outcome::Qualified)
     }
 }

@@ -150,7 +150,7 @@ impl TierRule {
         trials_needed(self.max_failure_rate, self.confidence)
     }
 
-    fn problems(&self) -> Vec<(&'static str, String)> {
+    pub(crate) fn problems(&self) -> Vec<(&'static str, String)> {
         let mut found = Vec::new();
         let mut check = |ok: bool, field: &'static str, message: String| {
             if !ok {
@@ -217,19 +217,20 @@ impl TierRule {
     }
 }
 
-/// Whether the tier below has said yes: `prior` must be its verdict, on the same patches in the same order and on the same image.
-/// A tier without `after` asks for no prior verdict and looks at none.
+/// Whether the tier below has said yes: `prior` must be its verdict, on the same patches in the same order and on the same image, and
+/// must show at least what that tier asks for now, whatever it asked for then. A tier without `after` asks for no prior verdict and looks
+/// at none.
 ///
 /// # Errors
 /// Everything that does not fit, each with both values.
 pub fn check_prior(
-    rule: &TierRule,
+    tiers: &Tiers,
     tier: Tier,
     prior: Option<&Verdict>,
     patches: &[Patch],
     image: &ImageFacts,
 ) -> Result<(), String> {
-    let Some(after) = rule.after else { return Ok(()) };
+    let Some(after) = tiers.rule(tier)?.after else { return Ok(()) };
     let Some(prior) = prior else {
         return Err(format!(
             "tier {tier} takes only what {after} has qualified: run with --tier {after} first and give its verdict with --prior verdict.json"
@@ -250,11 +251,57 @@ pub fn check_prior(
         let name = |image: &ImageFacts| format!("{} (hash {})", image.name, image.hash);
         wrong.push(format!("it ran on image {}, and this run is on {}", name(&prior.image), name(image)));
     }
+    let schema = crate::plan::SCHEMA;
+    if prior.schema != schema {
+        wrong.push(format!("it has schema {}, and this klpfarm reads {schema}", prior.schema));
+    }
+    // Of another tier or outcome it was said what is wrong: whether its numbers would do is then of no interest.
+    if wrong.is_empty() {
+        wrong = too_little(prior, after, tiers.rule(after)?);
+    }
     if wrong.is_empty() {
         Ok(())
     } else {
         Err(format!("the verdict of --prior does not count: {}", wrong.join("; ")))
     }
+}
+
+/// What a tier asks for by its present rule, and a verdict does not show.
+fn too_little(prior: &Verdict, tier: Tier, rule: &TierRule) -> Vec<String> {
+    let percent = |share: f64| format!("{} %", (share * 1e6).round() / 1e4);
+    let asked =
+        format!("at most {} at {} confidence", percent(rule.max_failure_rate), percent(rule.confidence));
+    let mut wrong = Vec::new();
+    for bound in &prior.bounds {
+        // Written so that what is no number is refused.
+        if !(bound.failure_rate <= rule.max_failure_rate && bound.confidence >= rule.confidence) {
+            let turn = bound.turn.as_ref().map(|turn| format!(" on {turn}")).unwrap_or_default();
+            wrong.push(format!(
+                "its {} trials of {}{turn} leave a failure rate up to {} possible at {} confidence, and {tier} now asks for {asked}",
+                bound.arm,
+                bound.patches.join(" + "),
+                percent(bound.failure_rate),
+                percent(bound.confidence)
+            ));
+        }
+    }
+    let bounded = |arm: Arm, names: &[&str]| prior.bounds.iter().any(|b| b.arm == arm && b.patches == names);
+    let names: Vec<&str> = prior.patches.iter().map(|p| p.name.as_str()).collect();
+    let mut unbounded: Vec<String> =
+        names.iter().filter(|name| !bounded(Arm::Loaded, &[**name])).map(ToString::to_string).collect();
+    if names.len() > 1 && !bounded(Arm::Stack, &names) {
+        unbounded.push(names.join(" + "));
+    }
+    let unbounded = unbounded.into_iter();
+    wrong
+        .extend(unbounded.map(|what| format!("it has no bound for {what}, and {tier} now asks for {asked}")));
+    for arm in rule.arms.iter().filter(|arm| **arm != Arm::Stack || names.len() > 1) {
+        let clean = prior.arms.get(arm).map_or(0, |n| n.clean);
+        if clean == 0 {
+            wrong.push(format!("it has {clean} clean {arm} trials, and {tier} now asks for at least 1"));
+        }
+    }
+    wrong
 }
 
 /// The patches that a verdict is about.

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 use klpfarm_model::known::Standing;
-use klpfarm_model::verdict::{Attribution, Evidence, Wear};
+use klpfarm_model::verdict::{Attribution, Evidence, Remark, TrialRemark, Wear};
 use klpfarm_model::{Noted, Outcome, Verdict};
 
 use crate::{one_line, printable};
@@ -46,13 +46,15 @@ fn beside_the_word(verdict: &Verdict, dir: &Path, standings: &[Standing<'_>]) ->
         .iter()
         .map(|(arm, n)| {
             let more = |n: u32, word: &str| if n > 0 { format!(", {n} {word}") } else { String::new() };
-            format!("{arm} {} clean, {} failed{}", n.clean, n.failed, more(n.unexplained, "unexplained"))
+            let more = more(n.unexplained, "unexplained") + &more(n.void, "void");
+            format!("{arm} {} clean, {} failed{more}", n.clean, n.failed)
         })
         .collect();
     for (turn, outcome) in &verdict.turns {
         let _ = writeln!(out, "  turn:   {}: {outcome}", one_line(turn, 100));
     }
     let _ = writeln!(out, "  trials: {}", arms.join("; "));
+    out.push_str(&remarked(&verdict.remarks));
     let of_turn = |turn: &Option<String>| turn.as_ref().map(|t| format!("{t}: ")).unwrap_or_default();
     for bound in &verdict.bounds {
         let _ = writeln!(
@@ -152,6 +154,36 @@ fn beside_the_word(verdict: &Verdict, dir: &Path, standings: &[Standing<'_>]) ->
     out
 }
 
+/// Trials that did not simply go through all their phases, a line each.
+fn remarked(remarks: &[TrialRemark]) -> String {
+    const MOST: usize = 12;
+    if remarks.is_empty() {
+        return String::new();
+    }
+    let count = |what: Remark| remarks.iter().filter(|r| r.what == what).count();
+    let all = [(Remark::Invalid, "invalid"), (Remark::Lost, "lost"), (Remark::Repeated, "repeated")];
+    let counts = all.into_iter().map(|(what, word)| (count(what), word)).filter(|(n, _)| *n > 0);
+    let counts: Vec<String> = counts.map(|(n, word)| format!("{n} {word}")).collect();
+    let mut out = format!("  not simply done: {}\n", counts.join(", "));
+    for remark in remarks.iter().take(MOST) {
+        let _ = writeln!(out, "    {}", one_line(&remark_in_words(remark), 300));
+    }
+    if remarks.len() > MOST {
+        let _ = writeln!(out, "    and {} more, see verdict.json", remarks.len() - MOST);
+    }
+    out
+}
+
+/// What became of a trial, and why.
+pub(crate) fn remark_in_words(remark: &TrialRemark) -> String {
+    let what = match remark.what {
+        Remark::Invalid => "invalid, says nothing of the patch",
+        Remark::Lost => "lost, counts as a failure",
+        Remark::Repeated => "repeated",
+    };
+    format!("trial {} ({}) {what}: {}", remark.trial, remark.arm, remark.reason)
+}
+
 /// Who waits where, a line a place.
 fn waiting(item: &Evidence) -> String {
     const MOST: usize = 6;
@@ -219,3 +251,6 @@ fn seconds(ms: u64) -> String {
     let s = ms / 1000;
     if s < 60 { format!("{s} s") } else { format!("{} min {:02} s", s / 60, s % 60) }
 }
+
+#[cfg(test)]
+mod tests;

@@ -32,6 +32,9 @@ pub struct Terminal {
     said_ms: u64,
 }
 
+/// Share of its planned CPU time below which it is said how much a machine got, 0 to 1: slowness in such a trial may be the host's.
+const SHORT: f64 = 0.7;
+
 #[derive(Debug, Default)]
 struct Shown {
     bar: Option<ProgressBar>,
@@ -182,6 +185,11 @@ impl Terminal {
                 shown.findings += 1;
                 let _ = self.bars.println(format!("{}: finding: {}", place, one_line(&f.title, 120)));
             }
+            Body::StallEnded { .. } | Body::CpuShare { .. } => {
+                if let Some(text) = plain(event) {
+                    let _ = self.bars.println(format!("{place}: {text}"));
+                }
+            }
             Body::TrialEnded { end } => {
                 if let Some(bar) = shown.bar.take() {
                     bar.finish_and_clear();
@@ -286,7 +294,13 @@ fn plain(event: &Event) -> Option<String> {
         }
         Body::TrialEnded { end } => format!("ended: {}", end_in_words_plain(end)),
         Body::RunEnded { interrupted } => (if *interrupted { "interrupted" } else { "ended" }).to_owned(),
-        Body::Measured(_) | Body::Waits(_) | Body::StallEnded { .. } | Body::CpuShare { .. } => return None,
+        Body::StallEnded { title, lasted_ms } => {
+            format!("progress again after {:.1} s: {}", *lasted_ms as f64 / 1000.0, one_line(title, 200))
+        }
+        Body::CpuShare { share } if *share < SHORT => {
+            format!("the host gave the machine {:.0} % of its planned CPU time", share * 100.0)
+        }
+        Body::Measured(_) | Body::Waits(_) | Body::CpuShare { .. } => return None,
     };
     Some(text)
 }
@@ -313,5 +327,34 @@ fn end_in_words_plain(end: &TrialEnd) -> String {
         | TrialEnd::Interrupted
         | TrialEnd::Unneeded
         | TrialEnd::OutOfBudget => end_in_words(end, 0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use klpfarm_model::{Arm, Phase};
+
+    use super::*;
+
+    fn said(body: Body) -> Option<String> {
+        plain(&Event {
+            seq: 1,
+            at_ms: 0,
+            scope: Some(Scope { trial: 1, arm: Arm::Loaded, phase: Phase::Soak }),
+            body,
+        })
+    }
+
+    #[test]
+    fn a_trial_that_the_host_starved_says_so_and_no_other() {
+        let words = said(Body::CpuShare { share: 0.42 });
+        assert_eq!(words.as_deref(), Some("the host gave the machine 42 % of its planned CPU time"));
+        assert_eq!((said(Body::CpuShare { share: 0.7 }), said(Body::CpuShare { share: 1.0 })), (None, None));
+    }
+
+    #[test]
+    fn a_stall_that_ended_is_told() {
+        let words = said(Body::StallEnded { title: "w: threads\nstall".into(), lasted_ms: 12_340 });
+        assert_eq!(words.as_deref(), Some("progress again after 12.3 s: w: threads stall"));
     }
 }

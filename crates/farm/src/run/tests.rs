@@ -1,8 +1,10 @@
 use std::path::Path;
 
 use klpfarm_model::event::live;
+use klpfarm_model::verdict::Remark;
 use klpfarm_model::{
-    FarmKind, ImageFacts, Outcome, Patch, Pipeline, Resolved, Source, TierRule, Turn, Verdict, judge,
+    FarmKind, ImageFacts, Outcome, Patch, Pipeline, Resolved, Source, TierRule, Turn, Verdict, consistency,
+    judge,
 };
 
 use super::*;
@@ -69,6 +71,7 @@ async fn scripted(script: Script, trial: Trial, mut wires: Wires) -> Ended {
                 let applied =
                     Body::Applied { patch: "x".into(), took_ms: 1, functions, inside: BTreeMap::new() };
                 tell(Phase::Apply, applied).await;
+                tell(Phase::Transition, Body::TransitionDone { took_ms: 2, per_task: true }).await;
             }
             if let Some(kind) = found {
                 tell(Phase::Soak, Body::Finding(Box::new(finding(kind)))).await;
@@ -118,12 +121,14 @@ async fn journal(plan: &Plan, past: Vec<Event>, script: Script, cancel: &Cancell
     let carry = |trial: Trial, wires: Wires| scripted(script, trial, wires);
     conduct(plan, beginning(plan, past), &mut sink, cancel.clone().into(), carry).await.unwrap();
     assert!(all.iter().zip(1..).all(|(e, seq)| e.seq == seq), "numbered without gaps");
+    assert_eq!(consistency(plan, &all), [""; 0]);
     all
 }
 
 /// What may differ between a run and the same run with an interruption is left out: when, and which event it was.
 fn essence(mut verdict: Verdict) -> Verdict {
     verdict.took_ms = 0;
+    verdict.remarks.retain(|r| r.what != Remark::Repeated);
     verdict.arms.values_mut().for_each(|n| n.void = 0);
     verdict.evidence.iter_mut().flat_map(|e| &mut e.observations).for_each(|o| o.seq = 0);
     verdict

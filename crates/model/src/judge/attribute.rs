@@ -64,7 +64,7 @@ impl Case<'_> {
                     Attribution::ControlOnly
                 } else if before_apply(seen.scope.phase) {
                     Attribution::BeforeApply
-                } else if !(seen.finding.in_patch && !seen.finding.kind.is_soft())
+                } else if (!seen.finding.in_patch || seen.finding.kind.is_soft())
                     && self.outcomes.control_has(&seen.finding)
                 {
                     Attribution::ControlToo

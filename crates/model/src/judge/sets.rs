@@ -91,28 +91,17 @@ impl Set<'_> {
     }
 
     /// Whether this set's failures are too many, compared with those of the control trials, to be chance.
-    pub(crate) fn rejects(&self, plan: &Plan, outcomes: &Outcomes, sets: usize) -> bool {
-        let any = self.against_innocence(plan, outcomes, &|trial| outcomes.mark(trial).is_failure());
+    pub(crate) fn rejects(&self, outcomes: &Outcomes, sets: usize) -> bool {
+        let any = self.against_innocence(outcomes, &|trial| outcomes.mark(trial).is_failure());
         let by_class = Class::all()
-            .map(|class| self.against_innocence(plan, outcomes, &|trial| outcomes.failed_by(trial, class)));
+            .map(|class| self.against_innocence(outcomes, &|trial| outcomes.failed_by(trial, class)));
         is_rejected(any, by_class.sum(), sets)
     }
 
-    /// The capital against a harmless patch, half of it bet on pairs and half on all trials, by failures that `failed` chooses.
-    fn against_innocence(&self, plan: &Plan, outcomes: &Outcomes, failed: &dyn Fn(u32) -> bool) -> f64 {
+    /// The capital against a harmless patch, by failures that `failed` chooses.
+    fn against_innocence(&self, outcomes: &Outcomes, failed: &dyn Fn(u32) -> bool) -> f64 {
         let begun = |number: u32| outcomes.has_begun(number);
-        let tally = self.tally_of(outcomes, &begun, Unended::Ignored, failed);
-        if tally.failed() == 0 {
-            // No bet against it gains anything.
-            return 0.0;
-        }
-        let mut control = [0; 2];
-        for trial in plan.trials.iter().filter(|t| t.arm == Arm::Control) {
-            if outcomes.mark(trial.number).counts() {
-                control[usize::from(failed(trial.number))] += 1;
-            }
-        }
-        against_innocence(&tally, control)
+        against_innocence(&self.tally_of(outcomes, &begun, Unended::Ignored, failed))
     }
 
     /// Whether this set needs another trial, if all that run end cleanly, and can get what it needs.
@@ -142,13 +131,14 @@ impl Set<'_> {
     }
 }
 
-/// The capital against a harmless patch after these outcomes of a set and of the control trials (clean, failed): half of it is bet on pairs and
-/// half on all trials.
-pub(crate) fn against_innocence(tally: &Tally, control: [u32; 2]) -> f64 {
+/// The capital against a harmless patch after these outcomes: half of it is bet on pairs and half on all trials of the set and the control trials
+/// next to them. Control trials that ran at other times say nothing: what noise there is comes in bursts.
+pub(crate) fn against_innocence(tally: &Tally) -> f64 {
     if tally.failed() == 0 {
         return 0.0;
     }
     let pairs = Wager::against_innocence().capital(tally);
+    let control = [0, 1].map(|failed| tally.pairs[0][failed] + tally.pairs[1][failed]);
     f64::midpoint(pairs, against_chance([tally.clean(), tally.failed()], control))
 }
 

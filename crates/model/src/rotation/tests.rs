@@ -165,3 +165,21 @@ fn each_turn_is_judged_by_its_own_trials() {
     assert_eq!((verdict.arms[&Arm::Loaded].clean, verdict.arms[&Arm::Loaded].failed), (6, 2));
     assert_eq!((so_far.ended, so_far.clean, so_far.failed, so_far.void), (12, 6, 2, 0));
 }
+
+/// Trials of all turns stand together, in order of their numbers.
+#[test]
+fn remarks_of_all_turns_are_kept() {
+    let plan = plan(TWO, &[("x", "5.10"), ("x", "6.12")]).unwrap();
+    let with = |trials: &[u32]| {
+        let remark = |trial: &u32| crate::verdict::TrialRemark {
+            trial: *trial,
+            arm: Arm::Loaded,
+            what: crate::verdict::Remark::Lost,
+            reason: "QEMU died".into(),
+        };
+        Verdict { remarks: trials.iter().map(remark).collect(), ..crate::judge(&plan, &[]) }
+    };
+    let mut all = with(&[2, 9]);
+    add(&mut all, with(&[5]));
+    assert_eq!(all.remarks.iter().map(|r| r.trial).collect::<Vec<_>>(), [2, 5, 9]);
+}

@@ -1,4 +1,5 @@
 use super::*;
+use crate::verdict::{ArmCount, Bound};
 use crate::{Accel, Sidecar};
 
 const BASE: &str = "max_failure_rate: 0.2\n  confidence: 0.95\n  soak: 30s\n  arms: [loaded, control]\n";
@@ -154,7 +155,14 @@ fn rule(more: &str) -> TierRule {
 
 fn patch(sha256: &str, severity: Option<Severity>) -> Patch {
     let sidecar = Sidecar { severity, ..Sidecar::default() };
-    Patch { file: format!("built/{sha256}.ko").into(), sha256: sha256.into(), sidecar, ..Patch::default() }
+    let name = "x".to_owned();
+    Patch {
+        file: format!("built/{sha256}.ko").into(),
+        name,
+        sha256: sha256.into(),
+        sidecar,
+        ..Patch::default()
+    }
 }
 
 fn image(hash: &str) -> ImageFacts {
@@ -162,6 +170,16 @@ fn image(hash: &str) -> ImageFacts {
 }
 
 fn verdict() -> Verdict {
+    let clean = ArmCount { planned: 24, clean: 14, ..ArmCount::default() };
+    let bound = Bound {
+        turn: None,
+        arm: Arm::Loaded,
+        patches: vec!["x".into()],
+        failed: 0,
+        clean: 14,
+        failure_rate: crate::upper_bound(0, 14, 0.95),
+        confidence: 0.95,
+    };
     Verdict {
         schema: crate::plan::SCHEMA,
         turns: BTreeMap::new(),
@@ -171,10 +189,10 @@ fn verdict() -> Verdict {
         patches: vec![patch("aa", None)],
         checkpoint: None,
         wear: None,
-        bounds: Vec::new(),
+        bounds: vec![bound],
         image: image("11"),
         accel: Accel::Tcg,
-        arms: BTreeMap::new(),
+        arms: [Arm::Loaded, Arm::Control].map(|arm| (arm, clean)).into(),
         evidence: Vec::new(),
         reach: Vec::new(),
         blind: Vec::new(),
@@ -188,8 +206,14 @@ fn verdict() -> Verdict {
 
 /// What is said of `prior` when patch `aa` on image `11` shall enter updates.
 fn said(prior: Option<Verdict>) -> Result<(), String> {
-    let rule = rule("  after: proposed\n");
-    check_prior(&rule, Tier::Updates, prior.as_ref(), &[patch("aa", None)], &image("11"))
+    said_by("", prior)
+}
+
+/// The same, where `proposed` asks for more than it did when the verdict was reached.
+fn said_by(more: &str, prior: Option<Verdict>) -> Result<(), String> {
+    let proposed = BASE.replace("arms: [loaded, control]", &format!("arms: [loaded, control{more}]"));
+    let tiers = parse(&format!("proposed:\n  {proposed}updates:\n  {BASE}  after: proposed\n")).unwrap();
+    check_prior(&tiers, Tier::Updates, prior.as_ref(), &[patch("aa", None)], &image("11"))
 }
 
 #[test]
@@ -203,7 +227,8 @@ fn a_fitting_prior_verdict_counts() {
 
 #[test]
 fn without_after_no_prior_verdict_is_asked_for() {
-    let ask = |prior| check_prior(&rule(""), Tier::Updates, prior, &[patch("bb", None)], &image("22"));
+    let tiers = parse(&format!("updates:\n  {BASE}")).unwrap();
+    let ask = |prior| check_prior(&tiers, Tier::Updates, prior, &[patch("bb", None)], &image("22"));
     assert_eq!((ask(None), ask(Some(&verdict()))), (Ok(()), Ok(())));
 }
 
@@ -230,6 +255,67 @@ fn each_misfit_of_a_prior_verdict_has_its_words() {
     ] {
         assert_eq!(said(Some(prior)).unwrap_err(), format!("the verdict of --prior does not count: {words}"));
     }
+    let older = said(Some(Verdict { schema: 1, ..verdict() })).unwrap_err();
+    let words = format!("it has schema 1, and this klpfarm reads {}", crate::plan::SCHEMA);
+    assert_eq!(older, format!("the verdict of --prior does not count: {words}"));
+}
+
+/// A verdict counts only if it shows what its tier asks for now: one loaded trial by a rule that asked for next to nothing does not.
+#[test]
+fn a_prior_verdict_shows_what_its_tier_asks_for_now() {
+    let with = |change: fn(&mut Verdict)| {
+        let mut prior = verdict();
+        change(&mut prior);
+        said(Some(prior)).map_err(|e| e.replace("the verdict of --prior does not count: ", ""))
+    };
+    let weaker = with(|v| {
+        v.bounds[0] = Bound { clean: 1, failure_rate: 0.95, confidence: 0.5, ..v.bounds[0].clone() };
+        v.arms.get_mut(&Arm::Control).unwrap().clean = 1;
+    });
+    assert_eq!(
+        weaker.unwrap_err(),
+        "its loaded trials of x leave a failure rate up to 95 % possible at 50 % confidence, and proposed now asks for at most 20 % at 95 % confidence"
+    );
+    let rate = with(|v| v.bounds[0].failure_rate = 0.200_1).unwrap_err();
+    assert!(rate.contains("up to 20.01 % possible at 95 % confidence, and proposed"), "{rate}");
+    let confidence = with(|v| v.bounds[0].confidence = 0.9).unwrap_err();
+    assert!(confidence.contains("possible at 90 % confidence, and proposed"), "{confidence}");
+    assert!(with(|v| v.bounds[0].failure_rate = f64::NAN).is_err());
+    assert_eq!(with(|v| v.bounds[0].confidence = 0.99), Ok(()), "more than is asked for");
+    assert_eq!(with(|v| v.bounds[0].failure_rate = 0.05), Ok(()), "more than is asked for");
+    let none = "it has no bound for x, and proposed now asks for at most 20 % at 95 % confidence";
+    assert_eq!(with(|v| v.bounds.clear()).unwrap_err(), none);
+    assert_eq!(with(|v| v.bounds[0].arm = Arm::Stack).unwrap_err(), none);
+    assert_eq!(with(|v| v.bounds[0].patches.push("y".into())).unwrap_err(), none);
+    let turn = with(|v| {
+        let other = Bound { turn: Some("b/all".into()), failure_rate: 0.5, ..v.bounds[0].clone() };
+        v.bounds.push(other);
+    });
+    assert!(turn.unwrap_err().starts_with("its loaded trials of x on b/all leave a failure rate up to 50 %"));
+    let control = with(|v| v.arms.retain(|arm, _| *arm != Arm::Control)).unwrap_err();
+    assert_eq!(control, "it has 0 clean control trials, and proposed now asks for at least 1");
+    let reapply = said_by(", reapply", Some(verdict())).unwrap_err();
+    assert!(
+        reapply.ends_with("it has 0 clean reapply trials, and proposed now asks for at least 1"),
+        "{reapply}"
+    );
+    assert_eq!(said_by(", stack", Some(verdict())), Ok(()), "one patch makes no stack");
+}
+
+#[test]
+fn a_prior_verdict_on_a_stack_bounds_the_stack() {
+    let stack = [patch("aa", None), Patch { name: "y".into(), ..patch("bb", None) }];
+    let tiers = parse(&format!("proposed:\n  {BASE}updates:\n  {BASE}  after: proposed\n")).unwrap();
+    let mut prior = Verdict { patches: stack.to_vec(), ..verdict() };
+    let check = |prior: &Verdict| check_prior(&tiers, Tier::Updates, Some(prior), &stack, &image("11"));
+    assert_eq!(
+        check(&prior).unwrap_err(),
+        "the verdict of --prior does not count: it has no bound for y, and proposed now asks for at most 20 % at 95 % confidence; it has no bound for x + y, and proposed now asks for at most 20 % at 95 % confidence"
+    );
+    let x = prior.bounds[0].clone();
+    prior.bounds.push(Bound { patches: vec!["y".into()], ..x.clone() });
+    prior.bounds.push(Bound { patches: vec!["x".into(), "y".into()], arm: Arm::Stack, ..x });
+    assert_eq!(check(&prior), Ok(()));
 }
 
 #[test]
@@ -242,8 +328,8 @@ fn all_misfits_are_said_at_once() {
 #[test]
 fn a_prior_verdict_on_one_patch_says_nothing_of_a_stack() {
     let stack = [patch("aa", None), patch("bb", None)];
-    let rule = rule("  after: proposed\n");
-    let error = check_prior(&rule, Tier::Updates, Some(&verdict()), &stack, &image("11")).unwrap_err();
+    let tiers = parse(&format!("proposed:\n  {BASE}updates:\n  {BASE}  after: proposed\n")).unwrap();
+    let error = check_prior(&tiers, Tier::Updates, Some(&verdict()), &stack, &image("11")).unwrap_err();
     assert!(
         error.ends_with("it is about patch sha256 aa, and this run about sha256 aa, sha256 bb"),
         "{error}"

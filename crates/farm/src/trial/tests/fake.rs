@@ -2,7 +2,10 @@
 
 use std::path::Path;
 
-use klpfarm_model::{Accel, Arm, FindingKind, ImageFacts, Patch, Pipeline, Resolved, TierRule, Workload};
+use klpfarm_model::{
+    Accel, Arm, Event, FindingKind, ImageFacts, Patch, Pipeline, Resolved, Scope, TierRule, Workload,
+    consistency,
+};
 use klpfarm_stress::wire::{BlockedTask, FromGuest, Thread, ThreadProgress};
 use klpfarm_vm::CpuLook;
 
@@ -128,7 +131,7 @@ pub(super) fn tell_of_aging(faults: Faults) -> Told {
 pub(super) fn tell_of(plan: Arc<Plan>, trial: Trial, faults: Faults) -> Told {
     let arm = trial.arm;
     let origin = if faults.forked { Origin::Fork } else { Origin::Boot };
-    let mut dispatcher = Dispatcher::new(plan, trial, origin);
+    let mut dispatcher = Dispatcher::new(Arc::clone(&plan), trial.clone(), origin);
     let mut fake = Fake::new(arm, faults);
     let mut bodies = Vec::new();
     let mut queue = VecDeque::from([Input::Started(Ok(70))]);
@@ -154,6 +157,7 @@ pub(super) fn tell_of(plan: Arc<Plan>, trial: Trial, faults: Faults) -> Told {
             match action {
                 Action::Emit(phase, body) => bodies.push((phase, body)),
                 Action::End(end) => {
+                    assert_eq!(complaints(&plan, &trial, &bodies, &end), [""; 0]);
                     let Fake { commands, asked, now, .. } = fake;
                     return Told { bodies, end, commands, asked, seconds: now.as_secs() };
                 }
@@ -162,6 +166,23 @@ pub(super) fn tell_of(plan: Arc<Plan>, trial: Trial, faults: Faults) -> Told {
         }
     }
     unreachable!()
+}
+
+/// What is inconsistent in the journal of a run of this one trial.
+fn complaints(plan: &Plan, trial: &Trial, bodies: &[(Phase, Body)], end: &TrialEnd) -> Vec<String> {
+    // The machine that is aged is in no journal, nor is what a test made up for itself.
+    if plan.trial(trial.number).as_deref() != Some(trial) {
+        return Vec::new();
+    }
+    let begin =
+        Body::RunStarted { time: String::new(), plan: plan.hash(), accel: plan.accel, qemu: String::new() };
+    let scope = |phase| Some(Scope { trial: trial.number, arm: trial.arm, phase });
+    let own = bodies.iter().map(|(phase, body)| (scope(*phase), body.clone()));
+    let all = [(None, begin), (scope(Phase::Boot), Body::TrialStarted)].into_iter().chain(own);
+    let all = all.chain([(scope(Phase::End), Body::TrialEnded { end: end.clone() })]);
+    let events: Vec<Event> =
+        all.zip(1..).map(|((scope, body), seq)| Event { seq, at_ms: seq, scope, body }).collect();
+    consistency(plan, &events)
 }
 
 impl Fake {
