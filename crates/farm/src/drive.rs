@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 use crate::code::Code;
 use crate::evidence::{self, About, Heard, Policy};
 use crate::host::{Host, Look};
+use crate::nonce;
 use crate::pace::{self, Pace};
 use crate::trial::{Action, CHUNK, Collect, Dispatcher, Input, NoLogin, Origin, Upload, millis};
 
@@ -83,7 +84,7 @@ pub(crate) async fn drive(bench: &Bench, trial: Trial, origin: Origin, wires: Wi
     let Wires { report, mut functions, mut stop } = wires;
     let mut driver = Driver {
         bench,
-        dispatcher: Dispatcher::new(Arc::clone(&bench.plan), trial.clone(), origin),
+        dispatcher: Dispatcher::new(Arc::clone(&bench.plan), trial.clone(), origin, nonce::secret()),
         trial,
         report,
         power_on: Instant::now(),
@@ -245,6 +246,7 @@ impl Driver<'_> {
                 Action::Login { limit } => self.login(limit),
                 Action::Rekey { limit } => self.rekey(limit),
                 Action::Cpus => self.cpus(),
+                Action::Status => self.status(),
                 Action::Ssh { command, input, limit } => self.over_ssh(command, input, limit),
                 Action::Tell(message) => {
                     if let Some(machine) = &self.machine {
@@ -296,6 +298,14 @@ impl Driver<'_> {
         self.jobs.spawn(async move {
             let looks = machine.qmp().cpus(ANSWER).await.map_err(|e| e.to_string());
             Done::Input(Input::Cpus(looks))
+        });
+    }
+
+    fn status(&mut self) {
+        let Some(machine) = self.machine.clone() else { return };
+        self.jobs.spawn(async move {
+            let status = machine.status().await.map(|(word, _)| word).map_err(|e| e.to_string());
+            Done::Input(Input::Status(status))
         });
     }
 

@@ -2,11 +2,13 @@
 //! together (`run`).
 
 mod blind;
+mod calls;
 mod code;
 mod drive;
 mod evidence;
 mod guest;
 mod host;
+mod nonce;
 mod pace;
 mod past;
 mod run;

@@ -1,15 +1,25 @@
 //! One trial, decided without a machine: inputs in, actions out. No await, no clock: `now` is the time since power-on.
 
+mod before;
 mod beside;
+mod blame;
 mod console;
+mod counting;
 mod cpus;
+mod ending;
+mod hangs;
 mod health;
+mod kept;
+mod late;
 mod measure;
 mod oom;
 mod patching;
 mod prepare;
 mod script;
+mod secret;
 mod snapshot;
+mod stalls;
+mod stopped;
 mod tasks;
 #[cfg(test)]
 mod tests;
@@ -27,15 +37,20 @@ use klpfarm_vm::{CpuLook, Output, SshOutput};
 
 use crate::code::Code;
 use crate::guest;
+use before::Before;
 use beside::Beside;
 use console::Console;
+use counting::Counting;
 use cpus::Cpus;
 use health::Health;
+use late::Late;
 use measure::Measure;
 pub(crate) use measure::millis;
 pub(crate) use script::Origin;
 use script::{Op, script};
+pub(crate) use secret::Secret;
 use snapshot::Snapshot;
+use stopped::Stopped;
 
 /// What happens to a trial.
 #[derive(Debug)]
@@ -52,6 +67,8 @@ pub(crate) enum Input {
     Rekeyed(Result<(), String>),
     /// [`Action::Cpus`] ended: what the virtual CPUs do, or why that can't be told.
     Cpus(Result<Vec<CpuLook>, String>),
+    /// [`Action::Status`] ended: QEMU's word for the state of the virtual CPUs, or why there is none.
+    Status(Result<String, String>),
     /// [`Action::Collect`] ended.
     Collected(Collected),
     /// Another trial has learnt which functions the patches replace.
@@ -88,6 +105,8 @@ pub(crate) enum Action {
     },
     /// Look at the virtual CPUs.
     Cpus,
+    /// Ask QEMU whether they run, and why not.
+    Status,
     /// Run a command over the kept connection.
     Ssh {
         /// Shell line.
@@ -185,7 +204,14 @@ enum Step {
     Disable,
     Untransition,
     Unload,
+    /// Whether patches are in force; or (true) whether a later one has replaced them.
+    InForce(bool),
     Count,
+    /// All is done; since then, and whether the taint has been read once more.
+    Closing {
+        since: Duration,
+        taint: bool,
+    },
     /// After a finding: hear what else there is.
     Listen(Duration),
     Collecting,
@@ -197,8 +223,6 @@ const POLL: Duration = Duration::from_millis(150);
 const LOGIN_EVERY: Duration = Duration::from_secs(10);
 const CPUS_EVERY: Duration = Duration::from_secs(1);
 const RATES_EVERY: Duration = Duration::from_secs(5);
-/// A tick that comes so late means that the host did not let us run.
-const LATE: Duration = Duration::from_secs(1);
 /// How long a console must be quiet before an open report is taken as complete.
 const QUIET: Duration = Duration::from_secs(2);
 /// The probe goes by the guest's clock, which runs on while the host lets the machine wait: measured, 12 s of machine time were more
@@ -211,9 +235,15 @@ fn guest_limit_ms(limit: Duration) -> u64 {
 /// From a channel's loss until QEMU's end is known, if that is why.
 const ENDING: Duration = Duration::from_secs(5);
 
-/// How long calls are counted, and how often again without the patch while a function was not called at all.
-const COUNT_SECONDS: u64 = 2;
-const COUNT_ROUNDS: u32 = 12;
+/// The channel that may come back.
+const SSH_PORT: &str = "the machine's SSH port";
+
+/// A channel that does not work: since when, and when that was seen last.
+#[derive(Debug, Clone, Copy)]
+struct Loss {
+    since: Duration,
+    again: Duration,
+}
 
 /// One trial's state.
 pub(crate) struct Dispatcher {
@@ -223,6 +253,9 @@ pub(crate) struct Dispatcher {
     script: VecDeque<Op>,
     /// The patch that is being applied or taken back.
     patch: usize,
+    /// Patches that are in force, and those of them that are still to be asked about.
+    in_force: BTreeSet<usize>,
+    to_check: Vec<usize>,
     /// Patches whose module was not unloaded and can only be enabled again (before 4.12).
     resident: BTreeSet<usize>,
     step: Step,
@@ -236,10 +269,25 @@ pub(crate) struct Dispatcher {
     release: String,
     classifier: Classifier,
     console_at: Option<Duration>,
-    next_id: u64,
+    /// The latest input's time.
+    now: Duration,
+    secret: Secret,
+    /// Questions asked of the probe so far.
+    asked: u64,
     awaited: u64,
+    /// Questions to start or stop workloads that have not been answered.
+    load_ids: BTreeSet<u64>,
     poll_at: Duration,
-    last_tick: Duration,
+    late: Late,
+    stopped: Option<Stopped>,
+    /// Lines of the console so far, and whether another one has begun.
+    lines: (u64, bool),
+    /// Milliseconds since the guest's boot, as it told last.
+    guest_ms: u64,
+    /// The moment at which applying began for the first time.
+    before: Option<Before>,
+    /// The console told of a panic that a non-maskable interrupt of the farm's brought about.
+    nmi_panic: bool,
     login_at: Option<Duration>,
     login_running: bool,
     ssh_ms: Option<u64>,
@@ -247,9 +295,11 @@ pub(crate) struct Dispatcher {
     /// When to look next; `None` once it has proved to be impossible.
     cpus_at: Option<Duration>,
     cpus_running: bool,
+    /// Since when looks have failed, and how many.
+    cpus_failed: Option<(Duration, u32)>,
     console: Console,
-    /// The first channel that was lost, and when.
-    lost: Option<(Duration, &'static str)>,
+    /// Channels that do not work.
+    lost: BTreeMap<&'static str, Loss>,
     beat_at: Duration,
     /// Questions that no step waits for, by id.
     beside: BTreeMap<u64, Beside>,
@@ -267,17 +317,17 @@ pub(crate) struct Dispatcher {
     functions: BTreeSet<String>,
     has_transition: bool,
     stragglers: Option<u8>,
-    calls: Vec<(String, u64, u64)>,
-    count_round: u32,
+    counting: Counting,
     out: VecDeque<Action>,
 }
 
 impl Dispatcher {
-    pub(crate) fn new(plan: Arc<Plan>, trial: Trial, origin: Origin) -> Self {
+    pub(crate) fn new(plan: Arc<Plan>, trial: Trial, origin: Origin, secret: Secret) -> Self {
         let deadline = plan.scaled(plan.pipeline.limits.boot);
         let limits = &plan.pipeline.limits;
         let health = Health::new(&plan, &trial, origin);
-        let console = Console::new(trial.number, plan.scaled(limits.console), limits.console_flood);
+        let console =
+            Console::new(trial.number, plan.scaled(limits.console), limits.console_flood, secret.clone());
         let cpus = Cpus::new(plan.scaled(limits.cpu));
         let zero = Duration::ZERO;
         Self {
@@ -286,6 +336,8 @@ impl Dispatcher {
             trial,
             origin,
             patch: 0,
+            in_force: BTreeSet::new(),
+            to_check: Vec::new(),
             resident: BTreeSet::new(),
             step: Step::PowerOn,
             phase: Phase::Boot,
@@ -297,18 +349,27 @@ impl Dispatcher {
             release: String::new(),
             classifier: Classifier::new(),
             console_at: None,
-            next_id: 1,
+            now: zero,
+            secret,
+            asked: 0,
             awaited: 0,
+            load_ids: BTreeSet::new(),
             poll_at: zero,
-            last_tick: zero,
+            late: Late::default(),
+            stopped: None,
+            lines: (0, false),
+            guest_ms: 0,
+            before: None,
+            nmi_panic: false,
             login_at: None,
             login_running: false,
             ssh_ms: None,
             cpus,
             cpus_at: Some(zero),
             cpus_running: false,
+            cpus_failed: None,
             console,
-            lost: None,
+            lost: BTreeMap::new(),
             beat_at: zero,
             beside: BTreeMap::new(),
             started_ms: 0,
@@ -322,8 +383,7 @@ impl Dispatcher {
             functions: BTreeSet::new(),
             has_transition: true,
             stragglers: None,
-            calls: Vec::new(),
-            count_round: 0,
+            counting: Counting::default(),
             out: VecDeque::new(),
         }
     }
@@ -335,6 +395,7 @@ impl Dispatcher {
 
     /// Take one input and say what is to be done, in order.
     pub(crate) fn handle(&mut self, now: Duration, input: Input) -> Vec<Action> {
+        self.now = now;
         if self.step != Step::Over {
             match input {
                 Input::Started(Ok(ms)) => self.power_on(now, ms),
@@ -344,6 +405,7 @@ impl Dispatcher {
                 Input::Ssh(result) => self.ssh(now, result),
                 Input::Rekeyed(result) => self.rekeyed(now, result),
                 Input::Cpus(looks) => self.cpus_seen(now, looks),
+                Input::Status(status) => self.status(now, status),
                 Input::Collected(collected) => self.collected(collected),
                 Input::Tick => self.tick(now),
                 // A patched trial counts calls of its own functions only, which it learns by itself.
@@ -361,16 +423,10 @@ impl Dispatcher {
         self.out.push_back(Action::Emit(self.phase, body));
     }
 
-    fn end(&mut self, end: TrialEnd) {
-        self.enter(Phase::End);
-        self.step = Step::Over;
-        self.out.push_back(Action::End(end));
-    }
-
     /// Begin the next thing the trial does.
     fn next_op(&mut self, now: Duration) {
         match self.script.pop_front() {
-            None => self.end(TrialEnd::Completed),
+            None => self.close(now),
             Some(Op::Rekey) => self.rekey(now),
             Some(Op::Vitals) => {
                 self.step = Step::Vitals;
@@ -388,6 +444,8 @@ impl Dispatcher {
             Some(Op::Run(phase, length)) => self.run_phase(now, phase, length),
             Some(Op::Apply(patch)) => self.apply(now, patch),
             Some(Op::Revert(patch)) => self.disable(now, patch),
+            Some(Op::Replaced(patch)) => self.check_force(now, Some(patch)),
+            Some(Op::InForce) => self.check_force(now, None),
             Some(Op::Count) => self.count(now),
         }
     }
@@ -400,10 +458,15 @@ impl Dispatcher {
     }
 
     fn tell(&mut self, ask: Ask) -> u64 {
-        let id = self.next_id;
-        self.next_id += 1;
+        let id = self.fresh_id();
         self.out.push_back(Action::Tell(ToGuest { id, ask }));
         id
+    }
+
+    /// An id that no guest can guess: an answer to a question that it has not been asked is none.
+    fn fresh_id(&mut self) -> u64 {
+        self.asked += 1;
+        self.secret.id(self.asked)
     }
 
     /// Ask for something whose reply ends the current step.
@@ -429,26 +492,6 @@ impl Dispatcher {
 
     fn farm_error(&mut self, message: String) {
         self.end(TrialEnd::FarmError { message });
-    }
-
-    /// Report what the rules of health say; the first finding leads to evidence and the end.
-    fn report(&mut self, now: Duration, mut bodies: Vec<Body>) {
-        if self.step == Step::Collecting {
-            // Gathering evidence interrupts the guest and makes it stand still: what that stirs up is the farm's doing.
-            bodies.retain(|b| !matches!(b, Body::Finding(_)));
-        }
-        let mut found = false;
-        for body in bodies {
-            if let Body::Finding(finding) = &body {
-                found = true;
-                self.snapshot.hold();
-                self.findings.push(format!("[{}] {}", finding.kind, finding.title));
-            }
-            self.emit(body);
-        }
-        if found && !matches!(self.step, Step::Listen(_) | Step::Collecting | Step::Over) {
-            self.step = Step::Listen(now + self.scaled(10));
-        }
     }
 
     fn find(&mut self, now: Duration, kind: FarmKind, title: &str, evidence: String) {

@@ -12,6 +12,8 @@ use super::tasks::general;
 pub(crate) struct Waiting {
     /// When each workload thread finished an operation last.
     finished: BTreeMap<u32, Duration>,
+    /// When progress was last told.
+    told: Option<Duration>,
     /// Since when the other task has been in state D that is there longest.
     blocked: Option<Duration>,
 }
@@ -22,12 +24,14 @@ impl Waiting {
         let before = |ms: u64| now.saturating_sub(Duration::from_millis(ms));
         match message {
             FromGuest::Thread(thread) => {
-                self.finished.insert(thread.id, now);
+                // The probe tells of all its threads again when it is greeted.
+                self.finished.entry(thread.id).or_insert(now);
             }
             FromGuest::Gone { id } => {
                 self.finished.remove(id);
             }
             FromGuest::Progress { threads, .. } => {
+                self.told = Some(now);
                 self.finished.extend(threads.iter().map(|p| (p.id, before(p.idle_ms))));
             }
             FromGuest::Blocked { tasks, .. } => {
@@ -38,10 +42,27 @@ impl Waiting {
         }
     }
 
-    /// All threads that count have finished an operation since, and no task has been in state D since before.
-    pub(crate) fn all_went_on(&self, then: Duration, counts: impl Fn(u32) -> bool) -> bool {
-        self.finished.iter().all(|(id, at)| *at >= then || !counts(*id))
-            && self.blocked.is_none_or(|since| since >= then)
+    /// The machine stood still for so long through no fault of its own.
+    pub(crate) fn forgive(&mut self, lost: Duration) {
+        self.finished.values_mut().for_each(|at| *at += lost);
+        self.told = self.told.map(|at| at + lost);
+        self.blocked = self.blocked.map(|at| at + lost);
+    }
+
+    /// Threads that have not finished an operation since.
+    pub(crate) fn behind(&self, then: Duration) -> impl Iterator<Item = u32> + '_ {
+        self.finished.iter().filter(move |(_, at)| **at < then).map(|(id, _)| *id)
+    }
+
+    /// A task has been in state D since before.
+    pub(crate) fn blocked_since_before(&self, then: Duration) -> bool {
+        self.blocked.is_some_and(|since| since < then)
+    }
+
+    /// How long each thread had finished nothing when progress was last told, and when that was.
+    pub(crate) fn idle(&self) -> Option<(Duration, Vec<(u32, Duration)>)> {
+        let told = self.told?;
+        Some((told, self.finished.iter().map(|(id, at)| (*id, told.saturating_sub(*at))).collect()))
     }
 }
 
@@ -53,6 +74,12 @@ mod tests {
 
     fn s(seconds: u64) -> Duration {
         Duration::from_secs(seconds)
+    }
+
+    impl Waiting {
+        fn all_went_on(&self, then: Duration, counts: impl Fn(u32) -> bool) -> bool {
+            !self.behind(then).any(counts) && !self.blocked_since_before(then)
+        }
     }
 
     fn progress(id: u32, idle_ms: u64) -> FromGuest {
