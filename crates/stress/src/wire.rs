@@ -391,7 +391,7 @@ mod tests {
         assert_eq!(line, r#"{"t":"progress","at_ms":12,"threads":[[1,2,3,4,5,22]]}"#);
         assert_eq!(serde_json::from_str::<FromGuest>(&line).unwrap(), p);
         let ask = ToGuest {
-            id: 7,
+            id: u64::MAX - 7,
             ask: Ask::Start {
                 workload: "w".into(),
                 run: Run::Builtin { name: "fork-exec-churn".into(), args: vec!["processes=2".into()] },

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use klpfarm_kmsg::{Kind, Report};
 use klpfarm_model::{AGING, Body, FarmKind, Finding, Phase, Source};
-use klpfarm_stress::wire::{BlockedTask, FromGuest};
+use klpfarm_stress::wire::{BlockedTask, FromGuest, Thread};
 
 use super::blame;
 use super::health::Health;
@@ -25,6 +25,13 @@ impl Health {
     fn stall_limit(&self, workload: &str) -> Duration {
         let usual = self.usual_idle.get(workload).copied().unwrap_or(0);
         self.stall.max(Duration::from_millis(usual * 3))
+    }
+
+    /// Whether this thread must finish operations: a stressor's, or that of a program that did so often enough before the patch. Other
+    /// programs take as long as they like.
+    fn must_work(&self, thread: &Thread) -> bool {
+        let name = &thread.workload;
+        thread.counted && name != AGING && (self.builtins.contains(name) || self.regular.contains(name))
     }
 
     fn place(task: &BlockedTask, patches: &[String]) -> Place {
@@ -164,7 +171,7 @@ impl Health {
         let counted: Vec<_> = threads
             .into_iter()
             .filter_map(|(id, idle)| Some((id, idle, measure.thread(id)?)))
-            .filter(|(_, _, t)| t.counted && t.workload != AGING)
+            .filter(|(_, _, t)| self.must_work(t))
             .collect();
         if !counted.is_empty() && self.probe_alive(now) && now.saturating_sub(told) >= self.probe {
             let evidence =
@@ -223,7 +230,7 @@ impl Health {
     /// Whoever was waiting at that time and has not gone on since, as far as is known; as findings, should patience run out.
     pub(super) fn hanging(&self, then: Duration, measure: &Measure) -> Vec<Hanging> {
         let mut all = Vec::new();
-        let counted = |id: u32| measure.thread(id).filter(|t| t.counted && t.workload != AGING);
+        let counted = |id: u32| measure.thread(id).filter(|t| self.must_work(t));
         let mut workloads: BTreeMap<&str, usize> = BTreeMap::new();
         for thread in self.waiting.behind(then).filter_map(counted) {
             *workloads.entry(&thread.workload).or_default() += 1;

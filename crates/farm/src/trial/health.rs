@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::Duration;
 
 use klpfarm_kmsg::{Report, Severity, Signal};
+use klpfarm_model::event::Measured;
 use klpfarm_model::{Body, FarmKind, Finding, FindingKind, Phase, Plan, Source, Trial};
 use klpfarm_stress::wire::{Fault, FaultKind, FromGuest};
 use klpfarm_vm::QmpEvent;
@@ -18,6 +19,9 @@ use super::{blame, oom};
 /// Soft findings of one trial beyond this are only counted: a machine that makes no progress finds new words for the same thing for ever.
 /// Hard ones are always told.
 const MOST_SOFT: usize = 40;
+
+/// A program that finished so many operations in the baseline goes on to do so.
+const REGULAR: u64 = 3;
 
 /// Taint bits that loading a livepatch sets by itself: out-of-tree (12), unsigned (13), livepatch (15). Source: kernel
 /// `Documentation/admin-guide/tainted-kernels.rst`.
@@ -61,6 +65,10 @@ pub(crate) struct Health {
     pub(super) patches: Vec<String>,
     /// Names of the workloads.
     workloads: Vec<String>,
+    /// Those of them that are stressors of the farm's own.
+    pub(super) builtins: BTreeSet<String>,
+    /// Those that finished operations often enough in the baseline for its longest pause to say something.
+    pub(super) regular: BTreeSet<String>,
     applied_at: Option<Duration>,
     pub(super) phase: Phase,
     /// Set while the probe is expected to speak.
@@ -96,6 +104,7 @@ pub(crate) struct Health {
 impl Health {
     pub(crate) fn new(plan: &Plan, trial: &Trial, origin: Origin) -> Self {
         let limits = &plan.pipeline.limits;
+        let builtins = plan.workloads.iter().filter(|w| w.run.builtin.is_some());
         Self {
             stall: plan.scaled(limits.stall),
             blocked: plan.scaled(limits.blocked),
@@ -106,6 +115,8 @@ impl Health {
             grace: plan.scaled(Duration::from_secs(3)),
             patches: plan.names(trial).map(str::to_owned).collect(),
             workloads: plan.workloads.iter().map(|w| w.name.clone()).collect(),
+            builtins: builtins.map(|w| w.name.clone()).collect(),
+            regular: BTreeSet::new(),
             applied_at: None,
             phase: Phase::Boot,
             probe_at: None,
@@ -139,7 +150,9 @@ impl Health {
     }
 
     /// The baseline is over: what threads did in it is usual here.
-    pub(crate) fn baseline(&mut self, usual_idle: BTreeMap<String, u64>) {
+    pub(crate) fn baseline(&mut self, usual_idle: BTreeMap<String, u64>, measured: &Measured) {
+        let often = measured.workloads.iter().filter(|(_, w)| w.ops >= REGULAR);
+        self.regular = often.map(|(name, _)| name.clone()).collect();
         self.usual_idle = usual_idle;
     }
 

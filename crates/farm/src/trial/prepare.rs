@@ -221,10 +221,10 @@ impl Dispatcher {
     /// A phase under load is over.
     pub(super) fn phase_done(&mut self, now: Duration) {
         let measured = self.measure.summary(now);
-        self.emit(Body::Measured(measured));
         if self.phase == Phase::Baseline {
-            self.health.baseline(self.measure.longest_idle_ms());
+            self.health.baseline(self.measure.longest_idle_ms(), &measured);
         }
+        self.emit(Body::Measured(measured));
         self.next_op(now);
     }
 }

@@ -23,9 +23,12 @@ impl Waiting {
     pub(crate) fn take(&mut self, now: Duration, message: &FromGuest, usual: &BTreeSet<String>) {
         let before = |ms: u64| now.saturating_sub(Duration::from_millis(ms));
         match message {
+            // The probe tells of all its threads again when it is greeted. Progress of new ones cannot have been told before.
             FromGuest::Thread(thread) => {
-                // The probe tells of all its threads again when it is greeted.
-                self.finished.entry(thread.id).or_insert(now);
+                self.finished.entry(thread.id).or_insert_with(|| {
+                    self.told = Some(now);
+                    now
+                });
             }
             FromGuest::Gone { id } => {
                 self.finished.remove(id);
