@@ -10,7 +10,7 @@ mod standing;
 
 use klpfarm_model::{Arm, FindingKind};
 use klpfarm_stress::wire::{BlockedTask, FromGuest};
-use klpfarm_vm::QmpEvent;
+use klpfarm_vm::{Output, QmpEvent};
 
 use super::*;
 pub(super) use fake::plan;

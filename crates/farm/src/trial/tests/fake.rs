@@ -4,7 +4,7 @@ use std::path::Path;
 
 use klpfarm_model::{Accel, Arm, FindingKind, ImageFacts, Patch, Pipeline, Resolved, TierRule, Workload};
 use klpfarm_stress::wire::{BlockedTask, FromGuest, Thread, ThreadProgress};
-use klpfarm_vm::CpuLook;
+use klpfarm_vm::{CpuLook, Output, SshOutput};
 
 use crate::trial::*;
 
