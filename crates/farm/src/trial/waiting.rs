@@ -135,4 +135,29 @@ mod tests {
         waiting.take(s(62), &blocked(9000, 'D'), &BTreeSet::from(["jbd2".to_owned()]));
         assert!(waiting.all_went_on(s(62), |_| true));
     }
+
+    /// Threads that are started anew have not been silent since the old ones went.
+    #[test]
+    fn new_threads_have_just_begun() {
+        let none = BTreeSet::new();
+        let mut waiting = Waiting::default();
+        waiting.take(s(10), &progress(1, 0), &none);
+        waiting.take(s(11), &FromGuest::Gone { id: 1 }, &none);
+        let thread = klpfarm_stress::wire::Thread {
+            id: 2,
+            workload: "w".into(),
+            process: 0,
+            thread: 0,
+            pid: 1,
+            tid: 2,
+            counted: true,
+        };
+        waiting.take(s(60), &FromGuest::Thread(thread.clone()), &none);
+        assert_eq!(waiting.idle(), Some((s(60), vec![(2, s(0))])));
+        // One that is told of again has not.
+        waiting.take(s(70), &FromGuest::Thread(thread), &none);
+        assert_eq!(waiting.idle(), Some((s(60), vec![(2, s(0))])));
+        waiting.forgive(s(5));
+        assert_eq!(waiting.behind(s(65)).count(), 0);
+    }
 }

@@ -56,6 +56,8 @@ pub(super) struct Faults {
     pub(super) forked: bool,
     /// After applying, the second CPU stays here with interrupts off.
     pub(super) cpu_stuck: Option<u64>,
+    /// And so it does from this moment on, whatever was applied.
+    pub(super) cpu_stuck_at: Option<Duration>,
     pub(super) no_registers: bool,
     pub(super) no_kmsg: bool,
     /// After applying, nothing comes out on the console any more.
@@ -383,7 +385,8 @@ impl Fake {
 
     /// Two CPUs, one idle; the other sticks after applying, if it is to.
     fn cpus(&self) -> Result<Vec<CpuLook>, String> {
-        let stuck = self.faults.cpu_stuck.filter(|_| self.loaded_at.is_some());
+        let begun = self.faults.cpu_stuck_at.map_or(self.loaded_at.is_some(), |at| self.now >= at);
+        let stuck = self.faults.cpu_stuck.filter(|_| begun);
         let idle = CpuLook { cpu: 0, rip: 1, interrupts: true, ring: 0, halted: true };
         let other =
             CpuLook { cpu: 1, rip: stuck.unwrap_or(2), interrupts: stuck.is_none(), halted: false, ..idle };

@@ -75,6 +75,23 @@ fn a_fault_that_was_seen_before_applying_is_told_as_of_then() {
 }
 
 #[test]
+fn a_cpu_that_was_stuck_before_applying_is_told_as_of_then() {
+    let sound = tell(Arm::Loaded, Faults::default());
+    let applied = Duration::from_secs(sound.seconds - sound.after_load);
+    for (at, phase) in
+        [(applied - Duration::from_secs(4), Phase::Baseline), (applied + Duration::from_secs(3), Phase::Soak)]
+    {
+        let cpu_stuck = Some(0xffff_ffff_8100_0000);
+        let told = tell(Arm::Loaded, Faults { cpu_stuck, cpu_stuck_at: Some(at), ..Faults::default() });
+        let found = told.of_kind(FarmKind::CpuStuck);
+        assert!(
+            matches!(&found[..], [(p, f)] if *p == phase && f.after_apply_ms.is_some() == (phase == Phase::Soak)),
+            "{found:?}"
+        );
+    }
+}
+
+#[test]
 fn ids_are_not_guessed() {
     let plan = plan();
     let trial = Trial::new(1, Arm::Loaded, vec![0], 1);

@@ -49,6 +49,16 @@ fn a_machine_that_stands_still_as_a_whole_is_no_hang() {
     assert_eq!(told.end, TrialEnd::Stopped);
 }
 
+/// Where no thread is left that could make progress, logins show that the machine does.
+#[test]
+fn logins_show_that_the_machine_runs() {
+    for others in [None, Some(false)] {
+        let told = stall(Faults { others, ..Faults::default() });
+        let [(_, hang)] = &told.of_kind(FarmKind::HangConfirmed)[..] else { panic!("{:?}", told.findings()) };
+        assert!(hang.evidence.contains("logins succeeded"), "{hang:?}");
+    }
+}
+
 /// A stall elsewhere is told with its end, and is waited for no longer than before.
 #[test]
 fn a_stall_outside_the_patch_is_never_confirmed() {
