@@ -17,6 +17,49 @@ fn threads_without_progress_are_found_whatever_the_list_of_tasks_shows() {
     told.assert_only(FarmKind::ThreadStalled);
 }
 
+/// A program of the guest that exits now and then is no thread that must finish something every ten seconds; one that finished operations
+/// often enough before the patch is.
+#[test]
+fn a_program_takes_as_long_as_it_likes() {
+    let mut plan = (*plan()).clone();
+    plan.workloads[0].run.builtin = None;
+    plan.workloads[0].run.command = Some(vec!["stress-ng".into()]);
+    let name = plan.workloads[0].name.clone();
+    let found = |ops: u64| {
+        let mut health = Health::new(&plan, &Trial::new(1, Arm::Loaded, vec![0], 1), Origin::Fork);
+        let mut measure = Measure::default();
+        let mut tell = |health: &mut Health, now: u64, message: FromGuest| {
+            measure.take(&message);
+            health.probe(Duration::from_secs(now), &message, &measure);
+            health.tick(Duration::from_secs(now), &measure).len()
+        };
+        let thread = klpfarm_stress::wire::Thread {
+            id: 1,
+            workload: name.clone(),
+            process: 0,
+            thread: 0,
+            pid: 7,
+            tid: 8,
+            counted: true,
+        };
+        tell(&mut health, 1, FromGuest::Thread(thread));
+        let workload = klpfarm_model::event::WorkloadMeasure { ops, ..Default::default() };
+        let workloads = BTreeMap::from([(name.clone(), workload)]);
+        let measured = klpfarm_model::event::Measured { window_ms: 10_000, workloads, resources: Vec::new() };
+        health.baseline(BTreeMap::new(), &measured);
+        let p = klpfarm_stress::wire::ThreadProgress {
+            id: 1,
+            ops: 5,
+            latency_us: 0,
+            idle_ms: 45_000,
+            errors: 0,
+            errno: 0,
+        };
+        tell(&mut health, 60, FromGuest::Progress { at_ms: 0, threads: vec![p] })
+    };
+    assert_eq!((found(2), found(3)), (0, 1));
+}
+
 #[test]
 fn a_log_that_can_no_longer_be_written_to_is_found() {
     for arm in [Arm::Loaded, Arm::Quiescent, Arm::Control] {
