@@ -17,6 +17,7 @@ use tokio::task::{JoinError, JoinSet};
 use crate::code::Code;
 use crate::fair::{Fair, TICK};
 use crate::host::{Host, Look};
+use crate::nonce;
 use crate::pace::{self, Pace};
 use crate::trial::{Action, Dispatcher, Input, NoLogin, Origin, longest, millis};
 use forward::Forward;
@@ -92,7 +93,7 @@ pub(crate) async fn drive(bench: &Bench, trial: Trial, origin: Origin, wires: Wi
     let most = longest(&bench.plan, &trial, origin) * PATIENCE;
     let mut driver = Driver {
         bench,
-        dispatcher: Dispatcher::new(Arc::clone(&bench.plan), trial.clone(), origin),
+        dispatcher: Dispatcher::new(Arc::clone(&bench.plan), trial.clone(), origin, nonce::secret()),
         trial,
         report,
         power_on: Instant::now(),
@@ -280,6 +281,7 @@ impl Driver<'_> {
                 Action::Login { limit } => self.login(limit),
                 Action::Rekey { limit } => self.rekey(limit),
                 Action::Cpus => self.cpus(),
+                Action::Status => self.status(),
                 Action::Ssh { command, input, limit } => self.over_ssh(command, input, limit),
                 Action::Tell(message) => {
                     if let Some(machine) = &self.machine {

@@ -2,6 +2,7 @@
 //! together (`run`).
 
 mod blind;
+mod calls;
 mod code;
 mod concurrency;
 mod drive;
@@ -9,6 +10,7 @@ mod evidence;
 mod fair;
 mod guest;
 mod host;
+mod nonce;
 mod pace;
 mod past;
 mod run;

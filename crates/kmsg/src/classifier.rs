@@ -96,6 +96,11 @@ impl Classifier {
         std::mem::take(&mut self.out)
     }
 
+    /// Whether a report may still go on. A line without an end is none: a login prompt has none for ever.
+    pub fn is_open(&self) -> bool {
+        !self.open.is_empty()
+    }
+
     /// Bytes that are held for lines and reports not yet complete. Bounded whatever comes: at most 8 MiB, and
     /// mostly some KiB.
     pub fn retained(&self) -> usize {

@@ -132,3 +132,16 @@ fn kinds_have_names_of_their_own() {
     assert_eq!(Kind::HungTask.severity(), Severity::Fatal);
     assert_eq!(Kind::Warning.severity(), Severity::Warning);
 }
+
+#[test]
+fn a_report_is_open_until_nothing_of_it_is_awaited() {
+    let mut classifier = Classifier::new();
+    assert!(!classifier.is_open());
+    classifier.push(b"[  119.000000] some line\nguest login: ");
+    assert!(!classifier.is_open());
+    classifier.push(b"\n");
+    classifier.push(HUNG.as_bytes());
+    assert!(classifier.is_open());
+    assert_eq!(titles(&classifier.flush()).len(), 1);
+    assert!(!classifier.is_open());
+}

@@ -91,9 +91,10 @@ pub enum Body {
         patch: String,
         /// Milliseconds loading it took.
         took_ms: u64,
-        /// Functions it patches, from sysfs: `object/function`.
+        /// Functions it patches, from sysfs: `object/function,sympos`; without sympos on vanilla 4.4.
         functions: Vec<String>,
-        /// Tasks on whose stack each of these functions stood just before loading.
+        /// Tasks on whose stack each of these functions stood just before loading, by the same words. A stack tells names only, so that
+        /// functions of one name count alike.
         inside: BTreeMap<String, u32>,
     },
     /// All tasks run the new code (or, in phase revert, the old code again).
@@ -122,7 +123,7 @@ pub enum Body {
     Measured(Measured),
     /// How often a patched function was called: in the control arm without the patch, elsewhere with the patch in force.
     Reach {
-        /// Function.
+        /// Function, as in [`Body::Applied`].
         function: String,
         /// Calls counted.
         calls: u64,

@@ -69,12 +69,13 @@ pub fn without_address(line: &str) -> &str {
 }
 
 impl<'a> Frame<'a> {
-    /// Read a line as the kernel prints it: `FUNCTION+0x1/0x2 [MODULE]`.
+    /// Read a line as the kernel prints it: `FUNCTION+0x1/0x2 [MODULE]`, or `[MODULE BUILDID]` with `CONFIG_STACKTRACE_BUILD_ID`. None for
+    /// a frame that the unwinder doubts, `? FUNCTION+0x1/0x2`: it is a leftover of an earlier call.
     pub fn read(line: &'a str) -> Option<Self> {
         let mut words = without_address(line).split_whitespace();
         let symbol = words.next()?.split('+').next()?;
-        let function = symbol.split('.').next()?;
-        let module = words.find_map(|w| w.strip_prefix('[')?.strip_suffix(']'));
+        let function = symbol.split('.').next().filter(|f| *f != "?")?;
+        let module = words.find_map(|w| w.strip_prefix('[')).map(|m| m.trim_end_matches(']'));
         (!function.is_empty()).then_some(Self { symbol, function, module })
     }
 }
@@ -82,5 +83,21 @@ impl<'a> Frame<'a> {
 impl Wait {
     pub(crate) fn frames(&self) -> impl Iterator<Item = Frame<'_>> {
         self.stack.iter().filter_map(|line| Frame::read(line))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_of_all_kernels() {
+        let read = |line| Frame::read(line).map(|f| (f.function, f.module));
+        assert_eq!(read("[<0>] klp_wait+0x5c/0x70 [klp_held]"), Some(("klp_wait", Some("klp_held"))));
+        assert_eq!(read("[<ffffffffc014c07c>] do_it.isra.0+0x5c/0x70"), Some(("do_it", None)));
+        // CONFIG_STACKTRACE_BUILD_ID
+        assert_eq!(read("f+0x5c/0x70 [x 6e2a9d2ffa5e0b5d4f2c7ab1b0f8e6b2]"), Some(("f", Some("x"))));
+        assert_eq!(read("? klp_wait+0x5c/0x70 [klp_held]"), None);
+        assert_eq!(read("[<0>] ? klp_wait+0x5c/0x70 [klp_held]"), None);
     }
 }

@@ -149,14 +149,20 @@ const PAGE_KIB: u64 = 4;
 ///
 /// `zoneinfo_text` (`/proc/zoneinfo`) tells of the free pages that each CPU keeps for itself: `MemFree` does not have them, and they are as
 /// many as 30 MiB.
-pub(crate) fn unaccounted(meminfo_text: &str, zoneinfo_text: &str) -> u64 {
+///
+/// None if a figure that every kernel has cannot be read: taken for zero it would look like a leak.
+pub(crate) fn unaccounted(meminfo_text: &str, zoneinfo_text: &str) -> Option<u64> {
     let kib = |name| meminfo(meminfo_text, name).unwrap_or(0);
+    let always = ["MemTotal", "MemFree", "Active", "Inactive", "Slab", "PageTables"];
+    if always.iter().any(|name| meminfo(meminfo_text, name).is_none()) || !zoneinfo_text.contains("count:") {
+        return None;
+    }
     // The only lines that begin so.
     let pages = |l: &str| l.trim_start().strip_prefix("count:")?.trim().parse::<u64>().ok();
     let kept: u64 = zoneinfo_text.lines().filter_map(pages).sum();
     let known =
         ["MemFree", "Active", "Inactive", "Unevictable", "Slab", "PageTables", "KernelStack", "Hugetlb"];
-    kib("MemTotal").saturating_sub(known.map(kib).iter().sum::<u64>() + kept * PAGE_KIB)
+    Some(kib("MemTotal").saturating_sub(known.map(kib).iter().sum::<u64>() + kept * PAGE_KIB))
 }
 
 /// The number of tasks in a line of `/proc/loadavg` (`0.00 0.01 0.05 1/123 456`).
@@ -212,10 +218,13 @@ mod tests {
         let text = "MemTotal:  1000 kB\nMemAvailable:    812 kB\nSlab: 7 kB\n";
         assert_eq!(meminfo(text, "MemAvailable"), Some(812));
         assert_eq!(meminfo(text, "Mem"), None);
-        let all = "MemTotal: 1000 kB\nMemFree: 300 kB\nActive:  60 kB\nActive(anon): 50 kB\nInactive: 40 kB\nSlab: 50 kB\nKernelStack: 9 kB\nPercpu: 4 kB\n";
+        let all = "MemTotal: 1000 kB\nMemFree: 300 kB\nActive:  60 kB\nActive(anon): 50 kB\nInactive: 40 kB\nSlab: 50 kB\nPageTables: 0 kB\nKernelStack: 9 kB\nPercpu: 4 kB\n";
         let kept = "  pagesets\n    cpu: 0\n              count: 3\n              high:  378\n    cpu: 1\n              count: 2\n";
-        assert_eq!(unaccounted(all, kept), 521);
-        assert_eq!(unaccounted("MemTotal: 10 kB\nMemFree: 30 kB\n", ""), 0);
+        assert_eq!(unaccounted(all, kept), Some(521));
+        // What can't be read is no leak.
+        assert_eq!(unaccounted("", kept), None);
+        assert_eq!(unaccounted(all, ""), None);
+        assert_eq!(unaccounted(&all.replace("MemFree:", "Other:"), kept), None);
         assert_eq!(first("96 0 9223372036854775807\n"), Some(96));
         assert_eq!(tasks_in_loadavg("0.00 0.09 0.07 3/205 1234\n"), Some(205));
     }

@@ -96,7 +96,17 @@ pub enum FromGuest {
         /// The new value.
         value: u64,
     },
-    /// What the kernel has given out, every second. Memory in KiB as in `/proc/meminfo`.
+    /// The probe can no longer read something that it has read before, so that what it tells is no longer complete. Sent once for each
+    /// such thing.
+    Unable {
+        /// Milliseconds since boot.
+        at_ms: u64,
+        /// What is no longer known, in words that stay the same: `its taint`, `its list of tasks`.
+        what: String,
+        /// How that shows.
+        detail: String,
+    },
+    /// What the kernel has given out, every second; no such line where one of the figures cannot be read. Memory in KiB as in `/proc/meminfo`.
     Memory {
         /// Milliseconds since boot.
         at_ms: u64,
@@ -206,7 +216,7 @@ pub enum FaultKind {
     WrongErrno,
     /// Memory or a file held something else than it should.
     WrongContent,
-    /// A process of the workload died: its signal or exit status is in `detail`.
+    /// A process of the workload died, or the workload ended in the middle, in whatever way: its signal or exit status is in `detail`.
     Died,
     /// The workload could not be started or run: the farm's trouble, not the kernel's.
     CannotRun,
@@ -381,7 +391,7 @@ mod tests {
         assert_eq!(line, r#"{"t":"progress","at_ms":12,"threads":[[1,2,3,4,5,22]]}"#);
         assert_eq!(serde_json::from_str::<FromGuest>(&line).unwrap(), p);
         let ask = ToGuest {
-            id: 7,
+            id: u64::MAX - 7,
             ask: Ask::Start {
                 workload: "w".into(),
                 run: Run::Builtin { name: "fork-exec-churn".into(), args: vec!["processes=2".into()] },

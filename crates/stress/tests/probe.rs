@@ -207,6 +207,22 @@ fn deaths_are_faults() {
     probe.stop("madvise-allocator");
 }
 
+/// A supervisor that was not asked to stop ends in order all the same when something else tells it to: its load is gone.
+#[test]
+fn a_workload_that_ends_in_the_middle_is_a_fault() {
+    let mut probe = Probe::start();
+    probe.start_builtin("madvise-allocator", &["processes=1", "threads=1", "map=64K"]);
+    let worker =
+        probe.seen.iter().find_map(|l| if let FromGuest::Thread(t) = l { Some(t.pid) } else { None });
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", worker.unwrap())).unwrap();
+    let parent = stat.rsplit(')').next().unwrap().split_whitespace().nth(1).unwrap().to_owned();
+    probe.exec(&format!("kill -TERM {parent}"), 60_000);
+    probe.until("its end", |l| {
+        matches!(l, FromGuest::Fault(f) if f.kind == FaultKind::Died && f.op == "workload"
+            && f.detail.contains("exit status 0"))
+    });
+}
+
 #[test]
 fn a_stopped_worker_is_told_as_blocked_and_can_still_be_stopped() {
     let mut probe = Probe::start();

@@ -55,6 +55,14 @@ impl Driver<'_> {
         });
     }
 
+    pub(super) fn status(&mut self) {
+        let Some(machine) = self.machine.clone() else { return };
+        self.jobs.spawn(async move {
+            let status = machine.status().await.map(|(word, _)| word).map_err(|e| e.to_string());
+            Done::Input(Input::Status(status))
+        });
+    }
+
     /// The first connection is kept for commands; later ones only prove that a login works.
     pub(super) fn logged_in(&mut self, result: Result<(u64, Ssh), NoLogin>) -> Input {
         Input::Login(result.map(|(ms, ssh)| {

@@ -7,7 +7,7 @@ use klpfarm_vm::Machine;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
 
-/// Ids of these questions do not meet the dispatcher's, which count from 1.
+/// Ids of these questions count up from here; the dispatcher's are random numbers of 64 bits, and nothing waits for one of them here.
 const FIRST_ID: u64 = 1 << 32;
 
 /// Console text kept, in bytes; a guest may flood it.

@@ -1,6 +1,6 @@
 //! All tasks of a guest with their stacks: asked for in one go, sorted by what they say of the patch. Pure.
 
-use klpfarm_model::{Noted, Wait, Waits, without_address};
+use klpfarm_model::{Frame, Noted, Wait, Waits, without_address};
 
 /// Where the guest keeps the text until it is fetched.
 pub(super) const FILE: &str = "/run/klpfarm/tasks";
@@ -82,7 +82,8 @@ fn stat(line: &str) -> Option<(&str, char)> {
 
 impl Task {
     fn in_patch(&self, patches: &[String]) -> bool {
-        self.stack.iter().any(|f| patches.iter().any(|p| f.ends_with(&format!("[{p}]"))))
+        let mut modules = self.stack.iter().filter_map(|line| Frame::read(line)?.module);
+        modules.any(|module| patches.iter().any(|p| p == module))
     }
 
     /// A task the kernel waits for until the transition to `wanted` ends; -1 means that it has nothing to switch.

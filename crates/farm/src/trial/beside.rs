@@ -1,5 +1,4 @@
-//! What goes on beside a trial's steps: looks at the virtual CPUs, heartbeats on the console, and waiting for those who hang when a
-//! soak ends.
+//! What goes on beside a trial's steps: looks at the virtual CPUs, and heartbeats on the console.
 
 use std::time::Duration;
 
@@ -10,6 +9,12 @@ use klpfarm_vm::CpuLook;
 use super::console::{BEAT_EVERY, Trouble};
 use super::{Action, CPUS_EVERY, Dispatcher, Step};
 use crate::blind;
+
+/// Looks at the registers that must fail before they are given up, where none has succeeded.
+const FIRST_LOOKS: u32 = 3;
+
+/// Seconds without registers after which QEMU's monitor is taken for dead, where it has told them before.
+const DEAF_SECONDS: u64 = 60;
 
 /// What is asked of the probe beside the steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,12 +41,8 @@ impl Dispatcher {
         if !talks || !self.health.probe_alive(now) {
             return;
         }
-        if now >= self.beat_at
-            && let Some(line) = self.console.beat(now)
-        {
-            self.beat_at = now + BEAT_EVERY;
-            let id = self.tell(Ask::Kmsg { line });
-            self.beside.insert(id, Beside::Beat);
+        if now >= self.beat_at {
+            self.beat(now);
         }
         match self.console.tick(now) {
             Some(Trouble::Flood(evidence)) => {
@@ -55,6 +56,15 @@ impl Dispatcher {
         }
     }
 
+    /// Have a heartbeat written, unless nobody hears them here.
+    pub(super) fn beat(&mut self, now: Duration) {
+        if let Some(line) = self.console.beat(now) {
+            self.beat_at = now + BEAT_EVERY;
+            let id = self.tell(Ask::Kmsg { line });
+            self.beside.insert(id, Beside::Beat);
+        }
+    }
+
     fn find_on_console(&mut self, now: Duration, kind: FarmKind, title: &str, evidence: String) {
         let bodies = self.health.find(now, kind, Source::Console, title.to_owned(), evidence);
         self.report(now, bodies);
@@ -65,8 +75,9 @@ impl Dispatcher {
         match self.beside.remove(&id) {
             // What does not come back may be printing for others, or wait for ever: the heartbeat tells.
             Some(Beside::Beat) if code != 0 && code != 124 => {
-                self.console.give_up();
-                self.emit(blind::console(&format!("/dev/kmsg can't be written to ({})", out.trim())));
+                if self.console.refuse(out.trim()) {
+                    self.emit(blind::console(&format!("/dev/kmsg can't be written to ({})", out.trim())));
+                }
             }
             Some(Beside::Modules) if code == 0 => self.cpus.modules(out),
             Some(_) => {}
@@ -86,14 +97,9 @@ impl Dispatcher {
         self.cpus_running = false;
         let looks = match looks {
             Ok(looks) => looks,
-            Err(error) if !self.cpus.is_known() => {
-                self.cpus_at = None;
-                self.emit(blind::cpus(&error));
-                return;
-            }
-            // Late once is no reason to give up.
-            Err(_) => return,
+            Err(error) => return self.no_registers(now, &error),
         };
+        self.cpus_failed = None;
         tracing::trace!(trial = self.trial.number, ?now, ?looks);
         if self.health.is_stopped() || self.step == Step::Collecting {
             self.cpus.forget();
@@ -101,17 +107,31 @@ impl Dispatcher {
         }
         for stuck in self.cpus.look(now, &looks) {
             let bodies = self.health.cpu_stuck(now, &stuck);
-            self.report(now, bodies);
+            let began = now.saturating_sub(stuck.lasts);
+            let before = self.before.is_some_and(|b| began < b.at);
+            self.report_of(now, bodies, before);
         }
     }
 
-    /// At the end of a phase with the patch applied: whoever hangs is waited for until he goes on or is found. Before applying
-    /// nobody has reason to hang, and what does is not the patch's.
-    pub(super) fn somebody_hangs(&self, now: Duration, end: Duration) -> bool {
-        matches!(self.phase, Phase::Soak | Phase::Revert)
-            && now < end + self.health.patience()
-            && !(self.health.all_went_on(end, &self.measure)
-                && self.console.heard_all_before(end)
-                && !self.cpus.is_suspicious())
+    /// QEMU did not tell the registers. Late once is no reason to give up; if it never did, it can't. A monitor that answered before and
+    /// is silent for long is a machine that can't be watched any more.
+    fn no_registers(&mut self, now: Duration, error: &str) {
+        let (since, times) = self.cpus_failed.unwrap_or((now, 0));
+        self.cpus_failed = Some((since, times + 1));
+        if !self.cpus.is_known() {
+            if times + 1 >= FIRST_LOOKS {
+                self.cpus_at = None;
+                self.emit(blind::cpus(error));
+            }
+            return;
+        }
+        // The farm's own dump keeps the monitor busy.
+        let busy = matches!(self.step, Step::Listen(_) | Step::Collecting);
+        if !busy && now.saturating_sub(since) >= self.scaled(DEAF_SECONDS) {
+            self.farm_error(format!(
+                "QEMU has not told the registers of the virtual CPUs for {} s, which it did before: {error}",
+                now.saturating_sub(since).as_secs()
+            ));
+        }
     }
 }

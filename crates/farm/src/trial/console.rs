@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use klpfarm_model::Phase;
 
+use super::secret::Secret;
+
 /// A heartbeat is written this often.
 pub(super) const BEAT_EVERY: Duration = Duration::from_secs(5);
 
@@ -29,6 +31,9 @@ pub(crate) struct Console {
     flood: u64,
     /// How the heartbeats of this trial begin: a fork may still hear one of its checkpoint.
     mark: String,
+    /// Each carries a word that the guest can't know before it is sent: no line of the guest's own, and none that is printed again,
+    /// passes for one that is still to come.
+    secret: Secret,
     /// Bytes by second, latest last.
     seconds: VecDeque<(u64, u64)>,
     /// Most bytes in [`WINDOW`] seconds before the patch was applied.
@@ -41,6 +46,8 @@ pub(crate) struct Console {
     awaited: VecDeque<(u64, Duration)>,
     heard: bool,
     deaf: bool,
+    /// What the guest said when the latest one could not be written.
+    refused: String,
 }
 
 /// What is wrong with a console.
@@ -56,11 +63,12 @@ pub(crate) enum Trouble {
 
 impl Console {
     /// `limit`: how long a heartbeat may take; `flood`: bytes a second that are too many.
-    pub(crate) fn new(trial: u32, limit: Duration, flood: u64) -> Self {
+    pub(crate) fn new(trial: u32, limit: Duration, flood: u64, secret: Secret) -> Self {
         Self {
             limit,
             flood,
             mark: format!("klpfarm[{trial}]: heartbeat "),
+            secret,
             seconds: VecDeque::new(),
             usual: 0,
             phase: Phase::Boot,
@@ -69,6 +77,7 @@ impl Console {
             awaited: VecDeque::new(),
             heard: false,
             deaf: false,
+            refused: String::new(),
         }
     }
 
@@ -115,9 +124,11 @@ impl Console {
         }
         let text = String::from_utf8_lossy(&self.tail);
         let numbers = text.match_indices(&self.mark).filter_map(|(at, mark)| {
-            // Without its line's end a number may be half a number.
-            let (number, _) = text[at + mark.len()..].split_once(['\r', '\n'])?;
-            number.parse::<u64>().ok()
+            // Without its line's end a word may be half a word.
+            let (line, _) = text[at + mark.len()..].split_once(['\r', '\n'])?;
+            let (number, word) = line.trim_end().split_once(' ')?;
+            let number: u64 = number.parse().ok()?;
+            (number <= self.beats && word == self.secret.beat(number)).then_some(number)
         });
         if let Some(latest) = numbers.max() {
             self.heard = true;
@@ -132,11 +143,22 @@ impl Console {
         }
         self.beats += 1;
         self.awaited.push_back((self.beats, now));
-        Some(format!("<6>{}{}\n", self.mark, self.beats))
+        Some(format!("<6>{}{} {}\n", self.mark, self.beats, self.secret.beat(self.beats)))
     }
 
-    /// Heartbeats cannot be written, or nobody hears them here: do not wait for any.
-    pub(crate) fn give_up(&mut self) {
+    /// The latest heartbeat could not be written. True if none ever came out: then nobody hears them here, and none is waited for. Where
+    /// they were heard before, the one that does not come out is found.
+    pub(crate) fn refuse(&mut self, why: &str) -> bool {
+        why.clone_into(&mut self.refused);
+        let never = !self.heard && !self.deaf;
+        if never {
+            self.give_up();
+        }
+        never
+    }
+
+    /// Nobody hears heartbeats here: do not wait for any.
+    fn give_up(&mut self) {
         self.deaf = true;
         self.awaited.clear();
     }
@@ -171,8 +193,13 @@ impl Console {
             self.give_up();
             return Some(Trouble::Blind);
         }
+        let refused = if self.refused.is_empty() {
+            String::new()
+        } else {
+            format!("; writing to /dev/kmsg failed: {}", self.refused)
+        };
         Some(Trouble::Silent(format!(
-            "the line `{}{number}` was written to the kernel's log {:.0} s ago and has not come out; the probe goes on",
+            "the line `{}{number}` was to be written to the kernel's log {:.0} s ago and has not come out; the probe goes on{refused}",
             self.mark,
             now.saturating_sub(at).as_secs_f64()
         )))
@@ -188,20 +215,26 @@ mod tests {
     }
 
     fn console() -> Console {
-        let mut console = Console::new(3, s(15), 1000);
+        let mut console = Console::new(3, s(15), 1000, Secret::new([7; 16]));
         console.phase(Phase::Soak);
         console
+    }
+
+    /// The n-th heartbeat as it comes out.
+    fn line(n: u64) -> String {
+        format!("[  13.0] klpfarm[3]: heartbeat {n} {}\r\n", Secret::new([7; 16]).beat(n))
     }
 
     #[test]
     fn a_heartbeat_is_heard_in_pieces_and_amid_other_text() {
         let mut console = console();
-        let line = console.beat(s(1)).unwrap();
-        assert_eq!(line, "<6>klpfarm[3]: heartbeat 1\n");
-        console.push(s(1), b"[  12.0] x\r\n[  13.0] klpfarm[3]: heart");
+        let written = console.beat(s(1)).unwrap();
+        assert_eq!(written.trim_end(), format!("<6>{}", &line(1)[9..].trim_end()));
+        let text = line(1);
+        console.push(s(1), format!("[  12.0] x\r\n{}", &text[..30]).as_bytes());
         assert!(!console.heard_all_before(s(2)));
-        console.push(s(2), b"beat 1");
-        assert!(!console.heard_all_before(s(2)), "the number may go on");
+        console.push(s(2), &text.as_bytes()[30..text.len() - 2]);
+        assert!(!console.heard_all_before(s(2)), "the word may go on");
         console.push(s(2), b"\r\n[  13.1] y");
         assert!(console.heard_all_before(s(2)));
         assert_eq!(console.tick(s(100)), None);
@@ -211,13 +244,48 @@ mod tests {
     fn a_console_that_falls_silent_is_found() {
         let mut console = console();
         console.beat(s(1));
-        console.push(s(1), b"[  13.0] klpfarm[3]: heartbeat 1\r\n");
+        console.push(s(1), line(1).as_bytes());
         console.beat(s(6));
         console.push(s(19), b"[  14.0] other text\r\n");
         assert_eq!(console.tick(s(20)), None);
         assert!(matches!(console.tick(s(21)), Some(Trouble::Silent(e)) if e.contains("heartbeat 2")));
-        console.push(s(22), b"[  21.0] klpfarm[3]: heartbeat 2\r\n");
+        console.push(s(22), line(2).as_bytes());
         assert_eq!(console.tick(s(40)), None);
+    }
+
+    /// A line that a guest makes up, or prints again, must not strike off what is still to come.
+    #[test]
+    fn a_heartbeat_that_was_never_sent_is_ignored() {
+        let mut console = console();
+        console.beat(s(1));
+        console.push(s(1), line(1).as_bytes());
+        console.beat(s(6));
+        for forged in [
+            "klpfarm[3]: heartbeat 999999999".to_owned(),
+            "klpfarm[3]: heartbeat 2 0123456789abcdef".to_owned(),
+            "klpfarm[3]: heartbeat 999999999 0123456789abcdef".to_owned(),
+            line(1),
+            // Right, but not sent yet.
+            line(9),
+        ] {
+            console.push(s(7), format!("{forged}\r\n").as_bytes());
+        }
+        assert!(!console.heard_all_before(s(7)));
+        assert!(matches!(console.tick(s(21)), Some(Trouble::Silent(_))));
+    }
+
+    #[test]
+    fn a_log_that_can_no_longer_be_written_to_is_found() {
+        let mut console = console();
+        console.beat(s(1));
+        console.push(s(1), line(1).as_bytes());
+        console.beat(s(6));
+        assert!(!console.refuse("Input/output error"));
+        assert!(matches!(console.tick(s(21)), Some(Trouble::Silent(e)) if e.contains("Input/output")));
+        let mut never = Console::new(3, s(15), 1000, Secret::new([7; 16]));
+        never.beat(s(1));
+        assert!(never.refuse("no such file"));
+        assert_eq!((never.tick(s(99)), never.beat(s(99))), (None, None));
     }
 
     #[test]
@@ -253,7 +321,7 @@ mod tests {
 
     #[test]
     fn what_a_guest_always_prints_is_no_flood() {
-        let mut console = Console::new(1, s(15), 1000);
+        let mut console = Console::new(1, s(15), 1000, Secret::new([7; 16]));
         console.push(s(0), &[b'b'; 80_000]);
         assert_eq!(console.tick(s(0)), None, "it boots");
         console.phase(Phase::Settle);
@@ -301,7 +369,7 @@ mod tests {
         for at in 0..=lines.len() {
             let (before, after) = lines.split_at(at);
             let text = format!(
-                "{}\n[   99.123456] klpfarm[3]: heartbeat 7\n{}\n",
+                "{}\n[   99.123456] klpfarm[3]: heartbeat 7 0123456789abcdef\n{}\n",
                 before.join("\n"),
                 after.join("\n")
             );

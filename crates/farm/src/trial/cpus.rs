@@ -99,6 +99,16 @@ impl Cpus {
         self.off.clear();
     }
 
+    /// The machine stood still for so long through no fault of its own.
+    pub(crate) fn forgive(&mut self, lost: Duration) {
+        self.off.values_mut().for_each(|off| off.since += lost);
+    }
+
+    /// A CPU has had interrupts off in every look since before.
+    pub(crate) fn is_suspicious_since_before(&self, then: Duration) -> bool {
+        self.off.values().any(|off| off.since < then)
+    }
+
     /// There has been a look.
     pub(crate) fn is_known(&self) -> bool {
         self.known

@@ -1,25 +1,27 @@
-//! The rules of health: which signal is a finding. Pure; time is handed in.
+//! The rules of health: which signal is a finding. Pure; time is handed in. Hangs have a file of their own, `hangs.rs`.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::Duration;
 
 use klpfarm_kmsg::{Report, Severity, Signal};
-use klpfarm_model::{AGING, Body, FarmKind, Finding, FindingKind, Phase, Plan, Source, Trial};
-use klpfarm_stress::wire::{BlockedTask, Fault, FaultKind, FromGuest};
+use klpfarm_model::event::Measured;
+use klpfarm_model::{Body, FarmKind, Finding, FindingKind, Phase, Plan, Source, Trial};
+use klpfarm_stress::wire::{Fault, FaultKind, FromGuest};
 use klpfarm_vm::QmpEvent;
 
 use super::Origin;
 use super::cpus::Stuck;
 use super::measure::{Measure, millis};
-use super::oom;
-use super::tasks::{describe, general, waits_in};
+use super::stalls::Stalls;
 use super::waiting::Waiting;
+use super::{blame, oom};
 
-/// Findings of one trial beyond this are only counted: a broken machine finds new words for the same thing for ever.
-const MOST_FINDINGS: usize = 40;
+/// Soft findings of one trial beyond this are only counted: a machine that makes no progress finds new words for the same thing for ever.
+/// Hard ones are always told.
+const MOST_SOFT: usize = 40;
 
-/// A task that is blocked for so long before the patch is applied is taken for one that always is.
-const USUAL_MS: u64 = 5000;
+/// A program that finished so many operations in the baseline goes on to do so.
+const REGULAR: u64 = 3;
 
 /// Taint bits that loading a livepatch sets by itself: out-of-tree (12), unsigned (13), livepatch (15). Source: kernel
 /// `Documentation/admin-guide/tainted-kernels.rst`.
@@ -51,41 +53,58 @@ const TAINTS: [&str; 19] = [
 /// Watches one machine.
 #[derive(Debug)]
 pub(crate) struct Health {
-    stall: Duration,
-    blocked: Duration,
-    ssh: Duration,
-    probe: Duration,
-    cpu: Duration,
-    console: Duration,
+    pub(super) stall: Duration,
+    pub(super) blocked: Duration,
+    pub(super) ssh: Duration,
+    pub(super) probe: Duration,
+    pub(super) cpu: Duration,
+    pub(super) console: Duration,
+    /// How much later than a task list lack of progress alone is a finding.
+    pub(super) grace: Duration,
     /// Names of the patches that this machine gets.
-    patches: Vec<String>,
+    pub(super) patches: Vec<String>,
     /// Names of the workloads.
     workloads: Vec<String>,
+    /// Those of them that are stressors of the farm's own.
+    pub(super) builtins: BTreeSet<String>,
+    /// Those that finished operations often enough in the baseline for its longest pause to say something.
+    pub(super) regular: BTreeSet<String>,
     applied_at: Option<Duration>,
-    phase: Phase,
+    pub(super) phase: Phase,
     /// Set while the probe is expected to speak.
     probe_at: Option<Duration>,
     ssh_at: Option<Duration>,
     /// When the login began that has not ended yet.
-    login_since: Option<Duration>,
-    ssh_error: String,
+    pub(super) login_since: Option<Duration>,
+    pub(super) ssh_error: String,
     taint: Option<u64>,
     boots: u32,
     /// Names of tasks that were blocked for long when the baseline ended.
-    always_blocked: BTreeSet<String>,
+    pub(super) always_blocked: BTreeSet<String>,
     /// Longest idle time of each workload in the baseline, in milliseconds.
-    usual_idle: BTreeMap<String, u64>,
-    seen: HashSet<(FindingKind, String)>,
+    pub(super) usual_idle: BTreeMap<String, u64>,
+    pub(super) seen: HashSet<(FindingKind, String)>,
+    /// Soft findings that were told.
+    soft: usize,
+    /// Soft findings that were not.
+    dropped: usize,
+    /// A hard one was told.
+    hard: bool,
     stopped: bool,
     /// The latest tasks that do not get on, described.
-    last_blocked: String,
+    pub(super) last_blocked: String,
     /// Who has not gone on lately.
-    waiting: Waiting,
+    pub(super) waiting: Waiting,
+    /// What becomes of stalls that were found.
+    pub(super) stalls: Stalls,
+    /// When figures of memory were last told.
+    memory_at: Option<Duration>,
 }
 
 impl Health {
     pub(crate) fn new(plan: &Plan, trial: &Trial, origin: Origin) -> Self {
         let limits = &plan.pipeline.limits;
+        let builtins = plan.workloads.iter().filter(|w| w.run.builtin.is_some());
         Self {
             stall: plan.scaled(limits.stall),
             blocked: plan.scaled(limits.blocked),
@@ -93,8 +112,11 @@ impl Health {
             probe: plan.scaled(limits.probe),
             cpu: plan.scaled(limits.cpu),
             console: plan.scaled(limits.console),
+            grace: plan.scaled(Duration::from_secs(3)),
             patches: plan.names(trial).map(str::to_owned).collect(),
             workloads: plan.workloads.iter().map(|w| w.name.clone()).collect(),
+            builtins: builtins.map(|w| w.name.clone()).collect(),
+            regular: BTreeSet::new(),
             applied_at: None,
             phase: Phase::Boot,
             probe_at: None,
@@ -107,9 +129,14 @@ impl Health {
             always_blocked: BTreeSet::new(),
             usual_idle: BTreeMap::new(),
             seen: HashSet::new(),
+            soft: 0,
+            dropped: 0,
+            hard: false,
             stopped: false,
             last_blocked: String::new(),
             waiting: Waiting::default(),
+            stalls: Stalls::default(),
+            memory_at: None,
         }
     }
 
@@ -123,7 +150,9 @@ impl Health {
     }
 
     /// The baseline is over: what threads did in it is usual here.
-    pub(crate) fn baseline(&mut self, usual_idle: BTreeMap<String, u64>) {
+    pub(crate) fn baseline(&mut self, usual_idle: BTreeMap<String, u64>, measured: &Measured) {
+        let often = measured.workloads.iter().filter(|(_, w)| w.ops >= REGULAR);
+        self.regular = often.map(|(name, _)| name.clone()).collect();
         self.usual_idle = usual_idle;
     }
 
@@ -134,9 +163,11 @@ impl Health {
 
     /// The host did not run us for `gap`: nothing that seems late in the guest is the guest's fault.
     pub(crate) fn forgive(&mut self, gap: Duration) {
-        for at in [&mut self.probe_at, &mut self.ssh_at] {
+        for at in [&mut self.probe_at, &mut self.ssh_at, &mut self.memory_at] {
             *at = at.map(|at| at + gap);
         }
+        self.waiting.forgive(gap);
+        self.stalls.forgive(gap);
     }
 
     /// Whether the probe has been heard lately.
@@ -145,7 +176,7 @@ impl Health {
     }
 
     /// Milliseconds since the patch was applied.
-    fn after_apply(&self, now: Duration) -> Option<u64> {
+    pub(super) fn after_apply(&self, now: Duration) -> Option<u64> {
         self.applied_at.map(|at| millis(now.saturating_sub(at)))
     }
 
@@ -173,11 +204,34 @@ impl Health {
         self.once(finding)
     }
 
-    fn once(&mut self, finding: Finding) -> Vec<Body> {
-        if self.seen.len() >= MOST_FINDINGS || !self.seen.insert((finding.kind, finding.title.clone())) {
+    pub(super) fn once(&mut self, finding: Finding) -> Vec<Body> {
+        if !self.seen.insert((finding.kind, finding.title.clone())) {
             return Vec::new();
         }
+        if !finding.kind.is_soft() {
+            self.hard = true;
+        } else if self.soft >= MOST_SOFT {
+            self.dropped += 1;
+            return Vec::new();
+        } else {
+            self.soft += 1;
+        }
         vec![Body::Finding(Box::new(finding))]
+    }
+
+    /// A finding that is not soft was told.
+    pub(super) fn found_hard(&self) -> bool {
+        self.hard
+    }
+
+    /// What to say of findings that were not told.
+    pub(crate) fn dropped(&self) -> Option<String> {
+        (self.dropped > 0).then(|| {
+            format!(
+                "{} more findings of soft kinds are left out: {MOST_SOFT} of them are kept of each trial, and all others",
+                self.dropped
+            )
+        })
     }
 
     pub(crate) fn console(&mut self, now: Duration, signal: Signal) -> Vec<Body> {
@@ -210,11 +264,6 @@ impl Health {
         }
     }
 
-    /// Whether code of a patch stands in a stack: the kernel writes the module's name behind each function of it.
-    fn in_patch(&self, stack: &str) -> bool {
-        self.patches.iter().any(|patch| stack.contains(&format!("[{patch}]")))
-    }
-
     fn report(&mut self, now: Duration, mut report: Report) -> Vec<Body> {
         // Complaints of a kernel that is still booting are its owner's business; what kills it is not.
         if self.phase == Phase::Boot && report.kind.severity() == Severity::Warning {
@@ -222,8 +271,9 @@ impl Health {
                 text: format!("while booting, console line {}: {}", report.line, report.title),
             }];
         }
-        let in_patch = self.in_patch(&report.text);
+        let in_patch = blame::in_report(&report.text, &self.patches);
         oom::tell_apart(&mut report, &self.workloads);
+        self.follow_report(now, &report, in_patch);
         self.once(Finding {
             kind: FindingKind::Kernel(report.kind),
             title: report.title,
@@ -255,7 +305,7 @@ impl Health {
                 return Vec::new();
             }
             QmpEvent::Resumed => {
-                self.stopped = false;
+                self.runs();
                 return Vec::new();
             }
             // An I/O error is the host's: the dispatcher ends the trial.
@@ -283,24 +333,14 @@ impl Health {
         })
     }
 
+    /// The virtual CPUs run, as QEMU says.
+    pub(crate) fn runs(&mut self) {
+        self.stopped = false;
+    }
+
     /// The virtual CPUs do not run.
     pub(crate) fn is_stopped(&self) -> bool {
         self.stopped
-    }
-
-    /// The longest that it takes to find whoever hangs.
-    pub(crate) fn patience(&self) -> Duration {
-        let usual = self.usual_idle.values().max().map_or(Duration::ZERO, |ms| Duration::from_millis(ms * 3));
-        let limits = [self.stall, usual, self.blocked, self.cpu, self.console, self.probe, self.ssh];
-        limits.into_iter().max().unwrap_or_default() + Duration::from_secs(5)
-    }
-
-    /// Whoever was waiting at that time has gone on since, as far as is known.
-    pub(crate) fn all_went_on(&self, then: Duration, measure: &Measure) -> bool {
-        let counts = |id| measure.thread(id).is_some_and(|t| t.counted && t.workload != AGING);
-        // One that nobody answers ends long after a soak, and until then it is no failure.
-        let in_time = self.login_since.is_none_or(|since| since >= then);
-        self.ssh_error.is_empty() && in_time && self.waiting.all_went_on(then, counts)
     }
 
     /// A fresh login has been begun.
@@ -315,6 +355,7 @@ impl Health {
             Ok(_) => {
                 self.ssh_at = Some(now);
                 self.ssh_error.clear();
+                self.stalls.login(now);
             }
             Err(error) => self.ssh_error.clone_from(error),
         }
@@ -323,9 +364,20 @@ impl Health {
     pub(crate) fn probe(&mut self, now: Duration, message: &FromGuest, measure: &Measure) -> Vec<Body> {
         self.probe_at = Some(now);
         self.waiting.take(now, message, &self.always_blocked);
+        let mut bodies = self.message(now, message, measure);
+        bodies.extend(self.follow_up(now, message, measure));
+        bodies
+    }
+
+    fn message(&mut self, now: Duration, message: &FromGuest, measure: &Measure) -> Vec<Body> {
         match message {
             FromGuest::Fault(fault) => self.fault(now, fault),
             FromGuest::Blocked { tasks, total, .. } => self.blocked(now, tasks, *total, measure),
+            FromGuest::Memory { .. } => {
+                self.memory_at = Some(now);
+                Vec::new()
+            }
+            FromGuest::Unable { what, detail, .. } => self.unable(now, what, detail.clone()),
             FromGuest::Hello { taint, .. } => {
                 self.taint.get_or_insert(*taint);
                 Vec::new()
@@ -358,7 +410,13 @@ impl Health {
         self.once(finding)
     }
 
-    fn tainted(&mut self, now: Duration, value: u64) -> Vec<Body> {
+    /// The guest no longer tells something that it told before: what is seen by it is not seen any more.
+    pub(super) fn unable(&mut self, now: Duration, what: &str, evidence: String) -> Vec<Body> {
+        let title = format!("the guest no longer tells {what}");
+        self.find(now, FarmKind::ProbeSilent, Source::Probe, title, evidence)
+    }
+
+    pub(super) fn tainted(&mut self, now: Duration, value: u64) -> Vec<Body> {
         let before = *self.taint.get_or_insert(value);
         let allowed = before | if self.patches.is_empty() { 0 } else { LIVEPATCH_TAINTS };
         let new = value & !allowed;
@@ -380,72 +438,12 @@ impl Health {
         )
     }
 
-    fn blocked(&mut self, now: Duration, tasks: &[BlockedTask], total: u32, measure: &Measure) -> Vec<Body> {
-        let mut bodies = Vec::new();
-        self.last_blocked = describe(tasks, total, tasks.len());
-        if matches!(self.phase, Phase::Boot | Phase::Age | Phase::Settle | Phase::Baseline) {
-            // A task that waits for long before anything was done is how this guest is.
-            let long = |t: &&BlockedTask| t.state == 'D' && t.thread.is_none() && t.for_ms >= USUAL_MS;
-            self.always_blocked = tasks.iter().filter(long).map(|t| general(&t.comm)).collect();
-        }
-        for task in tasks {
-            let thread = task.thread.and_then(|id| measure.thread(id)).filter(|t| t.counted);
-            let ages = thread.is_some_and(|t| t.workload == AGING);
-            // What makes the machine old gives way to all others, so that it may starve: it is watched as system services are.
-            if ages && task.state != 'D' {
-                continue;
-            }
-            // Ending a count waits until every task of the guest has been scheduled: that is the farm's own doing.
-            if self.phase == Phase::Reach
-                && (task.stack.contains("ftrace_") || task.stack.contains("tracing_"))
-            {
-                continue;
-            }
-            let workload = thread.filter(|_| !ages).map(|t| t.workload.clone());
-            let limit = millis(match &workload {
-                Some(name) => {
-                    let usual = self.usual_idle.get(name).copied().unwrap_or(0);
-                    self.stall.max(Duration::from_millis(usual * 3))
-                }
-                None => self.blocked,
-            });
-            if task.for_ms < limit
-                || (workload.is_none() && self.always_blocked.contains(&general(&task.comm)))
-            {
-                continue;
-            }
-            let function = waits_in(&task.stack, &task.wchan, &self.patches);
-            let place = match (&function, task.state) {
-                (_, 'R') => "run without getting anywhere".to_owned(),
-                (Some(f), _) => format!("hang in {f}"),
-                (None, state) => format!("hang (state {state})"),
-            };
-            let (kind, title) = match &workload {
-                Some(name) => (FarmKind::ThreadStalled, format!("{name}: threads {place}")),
-                None => (FarmKind::TaskBlocked, format!("{}: tasks {place}", general(&task.comm))),
-            };
-            bodies.extend(self.once(Finding {
-                kind: kind.into(),
-                title,
-                source: if workload.is_some() { Source::Workload } else { Source::Probe },
-                function,
-                workload,
-                after_apply_ms: self.after_apply(now).map(|ms| ms.saturating_sub(task.for_ms)),
-                line: None,
-                in_patch: self.in_patch(&task.stack),
-                corrupted: false,
-                evidence: describe(tasks, total, 12),
-            }));
-        }
-        bodies
-    }
-
     /// What silence tells. `measure` knows threads the probe reports as idle.
-    pub(crate) fn tick(&mut self, now: Duration) -> Vec<Body> {
+    pub(crate) fn tick(&mut self, now: Duration, measure: &Measure) -> Vec<Body> {
         if self.stopped {
             return Vec::new();
         }
-        let mut bodies = Vec::new();
+        let mut bodies = self.idle(now, measure);
         let silent =
             |at: Option<Duration>, limit: Duration| at.is_some_and(|at| now.saturating_sub(at) >= limit);
         if silent(self.probe_at, self.probe) {
@@ -458,6 +456,11 @@ impl Health {
                 "the guest went silent".into(),
                 evidence,
             ));
+        }
+        // Told every second while the guest can read it.
+        else if silent(self.memory_at, self.probe * 3) {
+            self.memory_at = None;
+            bodies.extend(self.unable(now, "how much memory is in use", "the probe goes on".to_owned()));
         }
         if silent(self.ssh_at, self.ssh) {
             let evidence =

@@ -1,9 +1,17 @@
 //! One trial, decided without a machine: inputs in, actions out. No await, no clock: `now` is the time since power-on.
 
+mod before;
 mod beside;
+mod blame;
 mod console;
+mod counting;
 mod cpus;
+mod ending;
+mod hangs;
 mod health;
+mod io;
+mod kept;
+mod late;
 mod length;
 mod measure;
 mod modules;
@@ -11,7 +19,10 @@ mod oom;
 mod patching;
 mod prepare;
 mod script;
+mod secret;
 mod snapshot;
+mod stalls;
+mod stopped;
 mod tasks;
 #[cfg(test)]
 mod tests;
@@ -23,146 +34,27 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use klpfarm_kmsg::Classifier;
-use klpfarm_model::{Arm, Body, FarmKind, Phase, Plan, Source, Trial, TrialEnd, Waits};
+use klpfarm_model::{Arm, Body, FarmKind, Phase, Plan, Source, Trial, TrialEnd};
 use klpfarm_stress::wire::{Ask, ToGuest};
-use klpfarm_vm::{CpuLook, Output, SshOutput};
 
 use crate::code::Code;
 use crate::guest;
+use before::Before;
 use beside::Beside;
 use console::Console;
+use counting::Counting;
 use cpus::Cpus;
 use health::Health;
+pub(crate) use io::{Action, CHUNK, Collect, Collected, Input, NoLogin, Upload};
+use late::Late;
 pub(crate) use length::longest;
 use measure::Measure;
 pub(crate) use measure::millis;
 pub(crate) use script::Origin;
 use script::{Op, script};
+pub(crate) use secret::Secret;
 use snapshot::Snapshot;
-
-/// What happens to a trial.
-#[derive(Debug)]
-pub(crate) enum Input {
-    /// The guest runs, so many milliseconds after QEMU was started; or it could not be.
-    Started(Result<u64, String>),
-    /// Something came out of the machine.
-    Output(Output),
-    /// [`Action::Login`] ended: milliseconds, or why not.
-    Login(Result<u64, NoLogin>),
-    /// [`Action::Ssh`] ended.
-    Ssh(Result<SshOutput, String>),
-    /// [`Action::Rekey`] ended.
-    Rekeyed(Result<(), String>),
-    /// [`Action::Cpus`] ended: what the virtual CPUs do, or why that can't be told.
-    Cpus(Result<Vec<CpuLook>, String>),
-    /// [`Action::Collect`] ended.
-    Collected(Collected),
-    /// Another trial has learnt which functions the patches replace.
-    Functions(Vec<String>),
-    /// Time went by; comes several times a second.
-    Tick,
-    /// The trial is to end now, in this way.
-    Stop(TrialEnd),
-}
-
-/// Why there was no login.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum NoLogin {
-    /// The guest's doing, as far as can be told.
-    Guest(String),
-    /// The host did not even connect us.
-    Host,
-}
-
-/// What is to be done.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Action {
-    /// Report it, as of this phase.
-    Emit(Phase, Body),
-    /// Log in afresh, run `true`, and keep the first connection that works for [`Action::Ssh`].
-    Login {
-        /// At most so long.
-        limit: Duration,
-    },
-    /// Give the guest SSH keys of its own, and log in with them from now on.
-    Rekey {
-        /// At most so long.
-        limit: Duration,
-    },
-    /// Look at the virtual CPUs.
-    Cpus,
-    /// Run a command over the kept connection.
-    Ssh {
-        /// Shell line.
-        command: String,
-        /// Its standard input.
-        input: Upload,
-        /// At most so long.
-        limit: Duration,
-    },
-    /// Say something to the probe.
-    Tell(ToGuest),
-    /// Give the guest fresh entropy and the host's clock, by this question.
-    Refresh {
-        /// [`ToGuest::id`].
-        id: u64,
-    },
-    /// Write a piece of a patch file in the guest.
-    Upload {
-        /// [`ToGuest::id`].
-        id: u64,
-        /// Position in the plan.
-        patch: usize,
-        /// Which piece of [`CHUNK`] bytes.
-        chunk: u64,
-    },
-    /// Gather evidence.
-    Collect(Collect),
-    /// End the machine; the trial is over.
-    End(TrialEnd),
-}
-
-/// What is sent along with a command.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Upload {
-    Nothing,
-    GuestBinary,
-}
-
-/// A patch file goes to the guest in pieces of so many bytes: in base64 a piece stays below the longest line.
-pub(crate) const CHUNK: u64 = 96 << 10;
-
-/// Which evidence to gather.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Collect {
-    /// Tasks that do not get on, as the probe last saw them.
-    pub(crate) blocked: String,
-    /// What each thread of the workloads has done.
-    pub(crate) counters: String,
-    /// Processes of tasks that do not get on.
-    pub(crate) concerned: Vec<u32>,
-    /// Threads whose stack hangs whoever reads it.
-    pub(crate) unreadable: Vec<u32>,
-    /// Findings so far, in words.
-    pub(crate) findings: Vec<String>,
-    /// The guest's kernel; empty if it has not told.
-    pub(crate) release: String,
-    /// The probe answers: commands can be run in the guest.
-    pub(crate) probe: bool,
-    /// Tasks that hold up the transition to this state.
-    pub(crate) stragglers: Option<u8>,
-    /// At most so long in all.
-    pub(crate) limit: Duration,
-}
-
-/// What was gathered.
-#[derive(Debug, Default)]
-pub(crate) struct Collected {
-    /// File below the trial's folder, and what it is.
-    pub(crate) files: Vec<(String, String)>,
-    /// Tasks that say something of the cause.
-    pub(crate) waits: Vec<Waits>,
-}
+use stopped::Stopped;
 
 /// Where a trial is. Each step waits for one thing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -190,7 +82,14 @@ enum Step {
     Disable,
     Untransition,
     Unload,
+    /// Whether patches are in force; or (true) whether a later one has replaced them.
+    InForce(bool),
     Count,
+    /// All is done; since then, and whether the taint has been read once more.
+    Closing {
+        since: Duration,
+        taint: bool,
+    },
     /// After a finding: hear what else there is.
     Listen(Duration),
     Collecting,
@@ -202,8 +101,6 @@ const POLL: Duration = Duration::from_millis(150);
 const LOGIN_EVERY: Duration = Duration::from_secs(10);
 const CPUS_EVERY: Duration = Duration::from_secs(1);
 const RATES_EVERY: Duration = Duration::from_secs(5);
-/// A tick that comes so late means that the host did not let us run.
-const LATE: Duration = Duration::from_secs(1);
 /// How long a console must be quiet before an open report is taken as complete.
 const QUIET: Duration = Duration::from_secs(2);
 /// The probe goes by the guest's clock, which runs on while the host lets the machine wait: measured, 12 s of machine time were more
@@ -216,9 +113,15 @@ fn guest_limit_ms(limit: Duration) -> u64 {
 /// From a channel's loss until QEMU's end is known, if that is why.
 const ENDING: Duration = Duration::from_secs(5);
 
-/// How long calls are counted, and how often again without the patch while a function was not called at all.
-const COUNT_SECONDS: u64 = 2;
-const COUNT_ROUNDS: u32 = 12;
+/// The channel that may come back.
+const SSH_PORT: &str = "the machine's SSH port";
+
+/// A channel that does not work: since when, and when that was seen last.
+#[derive(Debug, Clone, Copy)]
+struct Loss {
+    since: Duration,
+    again: Duration,
+}
 
 /// One trial's state.
 pub(crate) struct Dispatcher {
@@ -228,6 +131,9 @@ pub(crate) struct Dispatcher {
     script: VecDeque<Op>,
     /// The patch that is being applied or taken back.
     patch: usize,
+    /// Patches that are in force, and those of them that are still to be asked about.
+    in_force: BTreeSet<usize>,
+    to_check: Vec<usize>,
     /// Patches whose module was not unloaded and can only be enabled again (before 4.12).
     resident: BTreeSet<usize>,
     step: Step,
@@ -241,10 +147,25 @@ pub(crate) struct Dispatcher {
     release: String,
     classifier: Classifier,
     console_at: Option<Duration>,
-    next_id: u64,
+    /// The latest input's time.
+    now: Duration,
+    secret: Secret,
+    /// Questions asked of the probe so far.
+    asked: u64,
     awaited: u64,
+    /// Questions to start or stop workloads that have not been answered.
+    load_ids: BTreeSet<u64>,
     poll_at: Duration,
-    last_tick: Duration,
+    late: Late,
+    stopped: Option<Stopped>,
+    /// Lines of the console so far, and whether another one has begun.
+    lines: (u64, bool),
+    /// Milliseconds since the guest's boot, as it told last.
+    guest_ms: u64,
+    /// The moment at which applying began for the first time.
+    before: Option<Before>,
+    /// The console told of a panic that a non-maskable interrupt of the farm's brought about.
+    nmi_panic: bool,
     login_at: Option<Duration>,
     login_running: bool,
     ssh_ms: Option<u64>,
@@ -252,9 +173,11 @@ pub(crate) struct Dispatcher {
     /// When to look next; `None` once it has proved to be impossible.
     cpus_at: Option<Duration>,
     cpus_running: bool,
+    /// Since when looks have failed, and how many.
+    cpus_failed: Option<(Duration, u32)>,
     console: Console,
-    /// The first channel that was lost, and when.
-    lost: Option<(Duration, &'static str)>,
+    /// Channels that do not work.
+    lost: BTreeMap<&'static str, Loss>,
     beat_at: Duration,
     /// Questions that no step waits for, by id.
     beside: BTreeMap<u64, Beside>,
@@ -272,17 +195,17 @@ pub(crate) struct Dispatcher {
     functions: BTreeSet<String>,
     has_transition: bool,
     stragglers: Option<u8>,
-    calls: Vec<(String, u64, u64)>,
-    count_round: u32,
+    counting: Counting,
     out: VecDeque<Action>,
 }
 
 impl Dispatcher {
-    pub(crate) fn new(plan: Arc<Plan>, trial: Trial, origin: Origin) -> Self {
+    pub(crate) fn new(plan: Arc<Plan>, trial: Trial, origin: Origin, secret: Secret) -> Self {
         let deadline = plan.scaled(plan.pipeline.limits.boot);
         let limits = &plan.pipeline.limits;
         let health = Health::new(&plan, &trial, origin);
-        let console = Console::new(trial.number, plan.scaled(limits.console), limits.console_flood);
+        let console =
+            Console::new(trial.number, plan.scaled(limits.console), limits.console_flood, secret.clone());
         let cpus = Cpus::new(plan.scaled(limits.cpu));
         let zero = Duration::ZERO;
         Self {
@@ -291,6 +214,8 @@ impl Dispatcher {
             trial,
             origin,
             patch: 0,
+            in_force: BTreeSet::new(),
+            to_check: Vec::new(),
             resident: BTreeSet::new(),
             step: Step::PowerOn,
             phase: Phase::Boot,
@@ -302,18 +227,27 @@ impl Dispatcher {
             release: String::new(),
             classifier: Classifier::new(),
             console_at: None,
-            next_id: 1,
+            now: zero,
+            secret,
+            asked: 0,
             awaited: 0,
+            load_ids: BTreeSet::new(),
             poll_at: zero,
-            last_tick: zero,
+            late: Late::default(),
+            stopped: None,
+            lines: (0, false),
+            guest_ms: 0,
+            before: None,
+            nmi_panic: false,
             login_at: None,
             login_running: false,
             ssh_ms: None,
             cpus,
             cpus_at: Some(zero),
             cpus_running: false,
+            cpus_failed: None,
             console,
-            lost: None,
+            lost: BTreeMap::new(),
             beat_at: zero,
             beside: BTreeMap::new(),
             started_ms: 0,
@@ -327,8 +261,7 @@ impl Dispatcher {
             functions: BTreeSet::new(),
             has_transition: true,
             stragglers: None,
-            calls: Vec::new(),
-            count_round: 0,
+            counting: Counting::default(),
             out: VecDeque::new(),
         }
     }
@@ -340,6 +273,7 @@ impl Dispatcher {
 
     /// Take one input and say what is to be done, in order.
     pub(crate) fn handle(&mut self, now: Duration, input: Input) -> Vec<Action> {
+        self.now = now;
         if self.step != Step::Over {
             match input {
                 Input::Started(Ok(ms)) => self.power_on(now, ms),
@@ -349,6 +283,7 @@ impl Dispatcher {
                 Input::Ssh(result) => self.ssh(now, result),
                 Input::Rekeyed(result) => self.rekeyed(now, result),
                 Input::Cpus(looks) => self.cpus_seen(now, looks),
+                Input::Status(status) => self.status(now, status),
                 Input::Collected(collected) => self.collected(collected),
                 Input::Tick => self.tick(now),
                 // A patched trial counts calls of its own functions only, which it learns by itself.
@@ -366,16 +301,10 @@ impl Dispatcher {
         self.out.push_back(Action::Emit(self.phase, body));
     }
 
-    fn end(&mut self, end: TrialEnd) {
-        self.enter(Phase::End);
-        self.step = Step::Over;
-        self.out.push_back(Action::End(end));
-    }
-
     /// Begin the next thing the trial does.
     fn next_op(&mut self, now: Duration) {
         match self.script.pop_front() {
-            None => self.end(TrialEnd::Completed),
+            None => self.close(now),
             Some(Op::Rekey) => self.rekey(now),
             Some(Op::Vitals) => {
                 self.step = Step::Vitals;
@@ -394,6 +323,8 @@ impl Dispatcher {
             Some(Op::Run(phase, length)) => self.run_phase(now, phase, length),
             Some(Op::Apply(patch)) => self.apply(now, patch),
             Some(Op::Revert(patch)) => self.disable(now, patch),
+            Some(Op::Replaced(patch)) => self.check_force(now, Some(patch)),
+            Some(Op::InForce) => self.check_force(now, None),
             Some(Op::Count) => self.count(now),
         }
     }
@@ -406,10 +337,15 @@ impl Dispatcher {
     }
 
     fn tell(&mut self, ask: Ask) -> u64 {
-        let id = self.next_id;
-        self.next_id += 1;
+        let id = self.fresh_id();
         self.out.push_back(Action::Tell(ToGuest { id, ask }));
         id
+    }
+
+    /// An id that no guest can guess: an answer to a question that it has not been asked is none.
+    fn fresh_id(&mut self) -> u64 {
+        self.asked += 1;
+        self.secret.id(self.asked)
     }
 
     /// Ask for something whose reply ends the current step.
@@ -435,26 +371,6 @@ impl Dispatcher {
 
     fn farm_error(&mut self, message: String) {
         self.end(TrialEnd::FarmError { message });
-    }
-
-    /// Report what the rules of health say; the first finding leads to evidence and the end.
-    fn report(&mut self, now: Duration, mut bodies: Vec<Body>) {
-        if self.step == Step::Collecting {
-            // Gathering evidence interrupts the guest and makes it stand still: what that stirs up is the farm's doing.
-            bodies.retain(|b| !matches!(b, Body::Finding(_)));
-        }
-        let mut found = false;
-        for body in bodies {
-            if let Body::Finding(finding) = &body {
-                found = true;
-                self.snapshot.hold();
-                self.findings.push(format!("[{}] {}", finding.kind, finding.title));
-            }
-            self.emit(body);
-        }
-        if found && !matches!(self.step, Step::Listen(_) | Step::Collecting | Step::Over) {
-            self.step = Step::Listen(now + self.scaled(10));
-        }
     }
 
     fn find(&mut self, now: Duration, kind: FarmKind, title: &str, evidence: String) {

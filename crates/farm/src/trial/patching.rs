@@ -1,11 +1,13 @@
-//! Applying a patch, following its transition, taking it back, and counting the calls of the functions it replaces.
+//! Applying a patch, following its transition, seeing that it stays in force, and taking it back.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use klpfarm_model::{Arm, Body, FarmKind, Phase};
+use klpfarm_model::{Body, FarmKind, Phase};
 use klpfarm_stress::wire::Ask;
 
-use super::{COUNT_ROUNDS, COUNT_SECONDS, Dispatcher, POLL, Step, guest_limit_ms, millis};
+use super::{Dispatcher, POLL, Step, guest_limit_ms, millis};
+use crate::calls;
 use crate::guest::{self, PatchState};
 
 impl Dispatcher {
@@ -16,6 +18,7 @@ impl Dispatcher {
     pub(super) fn apply(&mut self, now: Duration, patch: usize) {
         self.patch = patch;
         (self.listed, self.enabled) = (false, false);
+        self.remember_before(now);
         self.health.applying(now);
         self.applied = Some(now);
         self.enter(Phase::Apply);
@@ -33,7 +36,7 @@ impl Dispatcher {
 
     /// A limit for what the guest's kernel does to switch to the patch or back. A kernel that rewrites itself has five times as long: four
     /// times what was measured with as many machines at once as are let.
-    fn patient(&self, limit: Duration) -> Duration {
+    pub(super) fn patient(&self, limit: Duration) -> Duration {
         let times = if klpfarm_model::rewrites_itself(&self.release) { 5 } else { 1 };
         self.plan.scaled(limit) * times
     }
@@ -64,15 +67,21 @@ impl Dispatcher {
         self.poll_at = now + self.scaled(10);
     }
 
-    pub(super) fn in_transition(&mut self, now: Duration, state: &PatchState) {
+    pub(super) fn in_transition(&mut self, now: Duration, state: Option<PatchState>) {
+        // What can't be read now is asked again, until it is too late.
+        let Some(state) = state else {
+            self.poll_at = now + POLL;
+            return;
+        };
         let took_ms = millis(now.saturating_sub(self.applied.unwrap_or(now)));
         self.enabled = state.listed && state.enabled;
         if !self.listed && state.listed {
             self.listed = true;
             self.ask_modules();
             self.functions.extend(state.functions.iter().cloned());
-            let names = guest::countable(&state.functions);
-            let inside = names.iter().filter_map(|f| Some((f.clone(), *self.inside.get(f)?))).collect();
+            // A stack tells names only.
+            let inside = |f: &String| Some((f.clone(), *self.inside.get(calls::name(f))?));
+            let inside: BTreeMap<String, u32> = state.functions.iter().filter_map(inside).collect();
             self.emit(Body::Applied {
                 patch: self.patch_name(),
                 took_ms,
@@ -85,6 +94,7 @@ impl Dispatcher {
             return;
         }
         self.has_transition = state.transition.is_some();
+        self.in_force.insert(self.patch);
         self.emit(Body::TransitionDone { took_ms, per_task: self.has_transition });
         self.next_op(now);
     }
@@ -106,8 +116,53 @@ impl Dispatcher {
         self.find(now, FarmKind::TransitionStalled, "the transition does not end", evidence);
     }
 
+    /// Ask whether patches are in force; `replaced`: one that a later patch may have replaced.
+    pub(super) fn check_force(&mut self, now: Duration, replaced: Option<usize>) {
+        self.to_check = replaced.map_or_else(|| self.in_force.iter().copied().collect(), |p| vec![p]);
+        self.to_check.retain(|p| self.in_force.contains(p));
+        self.step = Step::InForce(replaced.is_some());
+        self.deadline = now + self.patient(self.plan.pipeline.limits.transition);
+        self.check_next(now);
+    }
+
+    fn check_next(&mut self, now: Duration) {
+        match self.to_check.pop() {
+            Some(patch) => {
+                self.patch = patch;
+                self.ask_state(now);
+            }
+            None => self.next_op(now),
+        }
+    }
+
+    /// The state of a patch that was in force. A later patch may have replaced it, which the kernel does to those before (`replace` of
+    /// `struct klp_patch`); otherwise it must be as it was.
+    pub(super) fn still_in_force(&mut self, now: Duration, may_be_replaced: bool, state: Option<PatchState>) {
+        let Some(state) = state else {
+            self.poll_at = now + POLL;
+            return;
+        };
+        if state.listed && state.enabled && state.settled() {
+            self.check_next(now);
+        } else if may_be_replaced {
+            self.in_force.remove(&self.patch);
+            self.emit(Body::Note { text: format!("a later patch has replaced {}", self.patch_name()) });
+            self.check_next(now);
+        } else {
+            let what = match (state.listed, state.enabled) {
+                (false, _) => "is no longer listed",
+                (true, false) => "is disabled",
+                (true, true) => "is in transition again",
+            };
+            let evidence = format!("/sys/kernel/livepatch/{} {what}", self.patch_name());
+            let title = "the patch was no longer in force when the soak ended";
+            self.find(now, FarmKind::NotInForce, title, evidence);
+        }
+    }
+
     pub(super) fn disable(&mut self, now: Duration, patch: usize) {
         self.patch = patch;
+        self.in_force.remove(&patch);
         if self.phase != Phase::Revert {
             self.enter(Phase::Revert);
         }
@@ -128,7 +183,12 @@ impl Dispatcher {
         self.deadline = now + self.patient(self.plan.pipeline.limits.transition);
     }
 
-    pub(super) fn in_untransition(&mut self, now: Duration, state: &PatchState) {
+    pub(super) fn in_untransition(&mut self, now: Duration, state: Option<PatchState>) {
+        // What can't be read is no patch that is gone.
+        let Some(state) = state else {
+            self.poll_at = now + POLL;
+            return;
+        };
         if state.listed && (state.enabled || !state.settled()) {
             self.poll_at = now + POLL;
         } else if self.has_transition {
@@ -159,61 +219,5 @@ impl Dispatcher {
         } else {
             self.poll_at = now + POLL;
         }
-    }
-
-    /// Count calls, once the soak is judged: without the patch in the control arm, elsewhere with the patch in force. Before 4.12 not
-    /// in force: nobody has tried whether a tracer and a patch on the same function get on there.
-    pub(super) fn count(&mut self, now: Duration) {
-        let functions = guest::countable(&self.functions.iter().cloned().collect::<Vec<_>>());
-        if functions.is_empty() || !(self.has_transition || self.trial.arm == Arm::Control) {
-            self.next_op(now);
-            return;
-        }
-        if self.phase != Phase::Reach {
-            self.enter(Phase::Reach);
-        }
-        self.step = Step::Count;
-        self.count_round += 1;
-        self.exec(now, &guest::count_calls(&functions, COUNT_SECONDS), self.scaled(30 + COUNT_SECONDS));
-    }
-
-    pub(super) fn counted(&mut self, now: Duration, out: &str) {
-        for line in out.lines() {
-            let Some((name, n)) = line.strip_prefix("calls ").and_then(|l| l.split_once(' ')) else {
-                continue;
-            };
-            let Ok(n) = n.parse::<u64>() else { continue };
-            match self.calls.iter_mut().find(|(f, _, _)| f == name) {
-                Some((_, calls, ms)) => {
-                    *calls += n;
-                    *ms += COUNT_SECONDS * 1000;
-                }
-                None => self.calls.push((name.to_owned(), n, COUNT_SECONDS * 1000)),
-            }
-        }
-        // A call that is rare is waited for where nothing depends on it. Patches that share control trials bring many functions, of which
-        // some are rare for sure, and many such trials.
-        let rounds = match self.trial.arm {
-            Arm::Control if !self.plan.apart => COUNT_ROUNDS,
-            _ => 1,
-        };
-        if self.calls.iter().any(|(_, calls, _)| *calls == 0) && self.count_round < rounds {
-            self.count(now);
-            return;
-        }
-        for function in guest::countable(&self.functions.iter().cloned().collect::<Vec<_>>()) {
-            match self.calls.iter().find(|(f, _, _)| *f == function) {
-                Some((f, calls, window_ms)) => {
-                    let body = Body::Reach { function: f.clone(), calls: *calls, window_ms: *window_ms };
-                    self.emit(body);
-                }
-                None => {
-                    let reason =
-                        format!("calls of {function} can't be counted on this kernel: {}", out.trim());
-                    self.emit(Body::Blind { detector: "reach".into(), reason });
-                }
-            }
-        }
-        self.next_op(now);
     }
 }

@@ -8,7 +8,7 @@ use klpfarm_model::{AGING, Body, Phase};
 use klpfarm_stress::wire::{self, Ask, Run};
 use klpfarm_vm::SshOutput;
 
-use super::{Action, CHUNK, Dispatcher, NoLogin, Origin, Step, Upload, millis};
+use super::{Action, CHUNK, Dispatcher, NoLogin, Origin, SSH_PORT, Step, Upload, millis};
 use crate::{blind, guest};
 
 impl Dispatcher {
@@ -37,8 +37,7 @@ impl Dispatcher {
     /// After a fork: what its twins must not share.
     pub(super) fn refresh(&mut self, now: Duration) {
         self.step = Step::Refresh;
-        self.awaited = self.next_id;
-        self.next_id += 1;
+        self.awaited = self.fresh_id();
         self.deadline = now + self.scaled(20);
         self.out.push_back(Action::Refresh { id: self.awaited });
     }
@@ -90,8 +89,7 @@ impl Dispatcher {
             return;
         }
         self.step = Step::Upload(patch, chunk);
-        self.awaited = self.next_id;
-        self.next_id += 1;
+        self.awaited = self.fresh_id();
         self.deadline = now + self.scaled(30);
         self.out.push_back(Action::Upload { id: self.awaited, patch, chunk });
     }
@@ -108,10 +106,14 @@ impl Dispatcher {
     pub(super) fn login(&mut self, now: Duration, result: Result<u64, NoLogin>) {
         self.login_running = false;
         self.login_at = Some(now);
+        if !matches!(result, Err(NoLogin::Host)) {
+            // The host connects again.
+            self.lost.remove(SSH_PORT);
+        }
         let result = result.map_err(|why| match why {
             NoLogin::Guest(error) => error,
             NoLogin::Host => {
-                self.lost(now, "the machine's SSH port");
+                self.lost(now, SSH_PORT);
                 "the host did not connect".to_owned()
             }
         });
@@ -180,7 +182,8 @@ impl Dispatcher {
                 }
                 (None, argv) => Run::Command { argv: argv.clone().unwrap_or_default() },
             };
-            self.tell(Ask::Start { workload: workload.name.clone(), run });
+            let id = self.tell(Ask::Start { workload: workload.name.clone(), run });
+            self.load_ids.insert(id);
             count += 1;
         }
         self.step = Step::StartLoad(count);
@@ -193,7 +196,8 @@ impl Dispatcher {
     pub(super) fn stop_load(&mut self, now: Duration) {
         let plan = Arc::clone(&self.plan);
         for workload in &plan.workloads {
-            self.tell(Ask::Stop { workload: workload.name.clone() });
+            let id = self.tell(Ask::Stop { workload: workload.name.clone() });
+            self.load_ids.insert(id);
         }
         self.load_runs = false;
         self.step = Step::StopLoad(plan.workloads.len());
@@ -217,10 +221,10 @@ impl Dispatcher {
     /// A phase under load is over.
     pub(super) fn phase_done(&mut self, now: Duration) {
         let measured = self.measure.summary(now);
-        self.emit(Body::Measured(measured));
         if self.phase == Phase::Baseline {
-            self.health.baseline(self.measure.longest_idle_ms());
+            self.health.baseline(self.measure.longest_idle_ms(), &measured);
         }
+        self.emit(Body::Measured(measured));
         self.next_op(now);
     }
 }

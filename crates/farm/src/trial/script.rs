@@ -37,6 +37,10 @@ pub(super) enum Op {
     Run(Phase, Duration),
     /// Apply a patch and await the end of its transition.
     Apply(usize),
+    /// A later patch is in force: is this one still, or did that replace it?
+    Replaced(usize),
+    /// All patches that were in force still are.
+    InForce,
     /// Take a patch back.
     Revert(usize),
     /// Count the calls of the patched functions.
@@ -71,38 +75,49 @@ pub(super) fn script(plan: &Plan, trial: &Trial, origin: Origin) -> Vec<Op> {
     ops.extend(trial.patches.iter().map(|p| Op::Upload(*p)));
     ops.push(Op::Run(Phase::Settle, phases.settle));
     ops.push(Op::Run(Phase::Baseline, phases.baseline + trial.jitter));
-    // Counting costs seconds: where the patch is in force, two trials of a kind are enough.
-    let alike = |t: &&Trial| (t.arm, &t.patches) == (trial.arm, &trial.patches) && t.number < trial.number;
-    let counts = trial.arm == Arm::Control || plan.trials.iter().filter(alike).count() < 2;
     let soak = Op::Run(Phase::Soak, plan.soak());
     let pause = Op::Run(Phase::Soak, phases.revert);
     let after = Op::Run(Phase::Revert, phases.revert);
     match trial.arm {
         Arm::Control => ops.extend([soak, Op::Count]),
         Arm::Loaded | Arm::Stack => {
-            let (last, first) = trial.patches.split_last().unwrap_or((&0, &[]));
-            ops.extend(first.iter().flat_map(|p| [Op::Apply(*p), pause]));
-            ops.extend([Op::Apply(*last), soak, Op::Count]);
+            let last = trial.patches.len().saturating_sub(1);
+            for (n, patch) in trial.patches.iter().enumerate() {
+                ops.push(Op::Apply(*patch));
+                ops.extend(trial.patches[..n].iter().map(|p| Op::Replaced(*p)));
+                ops.extend([if n < last { pause } else { soak }, Op::InForce]);
+            }
+            ops.push(Op::Count);
         }
         Arm::Quiescent => {
             ops.push(Op::StopLoad);
-            ops.extend(trial.patches.iter().map(|p| Op::Apply(*p)));
-            ops.extend([Op::StartLoad, soak, Op::Count]);
+            ops.extend(apply_all(trial));
+            ops.extend([Op::StartLoad, soak, Op::InForce, Op::Count]);
         }
         Arm::Reapply => {
             for _ in 1..phases.cycles {
-                ops.extend(trial.patches.iter().flat_map(|p| [Op::Apply(*p), pause, Op::Revert(*p), after]));
+                let round = |p: &usize| [Op::Apply(*p), pause, Op::InForce, Op::Revert(*p), after];
+                ops.extend(trial.patches.iter().flat_map(round));
             }
-            ops.extend(trial.patches.iter().map(|p| Op::Apply(*p)));
-            ops.extend([soak, Op::Count]);
+            ops.extend(apply_all(trial));
+            ops.extend([soak, Op::InForce, Op::Count]);
         }
     }
-    ops.retain(|op| counts || *op != Op::Count);
     if !phases.revert.is_zero() && !trial.patches.is_empty() {
         ops.extend(trial.patches.iter().rev().map(|p| Op::Revert(*p)));
         ops.push(after);
     }
     ops
+}
+
+/// All patches of a trial one on top of the other.
+fn apply_all(trial: &Trial) -> Vec<Op> {
+    let one = |(n, patch): (usize, &usize)| {
+        std::iter::once(Op::Apply(*patch))
+            .chain(trial.patches[..n].iter().map(|p| Op::Replaced(*p)))
+            .collect()
+    };
+    trial.patches.iter().enumerate().flat_map(|p| -> Vec<Op> { one(p) }).collect()
 }
 
 #[cfg(test)]
@@ -128,7 +143,20 @@ mod tests {
         let settle = Op::Run(Phase::Settle, s(2));
         assert_eq!(
             ops(Arm::Stack, &[0, 1]),
-            [settle, Op::Apply(0), pause, Op::Apply(1), soak, Op::Count, Op::Revert(1), Op::Revert(0), after]
+            [
+                settle,
+                Op::Apply(0),
+                pause,
+                Op::InForce,
+                Op::Apply(1),
+                Op::Replaced(0),
+                soak,
+                Op::InForce,
+                Op::Count,
+                Op::Revert(1),
+                Op::Revert(0),
+                after
+            ]
         );
         assert_eq!(ops(Arm::Control, &[]), [settle, soak, Op::Count]);
     }
@@ -138,6 +166,17 @@ mod tests {
         let all = ops(Arm::Reapply, &[0]);
         let count = |op: Op| all.iter().filter(|o| **o == op).count();
         assert_eq!((count(Op::Apply(0)), count(Op::Revert(0)), count(Op::Count)), (3, 3, 1));
+        assert_eq!(count(Op::InForce), 3);
+    }
+
+    /// How often a fault needs to be called can only be told if every trial says how often it was.
+    #[test]
+    fn every_trial_counts() {
+        let plan = plan();
+        for trial in plan.trials.iter().filter(|t| t.number > 0) {
+            let ops = script(&plan, trial, Origin::Fork);
+            assert_eq!(ops.iter().filter(|op| **op == Op::Count).count(), 1, "{trial:?}");
+        }
     }
 
     #[test]

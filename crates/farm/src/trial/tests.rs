@@ -1,11 +1,17 @@
 //! The dispatcher against a fake machine: a guest that does as it is told, and the ways in which a real one does not.
 
+mod counts;
+mod endings;
 mod fake;
+mod forged;
+mod lasting;
 mod modules;
+mod silence;
+mod standing;
 
-use klpfarm_model::Arm;
+use klpfarm_model::{Arm, FindingKind};
 use klpfarm_stress::wire::{BlockedTask, FromGuest};
-use klpfarm_vm::QmpEvent;
+use klpfarm_vm::{Output, QmpEvent};
 
 use super::*;
 pub(super) use fake::plan;
@@ -46,7 +52,7 @@ fn a_loaded_trial_goes_through_all_phases() {
         Body::Applied { inside, .. } => Some(inside.clone()),
         _ => None,
     });
-    assert_eq!(inside, Some(BTreeMap::from([("do_it".to_owned(), 3)])));
+    assert_eq!(inside, Some(BTreeMap::from([("vmlinux/do_it,1".to_owned(), 3)])));
 }
 
 #[test]
@@ -293,14 +299,6 @@ fn a_machine_that_is_aged_gets_keys_of_its_own_or_is_of_no_use() {
     assert_eq!(none.end, TrialEnd::Completed);
 }
 
-#[test]
-fn an_unreached_function_is_counted_again_before_it_is_believed() {
-    let told = tell(Arm::Control, Faults { unreached: true, ..Faults::default() });
-    let counts = told.commands.iter().filter(|c| c.contains("set_ftrace_filter")).count();
-    assert_eq!(counts, COUNT_ROUNDS as usize);
-    assert!(told.bodies.iter().any(|(_, b)| matches!(b, Body::Reach { calls: 0, window_ms: 24_000, .. })));
-}
-
 /// From a fork to its patch, only the guest is waited for.
 #[test]
 fn phases_of_no_length_do_not_wait_for_a_tick() {
@@ -308,7 +306,7 @@ fn phases_of_no_length_do_not_wait_for_a_tick() {
     plan.pipeline.phases.settle = Duration::ZERO;
     plan.pipeline.phases.baseline = Duration::ZERO;
     let trial = Trial { jitter: Duration::ZERO, ..Trial::new(1, Arm::Loaded, vec![0], 1) };
-    let mut dispatcher = Dispatcher::new(Arc::new(plan), trial, Origin::Fork);
+    let mut dispatcher = Dispatcher::new(Arc::new(plan), trial, Origin::Fork, Secret::new([9; 16]));
     let mut fake = Fake::new(Arm::Loaded, Faults { forked: true, ..Faults::default() });
     let mut queue = VecDeque::from([Input::Started(Ok(70))]);
     let mut applied = false;

@@ -12,6 +12,8 @@ use super::tasks::general;
 pub(crate) struct Waiting {
     /// When each workload thread finished an operation last.
     finished: BTreeMap<u32, Duration>,
+    /// When progress was last told.
+    told: Option<Duration>,
     /// Since when the other task has been in state D that is there longest.
     blocked: Option<Duration>,
 }
@@ -21,13 +23,18 @@ impl Waiting {
     pub(crate) fn take(&mut self, now: Duration, message: &FromGuest, usual: &BTreeSet<String>) {
         let before = |ms: u64| now.saturating_sub(Duration::from_millis(ms));
         match message {
+            // The probe tells of all its threads again when it is greeted. Progress of new ones cannot have been told before.
             FromGuest::Thread(thread) => {
-                self.finished.insert(thread.id, now);
+                self.finished.entry(thread.id).or_insert_with(|| {
+                    self.told = Some(now);
+                    now
+                });
             }
             FromGuest::Gone { id } => {
                 self.finished.remove(id);
             }
             FromGuest::Progress { threads, .. } => {
+                self.told = Some(now);
                 self.finished.extend(threads.iter().map(|p| (p.id, before(p.idle_ms))));
             }
             FromGuest::Blocked { tasks, .. } => {
@@ -38,10 +45,27 @@ impl Waiting {
         }
     }
 
-    /// All threads that count have finished an operation since, and no task has been in state D since before.
-    pub(crate) fn all_went_on(&self, then: Duration, counts: impl Fn(u32) -> bool) -> bool {
-        self.finished.iter().all(|(id, at)| *at >= then || !counts(*id))
-            && self.blocked.is_none_or(|since| since >= then)
+    /// The machine stood still for so long through no fault of its own.
+    pub(crate) fn forgive(&mut self, lost: Duration) {
+        self.finished.values_mut().for_each(|at| *at += lost);
+        self.told = self.told.map(|at| at + lost);
+        self.blocked = self.blocked.map(|at| at + lost);
+    }
+
+    /// Threads that have not finished an operation since.
+    pub(crate) fn behind(&self, then: Duration) -> impl Iterator<Item = u32> + '_ {
+        self.finished.iter().filter(move |(_, at)| **at < then).map(|(id, _)| *id)
+    }
+
+    /// A task has been in state D since before.
+    pub(crate) fn blocked_since_before(&self, then: Duration) -> bool {
+        self.blocked.is_some_and(|since| since < then)
+    }
+
+    /// How long each thread had finished nothing when progress was last told, and when that was.
+    pub(crate) fn idle(&self) -> Option<(Duration, Vec<(u32, Duration)>)> {
+        let told = self.told?;
+        Some((told, self.finished.iter().map(|(id, at)| (*id, told.saturating_sub(*at))).collect()))
     }
 }
 
@@ -53,6 +77,12 @@ mod tests {
 
     fn s(seconds: u64) -> Duration {
         Duration::from_secs(seconds)
+    }
+
+    impl Waiting {
+        fn all_went_on(&self, then: Duration, counts: impl Fn(u32) -> bool) -> bool {
+            !self.behind(then).any(counts) && !self.blocked_since_before(then)
+        }
     }
 
     fn progress(id: u32, idle_ms: u64) -> FromGuest {
@@ -104,5 +134,30 @@ mod tests {
         assert!(waiting.all_went_on(s(62), |_| true));
         waiting.take(s(62), &blocked(9000, 'D'), &BTreeSet::from(["jbd2".to_owned()]));
         assert!(waiting.all_went_on(s(62), |_| true));
+    }
+
+    /// Threads that are started anew have not been silent since the old ones went.
+    #[test]
+    fn new_threads_have_just_begun() {
+        let none = BTreeSet::new();
+        let mut waiting = Waiting::default();
+        waiting.take(s(10), &progress(1, 0), &none);
+        waiting.take(s(11), &FromGuest::Gone { id: 1 }, &none);
+        let thread = klpfarm_stress::wire::Thread {
+            id: 2,
+            workload: "w".into(),
+            process: 0,
+            thread: 0,
+            pid: 1,
+            tid: 2,
+            counted: true,
+        };
+        waiting.take(s(60), &FromGuest::Thread(thread.clone()), &none);
+        assert_eq!(waiting.idle(), Some((s(60), vec![(2, s(0))])));
+        // One that is told of again has not.
+        waiting.take(s(70), &FromGuest::Thread(thread), &none);
+        assert_eq!(waiting.idle(), Some((s(60), vec![(2, s(0))])));
+        waiting.forgive(s(5));
+        assert_eq!(waiting.behind(s(65)).count(), 0);
     }
 }

@@ -7,7 +7,8 @@ use klpfarm_stress::wire::FromGuest;
 use klpfarm_vm::{Output, QmpEvent};
 
 use super::{
-    Action, Collect, Collected, Dispatcher, ENDING, LATE, LOGIN_EVERY, Origin, QUIET, RATES_EVERY, Step,
+    Action, Collect, Collected, Dispatcher, ENDING, LOGIN_EVERY, Loss, Origin, QUIET, RATES_EVERY, SSH_PORT,
+    Step,
 };
 use crate::guest::PatchState;
 
@@ -17,18 +18,25 @@ impl Dispatcher {
             Output::Console(bytes) => {
                 self.console_at = Some(now);
                 self.console.push(now, &bytes);
+                self.count_lines(&bytes);
                 let signals = self.classifier.push(&bytes);
                 self.signals(now, signals);
             }
             Output::Probe(message) => self.probe(now, message),
             Output::Qmp(QmpEvent::IoError { reason }) => {
-                self.farm_error(format!(
+                self.lost_machine(format!(
                     "the machine's disk failed on the host ({reason}): is the host's disk full?"
                 ));
             }
             Output::Qmp(event) => {
+                // While evidence is gathered it is the farm that stops the machine, and lets it run again.
                 let bodies = self.health.qmp(now, &event);
                 self.report(now, bodies);
+                match event {
+                    QmpEvent::Stopped => self.stopped(now),
+                    QmpEvent::Resumed => self.resumed(now),
+                    _ => {}
+                }
             }
             Output::Closed(channel) => self.lost(now, channel),
             Output::Exited { status, stderr } => {
@@ -49,16 +57,21 @@ impl Dispatcher {
 
     pub(super) fn signals(&mut self, now: Duration, signals: Vec<klpfarm_kmsg::Signal>) {
         for signal in signals {
+            // A report is complete only some time after its first line.
+            let before = self.before.is_some_and(|b| signal.line() <= b.line);
             let bodies = self.health.console(now, signal);
-            self.report(now, bodies);
+            self.report_of(now, bodies, before);
         }
     }
 
     pub(super) fn probe(&mut self, now: Duration, message: FromGuest) {
         self.measure.take(&message);
         self.snapshot.take(now, &message);
+        self.guest_ms = at_ms(&message).unwrap_or(self.guest_ms);
+        let before =
+            matches!(&message, FromGuest::Fault(f) if self.before.is_some_and(|b| f.at_ms < b.guest_ms));
         let bodies = self.health.probe(now, &message, &self.measure);
-        self.report(now, bodies);
+        self.report_of(now, bodies, before);
         match message {
             FromGuest::Hello { release, taint, .. } if self.step == Step::Hello => {
                 let forked = self.origin != Origin::Boot;
@@ -87,7 +100,9 @@ impl Dispatcher {
         if self.reply_beside(id, code, out) {
             return;
         }
+        let of_load = self.load_ids.remove(&id);
         match self.step {
+            Step::StartLoad(_) | Step::StopLoad(_) if !of_load => {}
             Step::StartLoad(_) if code != 0 => {
                 let message = format!("a workload could not be started: {}", out.trim());
                 // With the patch in force that is the patch's doing: the same load started before.
@@ -117,11 +132,13 @@ impl Dispatcher {
             Step::Upload(patch, chunk) => self.upload(now, patch, chunk + 1),
             Step::Vitals => self.vitals(now, out),
             Step::Load => self.loaded(now, code, out),
-            Step::Transition => self.in_transition(now, &PatchState::read(out)),
+            Step::Transition => self.in_transition(now, PatchState::read(code, out)),
+            Step::InForce(replaced) => self.still_in_force(now, replaced, PatchState::read(code, out)),
             Step::Disable => self.disabled(now, code, out),
-            Step::Untransition => self.in_untransition(now, &PatchState::read(out)),
+            Step::Untransition => self.in_untransition(now, PatchState::read(code, out)),
             Step::Unload => self.unloaded(now, code, out),
             Step::Count => self.counted(now, out),
+            Step::Closing { .. } => self.last_taint(now, code, out),
             _ => {}
         }
     }
@@ -139,35 +156,50 @@ impl Dispatcher {
     }
 
     pub(super) fn tick(&mut self, now: Duration) {
-        let gap = now.saturating_sub(self.last_tick);
-        self.last_tick = now;
-        if gap > LATE {
-            self.health.forgive(gap);
-            self.console.forgive(gap);
-            self.cpus.forget();
-            self.deadline += gap;
+        let late = self.late.tick(now);
+        self.forgive(late);
+        if let Some(text) = self.late.note() {
+            self.emit(Body::Note { text });
         }
         if self.console_at.is_some_and(|at| now.saturating_sub(at) >= QUIET) {
             self.console_at = None;
-            let signals = self.classifier.flush();
-            self.signals(now, signals);
+            self.flush(now);
         }
-        let bodies = self.health.tick(now);
+        let bodies = self.health.tick(now, &self.measure);
         self.report(now, bodies);
         self.watch_channels(now);
+        if self.stands_still(now) {
+            return;
+        }
         self.routine(now);
         self.watch_beside(now);
         self.step_tick(now);
     }
 
+    /// The machine stood still for so long, or the farm did not look at it: nothing that seems late is the guest's fault.
+    pub(super) fn forgive(&mut self, lost: Duration) {
+        if !lost.is_zero() {
+            self.health.forgive(lost);
+            self.console.forgive(lost);
+            self.cpus.forgive(lost);
+            self.deadline += lost;
+        }
+    }
+
+    /// A channel that closed never comes back; a connection that the host refused may.
     pub(super) fn lost(&mut self, now: Duration, channel: &'static str) {
-        self.lost.get_or_insert((now, channel));
+        self.lost.entry(channel).or_insert(Loss { since: now, again: now }).again = now;
     }
 
     /// QEMU closes its channels when it ends, and its end is told as well. A QEMU that lives on without one can't be watched any more.
     fn watch_channels(&mut self, now: Duration) {
-        let deaf = self.lost.filter(|(at, _)| now.saturating_sub(*at) >= ENDING);
-        if let Some((_, channel)) = deaf
+        let lasts = |(channel, loss): &(&&'static str, &Loss)| {
+            // Between two attempts nobody knows.
+            let until = if **channel == SSH_PORT { loss.again } else { now };
+            until.saturating_sub(loss.since) >= ENDING
+        };
+        let deaf = self.lost.iter().find(lasts).map(|(channel, _)| *channel);
+        if let Some(channel) = deaf
             && !matches!(self.step, Step::Listen(_) | Step::Collecting | Step::Over)
         {
             self.farm_error(format!(
@@ -179,8 +211,8 @@ impl Dispatcher {
 
     /// Fresh logins and rates, on schedule.
     pub(super) fn routine(&mut self, now: Duration) {
-        let booting = self.step == Step::Login;
-        let every = if booting { Duration::from_secs(1) } else { LOGIN_EVERY };
+        let soon = self.step == Step::Login || self.lost.contains_key(SSH_PORT);
+        let every = if soon { Duration::from_secs(1) } else { LOGIN_EVERY };
         let due = self.login_at.is_some_and(|at| now.saturating_sub(at) >= every);
         // While keys change, a login fails for no fault of the guest's.
         if due && !matches!(self.step, Step::PowerOn | Step::Rekey | Step::Over) {
@@ -196,8 +228,10 @@ impl Dispatcher {
     pub(super) fn step_tick(&mut self, now: Duration) {
         let late = now >= self.deadline;
         match self.step {
-            Step::Run(until) if now >= until && !self.somebody_hangs(now, until) => self.phase_done(now),
-            Step::Listen(until) if now >= until => self.collect(now),
+            Step::Run(until) if now >= until => self.run_over(now, until),
+            Step::Closing { since, taint } => self.closing(now, since, taint),
+            // A stall in the patch's code may yet turn out to be a hang.
+            Step::Listen(until) if now >= until && !self.health.undecided(now) => self.collect(now),
             Step::Collecting if late => self.end(TrialEnd::Stopped),
             Step::Hello if late => self.farm_error(
                 "the probe did not answer: neither on the virtio port nor on the second UART".into(),
@@ -233,7 +267,14 @@ impl Dispatcher {
                     "some tasks still run the new code".into(),
                 );
             }
-            Step::Transition | Step::Untransition if now >= self.poll_at => self.ask_state(now),
+            Step::InForce(_) if late => {
+                let evidence = "asked for again and again, it was not told in time".to_owned();
+                let bodies = self.health.unable(now, "the state of the patch", evidence);
+                self.report(now, bodies);
+            }
+            Step::Transition | Step::Untransition | Step::InForce(_) if now >= self.poll_at => {
+                self.ask_state(now);
+            }
             Step::Unload if late => {
                 let evidence = "rmmod has not succeeded, and does not end now".to_owned();
                 self.find(now, FarmKind::RevertRefused, "the disabled patch can't be unloaded", evidence);
@@ -247,14 +288,15 @@ impl Dispatcher {
                     "no answer of the probe".into(),
                 );
             }
-            Step::Count if late => {
-                self.emit(Body::Blind {
-                    detector: "reach".into(),
-                    reason: "counting calls did not end".into(),
-                });
-                self.next_op(now);
-            }
+            Step::Count if late => self.count_late(now),
             _ => {}
+        }
+    }
+
+    /// The time of a phase under load is over.
+    fn run_over(&mut self, now: Duration, until: Duration) {
+        if !self.somebody_hangs(now, until, Duration::ZERO) && matches!(self.step, Step::Run(_)) {
+            self.phase_done(now);
         }
     }
 
@@ -272,6 +314,7 @@ impl Dispatcher {
     }
 
     pub(super) fn collect(&mut self, now: Duration) {
+        self.flush(now);
         let measured = self.measure.summary(now);
         if self.load_runs {
             self.emit(Body::Measured(measured));
@@ -295,5 +338,20 @@ impl Dispatcher {
             stragglers: self.stragglers,
             limit,
         }));
+    }
+}
+
+/// Milliseconds since the guest's boot at which a line was written.
+fn at_ms(message: &FromGuest) -> Option<u64> {
+    match message {
+        FromGuest::Hello { at_ms, .. }
+        | FromGuest::Progress { at_ms, .. }
+        | FromGuest::Latency { at_ms, .. }
+        | FromGuest::Usage { at_ms, .. }
+        | FromGuest::Blocked { at_ms, .. }
+        | FromGuest::Taint { at_ms, .. }
+        | FromGuest::Unable { at_ms, .. }
+        | FromGuest::Memory { at_ms, .. } => Some(*at_ms),
+        FromGuest::Thread(_) | FromGuest::Gone { .. } | FromGuest::Fault(_) | FromGuest::Reply { .. } => None,
     }
 }

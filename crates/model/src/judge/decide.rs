@@ -226,7 +226,8 @@ impl Facts<'_> {
 
     fn unreached_function(&self, r: &Reach) -> Option<String> {
         let function = for_people(&r.function);
-        let uncounted = || self.record.uncounted.iter().any(|reason| reason.contains(function));
+        let of_it = |reason: &String| reason.contains(function) || !reason.starts_with("calls of ");
+        let uncounted = || self.record.uncounted.iter().any(of_it);
         let workload = words::workload_for(function);
         match (r.before_per_s, r.after_per_s) {
             (_, Some(after)) if after > 0.0 => None,

@@ -155,6 +155,10 @@ struct Probe {
     next_thread: u32,
     /// Lines that were no request.
     unread: u64,
+    /// The list of tasks has had the probe itself in it.
+    listed: bool,
+    /// What can no longer be read, and has been told.
+    lost: Vec<&'static str>,
 }
 
 /// The parts that a workload needs, borrowed beside it.
@@ -198,6 +202,8 @@ impl Probe {
             ticks: 0,
             next_thread: 1,
             unread: 0,
+            listed: false,
+            lost: Vec::new(),
         })
     }
 
@@ -429,6 +435,9 @@ impl Probe {
             self.blocked.scanned(&tasks, now, &mut self.scanner, &mut self.readers, idle);
         }
         self.tasks = tasks;
+        if whole_second {
+            self.check_scan();
+        }
     }
 
     fn forget_ended(&mut self) {
@@ -455,12 +464,15 @@ impl Probe {
     }
 
     fn look_at_taint(&mut self) {
-        let taint = taint();
-        if let Some(value) = taint
-            && taint != self.taint
-        {
-            self.taint = taint;
-            self.outbox.push(&FromGuest::Taint { at_ms: sys::boot_ms(), value });
+        match taint() {
+            Some(value) if self.taint != Some(value) => {
+                self.taint = Some(value);
+                self.outbox.push(&FromGuest::Taint { at_ms: sys::boot_ms(), value });
+            }
+            None if self.taint.is_some() => {
+                self.unable("its taint", "/proc/sys/kernel/tainted cannot be read");
+            }
+            _ => {}
         }
     }
 
@@ -472,22 +484,46 @@ impl Probe {
     }
 
     fn memory(&mut self) {
-        let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-        let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
-        let zones = std::fs::read_to_string("/proc/zoneinfo").unwrap_or_default();
-        let files = std::fs::read_to_string("/proc/sys/fs/file-nr").unwrap_or_default();
-        let kib = |name| procfs::meminfo(&text, name).unwrap_or(0);
-        self.outbox.push(&FromGuest::Memory {
+        // A sample that lacks a figure is left out: zero would look like a leak, or hide one.
+        if let Some(line) = self.memory_line() {
+            self.outbox.push(&line);
+        }
+    }
+
+    fn memory_line(&self) -> Option<FromGuest> {
+        let read = |path: &str| std::fs::read_to_string(path).ok();
+        let text = read("/proc/meminfo")?;
+        let kib = |name| procfs::meminfo(&text, name);
+        Some(FromGuest::Memory {
             at_ms: sys::boot_ms(),
-            available_kib: kib("MemAvailable"),
-            slab_kib: kib("Slab"),
-            slab_unreclaimable_kib: kib("SUnreclaim"),
-            unaccounted_kib: procfs::unaccounted(&text, &zones),
-            open_files: procfs::first(&files).unwrap_or(0),
+            available_kib: kib("MemAvailable")?,
+            slab_kib: kib("Slab")?,
+            slab_unreclaimable_kib: kib("SUnreclaim")?,
+            unaccounted_kib: procfs::unaccounted(&text, &read("/proc/zoneinfo")?)?,
+            open_files: procfs::first(&read("/proc/sys/fs/file-nr")?)?,
             descriptors: self.descriptors(),
-            tasks: procfs::tasks_in_loadavg(&load).unwrap_or(0),
+            tasks: procfs::tasks_in_loadavg(&read("/proc/loadavg")?)?,
             zombies: self.tasks.iter().filter(|t| t.stat.state == 'Z').count() as u64,
-        });
+        })
+    }
+
+    /// Tells, once, that something can no longer be read that was read before.
+    fn unable(&mut self, what: &'static str, detail: &str) {
+        if !self.lost.contains(&what) {
+            self.lost.push(what);
+            let (what, detail) = (what.to_owned(), detail.to_owned());
+            self.outbox.push(&FromGuest::Unable { at_ms: sys::boot_ms(), what, detail });
+        }
+    }
+
+    /// The probe itself must be in the list of all tasks.
+    fn check_scan(&mut self) {
+        let own = std::process::id();
+        let listed = self.tasks.iter().any(|t| t.pid == own);
+        if !listed && self.listed {
+            self.unable("its list of tasks", "/proc does not list the probe itself");
+        }
+        self.listed |= listed;
     }
 }
 

@@ -94,6 +94,8 @@ pub(super) struct Workload {
     output: Option<OwnedFd>,
     /// The last line it wrote that was not for us: why it failed, often.
     last_line: String,
+    /// It told itself that one of its processes died.
+    died: bool,
     pub(super) threads: Vec<Live>,
 }
 
@@ -152,6 +154,7 @@ impl Workload {
             leader_gone: false,
             output: Some(output),
             last_line: String::new(),
+            died: false,
             threads: Vec::new(),
         })
     }
@@ -336,8 +339,8 @@ impl Workload {
                 self.again(spawner, shared);
             }
             Phase::Running => {
-                // A supervisor that ends in order has told already which of its workers died.
-                if status != Ok(0) {
+                // Nobody asked it to end. A supervisor that ends in order because its workers died has told of them already.
+                if status != Ok(0) || !self.died {
                     self.fault(shared, FaultKind::Died, "workload", detail);
                 }
                 // What else is in its session has no purpose any more; no answer is due.

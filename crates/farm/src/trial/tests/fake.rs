@@ -7,7 +7,7 @@ use klpfarm_model::{
     consistency,
 };
 use klpfarm_stress::wire::{BlockedTask, FromGuest, Thread, ThreadProgress};
-use klpfarm_vm::CpuLook;
+use klpfarm_vm::{CpuLook, Output, SshOutput};
 
 use crate::trial::*;
 
@@ -61,6 +61,8 @@ pub(super) struct Faults {
     pub(super) forked: bool,
     /// After applying, the second CPU stays here with interrupts off.
     pub(super) cpu_stuck: Option<u64>,
+    /// And so it does from this moment on, whatever was applied.
+    pub(super) cpu_stuck_at: Option<Duration>,
     pub(super) no_registers: bool,
     pub(super) no_kmsg: bool,
     /// After applying, nothing comes out on the console any more.
@@ -69,6 +71,38 @@ pub(super) struct Faults {
     pub(super) stop_after: u64,
     /// All inputs stop for this long, as on a suspended host.
     pub(super) host_pause: bool,
+    /// Milliseconds from one tick to the next, if not 200.
+    pub(super) tick_ms: Option<u64>,
+    /// The guest's list of tasks does not show the threads that stop.
+    pub(super) hidden: bool,
+    /// Threads that have stopped go on after so many seconds.
+    pub(super) stall_s: Option<u64>,
+    /// Threads that have stopped do not have the patch on their stack.
+    pub(super) elsewhere: bool,
+    /// Three more workload threads, which go on whatever happens; or (false) stop with the first.
+    pub(super) others: Option<bool>,
+    /// After loading, heartbeats can no longer be written.
+    pub(super) kmsg_fails: bool,
+    /// After loading, QEMU tells no registers any more.
+    pub(super) registers_stop: bool,
+    /// So many seconds after loading, the patch is disabled by somebody, in transition again, or gone.
+    pub(super) undone: Option<(u64, &'static str)>,
+    /// So many answers on the state of a patch that is being taken back are of no use.
+    pub(super) garbled: Option<(u32, i32, &'static str)>,
+    /// QEMU's word for the virtual CPUs, once it has said that they are stopped.
+    pub(super) status: Option<&'static str>,
+    /// The host refuses so many connections after loading.
+    pub(super) refused: u32,
+    /// After loading, the taint can't be read.
+    pub(super) no_taint: bool,
+    /// Functions that the patch replaces, if not `vmlinux/do_it,1`.
+    pub(super) functions: Vec<String>,
+    /// In so many counts no function is called.
+    pub(super) silent_counts: u32,
+    /// Gathering evidence takes so many seconds.
+    pub(super) collecting_s: Option<u64>,
+    /// The soak of the plan, if not 30 s, and the pause after reverting, if not 2 s.
+    pub(super) revert: Option<Duration>,
 }
 
 const MODULES: &str =
@@ -84,6 +118,10 @@ pub(super) struct Fake {
     pub(super) patches: BTreeMap<String, bool>,
     pub(super) load: bool,
     pub(super) ops: u64,
+    /// The machine stands still.
+    pub(super) stopped: bool,
+    pub(super) counts: u32,
+    pub(super) collected_at: Option<Duration>,
     pub(super) commands: Vec<String>,
     pub(super) asked: Vec<Ask>,
 }
@@ -94,6 +132,8 @@ pub(super) struct Told {
     pub(super) commands: Vec<String>,
     pub(super) asked: Vec<Ask>,
     pub(super) seconds: u64,
+    /// Full seconds from loading to shortly before the end.
+    pub(super) after_load: u64,
 }
 
 impl Told {
@@ -103,6 +143,29 @@ impl Told {
             _ => None,
         };
         self.bodies.iter().filter_map(finding).collect()
+    }
+
+    pub(super) fn of_kind(&self, kind: impl Into<FindingKind>) -> Vec<(Phase, klpfarm_model::Finding)> {
+        let kind = kind.into();
+        let finding = |(phase, body): &(Phase, Body)| match body {
+            Body::Finding(f) if f.kind == kind => Some((*phase, (**f).clone())),
+            _ => None,
+        };
+        self.bodies.iter().filter_map(finding).collect()
+    }
+
+    pub(super) fn assert_clean(&self) {
+        assert_eq!((self.end.clone(), self.findings()), (TrialEnd::Completed, Vec::new()));
+    }
+
+    /// It ended as the farm's error that says this.
+    pub(super) fn assert_farm_error(&self, part: &str) {
+        assert!(
+            matches!(&self.end, TrialEnd::FarmError { message } if message.contains(part)),
+            "{:?} {:?}",
+            self.end,
+            self.findings()
+        );
     }
 
     pub(super) fn phases(&self) -> Vec<Phase> {
@@ -118,7 +181,10 @@ impl Told {
 }
 
 pub(super) fn tell(arm: Arm, faults: Faults) -> Told {
-    let plan = plan();
+    let mut plan = plan();
+    if let Some(revert) = faults.revert {
+        Arc::make_mut(&mut plan).pipeline.phases.revert = revert;
+    }
     let trial = plan.trials.iter().find(|t| t.arm == arm).unwrap().clone();
     tell_of(plan, trial, faults)
 }
@@ -131,7 +197,7 @@ pub(super) fn tell_of_aging(faults: Faults) -> Told {
 pub(super) fn tell_of(plan: Arc<Plan>, trial: Trial, faults: Faults) -> Told {
     let arm = trial.arm;
     let origin = if faults.forked { Origin::Fork } else { Origin::Boot };
-    let mut dispatcher = Dispatcher::new(Arc::clone(&plan), trial.clone(), origin);
+    let mut dispatcher = Dispatcher::new(Arc::clone(&plan), trial.clone(), origin, Secret::new([9; 16]));
     let mut fake = Fake::new(arm, faults);
     let mut bodies = Vec::new();
     let mut queue = VecDeque::from([Input::Started(Ok(70))]);
@@ -142,7 +208,7 @@ pub(super) fn tell_of(plan: Arc<Plan>, trial: Trial, faults: Faults) -> Told {
     for step in 0.. {
         assert!(step < 20_000, "the trial never ends");
         let input = queue.pop_front().unwrap_or_else(|| {
-            fake.now += Duration::from_millis(200);
+            fake.now += Duration::from_millis(fake.faults.tick_ms.unwrap_or(200));
             if fake.faults.host_pause
                 && !paused
                 && fake.loaded_at.is_some_and(|at| fake.now > at + Duration::from_secs(3))
@@ -158,8 +224,11 @@ pub(super) fn tell_of(plan: Arc<Plan>, trial: Trial, faults: Faults) -> Told {
                 Action::Emit(phase, body) => bodies.push((phase, body)),
                 Action::End(end) => {
                     assert_eq!(complaints(&plan, &trial, &bodies, &end), [""; 0]);
-                    let Fake { commands, asked, now, .. } = fake;
-                    return Told { bodies, end, commands, asked, seconds: now.as_secs() };
+                    let Fake { commands, asked, now, loaded_at, .. } = fake;
+                    // What comes at the very last tick is heard too late.
+                    let last = now.saturating_sub(Duration::from_millis(400));
+                    let after_load = last.saturating_sub(loaded_at.unwrap_or(last)).as_secs();
+                    return Told { bodies, end, commands, asked, seconds: now.as_secs(), after_load };
                 }
                 other => queue.extend(fake.answer(other)),
             }
@@ -195,6 +264,9 @@ impl Fake {
             loaded_at: None,
             patches: BTreeMap::new(),
             ops: 0,
+            stopped: false,
+            counts: 0,
+            collected_at: None,
             commands: Vec::new(),
             asked: Vec::new(),
         }
@@ -206,6 +278,10 @@ impl Fake {
                 vec![Input::Login(Err(NoLogin::Guest("no route".into())))]
             }
             Action::Login { .. } if self.faults.no_port && self.loaded_at.is_some() => {
+                vec![Input::Login(Err(NoLogin::Host))]
+            }
+            Action::Login { .. } if self.loaded_at.is_some() && self.faults.refused > 0 => {
+                self.faults.refused -= 1;
                 vec![Input::Login(Err(NoLogin::Host))]
             }
             Action::Login { .. } if self.login_is_mute() => Vec::new(),
@@ -225,6 +301,16 @@ impl Fake {
             }
             Action::Tell(ToGuest { id, ask }) => self.ask(id, ask),
             Action::Cpus => vec![Input::Cpus(self.cpus())],
+            Action::Status => {
+                vec![Input::Status(
+                    self.faults.status.map(str::to_owned).ok_or_else(|| "no answer".to_owned()),
+                )]
+            }
+            Action::Collect(_) if self.faults.collecting_s.is_some() && self.collected_at.is_none() => {
+                let takes = self.faults.collecting_s.unwrap_or_default();
+                self.collected_at = Some(self.now + Duration::from_secs(takes));
+                Vec::new()
+            }
             Action::Collect(_) => vec![Input::Collected(crate::trial::Collected {
                 files: vec![("evidence/x".into(), "x".into())],
                 waits: Vec::new(),
@@ -251,6 +337,9 @@ impl Fake {
             }
             _ => false,
         };
+        let dead = self.faults.probe_stops
+            && self.loaded_at.is_some_and(|at| self.now > at + Duration::from_secs(1));
+        let mute = mute || dead;
         match ask {
             Ask::Hello => {
                 let release = self.faults.release.unwrap_or("6.1").to_owned();
@@ -258,15 +347,17 @@ impl Fake {
             }
             Ask::Start { workload, .. } => {
                 self.load = true;
-                more.push(probe(FromGuest::Thread(Thread {
-                    id: if workload == klpfarm_model::AGING { 9 } else { 1 },
-                    workload,
-                    process: 0,
-                    thread: 0,
-                    pid: 7,
-                    tid: 8,
-                    counted: true,
-                })));
+                let ids = match (workload == klpfarm_model::AGING, self.faults.others) {
+                    (true, _) => 9..=9,
+                    (false, Some(_)) => 1..=4,
+                    (false, None) => 1..=1,
+                };
+                more.extend(ids.map(|id| {
+                    let workload = workload.clone();
+                    let thread =
+                        Thread { id, workload, process: 0, thread: 0, pid: 7, tid: 7 + id, counted: true };
+                    probe(FromGuest::Thread(thread))
+                }));
             }
             Ask::Stop { .. } => self.load = false,
             Ask::Exec { argv, .. } => out = self.exec(&argv[2]),
@@ -279,15 +370,34 @@ impl Fake {
                     None => (0, "inside do_it 3\ninside schedule 90\n".to_owned()),
                 };
             }
-            Ask::Livepatch { name } => out = self.livepatch(&name),
+            Ask::Livepatch { name } => {
+                out = self.livepatch(&name);
+                let taken_back = self.patches.get(&name) == Some(&false);
+                if let Some((times, status, text)) = self.faults.garbled.as_mut().filter(|_| taken_back)
+                    && *times > 0
+                {
+                    *times -= 1;
+                    (code, out) = (*status, (*text).to_owned());
+                }
+            }
             Ask::Vitals => out = serde_json::to_string(&klpfarm_stress::wire::Vitals::default()).unwrap(),
             Ask::Kmsg { .. } if self.faults.no_kmsg => (code, out) = (1, "no such file".into()),
+            Ask::Kmsg { .. } if self.faults.kmsg_fails && self.loaded_at.is_some() => {
+                (code, out) = (5, "Input/output error".into());
+            }
             Ask::Kmsg { line } if !self.faults.console_silent || self.loaded_at.is_none() => {
                 let text =
                     format!("[{}.0] {}\r\n", self.now.as_secs(), line.trim_start_matches("<6>").trim());
                 more.push(Input::Output(Output::Console(text.into())));
             }
             Ask::Read { path } if path == "/proc/modules" => out = MODULES.to_owned(),
+            Ask::Read { path } if path == "/proc/sys/kernel/tainted" => {
+                (code, out) = if self.faults.no_taint && self.loaded_at.is_some() {
+                    (5, "cannot read: Input/output error".into())
+                } else {
+                    (0, "0\n".into())
+                };
+            }
             Ask::Kmsg { .. } | Ask::Read { .. } | Ask::Resume { .. } | Ask::Write { .. } => {}
         }
         if !mute {
@@ -298,11 +408,13 @@ impl Fake {
 
     /// Two CPUs, one idle; the other sticks after applying, if it is to.
     fn cpus(&self) -> Result<Vec<CpuLook>, String> {
-        let stuck = self.faults.cpu_stuck.filter(|_| self.loaded_at.is_some());
+        let begun = self.faults.cpu_stuck_at.map_or(self.loaded_at.is_some(), |at| self.now >= at);
+        let stuck = self.faults.cpu_stuck.filter(|_| begun);
         let idle = CpuLook { cpu: 0, rip: 1, interrupts: true, ring: 0, halted: true };
         let other =
             CpuLook { cpu: 1, rip: stuck.unwrap_or(2), interrupts: stuck.is_none(), halted: false, ..idle };
-        if self.faults.no_registers { Err("no answer".into()) } else { Ok(vec![idle, other]) }
+        let silent = self.faults.registers_stop && self.loaded_at.is_some();
+        if self.faults.no_registers || silent { Err("no answer".into()) } else { Ok(vec![idle, other]) }
     }
 
     fn exec(&mut self, line: &str) -> String {
@@ -319,7 +431,11 @@ impl Fake {
         } else if line.contains("modprobe") {
             return self.faults.modules.to_owned();
         } else if line.contains("set_ftrace_filter") {
-            return format!("calls do_it {}\n", if self.faults.unreached { 0 } else { 90 });
+            self.counts += 1;
+            let silent = self.faults.unreached || self.counts <= self.faults.silent_counts;
+            let calls = if silent { 0 } else { 90 };
+            let keys = line.lines().filter(|l| l.starts_with("end "));
+            return keys.map(|l| format!("calls {} {calls}\n", l.split(' ').next_back().unwrap())).collect();
         }
         String::new()
     }
@@ -335,19 +451,44 @@ impl Fake {
         } else {
             format!("transition {}\n", u8::from(in_transition))
         };
-        format!("listed\nenabled {}\n{transition}function vmlinux/do_it,1\n", u8::from(enabled))
+        let since = self.loaded_at.map(|at| self.now.saturating_sub(at));
+        if let Some((_, how)) = self.faults.undone.filter(|(s, _)| since.is_some_and(|d| d.as_secs() >= *s)) {
+            return how.to_owned();
+        }
+        let functions: String = if self.faults.functions.is_empty() {
+            "function vmlinux/do_it,1\n".to_owned()
+        } else {
+            self.faults.functions.iter().map(|f| format!("function {f}\n")).collect()
+        };
+        format!("listed\nenabled {}\n{transition}{functions}", u8::from(enabled))
     }
 
     /// What comes on its own each tick.
-    fn second(&mut self) -> Vec<Input> {
+    pub(super) fn second(&mut self) -> Vec<Input> {
         let mut inputs = Vec::new();
+        if self.collected_at.is_some_and(|at| self.now >= at) {
+            inputs.push(Input::Collected(crate::trial::Collected {
+                files: vec![("evidence/x".into(), "x".into())],
+                waits: Vec::new(),
+            }));
+        }
         let since = self.loaded_at.map(|at| self.now.saturating_sub(at));
         let due: Vec<(u64, Output)> = self
             .faults
             .after_apply
             .extract_if(.., |(s, _)| since.is_some_and(|d| d.as_secs() >= *s))
             .collect();
-        inputs.extend(due.into_iter().map(|(_, output)| Input::Output(output)));
+        for (_, output) in due {
+            match &output {
+                Output::Qmp(klpfarm_vm::QmpEvent::Stopped) => self.stopped = true,
+                Output::Qmp(klpfarm_vm::QmpEvent::Resumed) => self.stopped = false,
+                _ => {}
+            }
+            inputs.push(Input::Output(output));
+        }
+        if self.stopped {
+            return inputs;
+        }
         if self.arm == Arm::Control && self.now.as_secs() > 12 {
             self.loaded_at.get_or_insert(self.now);
         }
@@ -356,7 +497,9 @@ impl Fake {
         }
         let at_ms = millis(self.now);
         let stop_after = Duration::from_secs(self.faults.stop_after);
+        let lasts = self.faults.stall_s.map_or(Duration::MAX, Duration::from_secs);
         let stuck = since.filter(|d| self.faults.threads_stop && self.load && *d >= stop_after);
+        let stuck = stuck.filter(|d| *d - stop_after < lasts);
         let stuck = stuck.map(|d| millis(d - stop_after));
         if stuck.is_none() {
             self.ops += 20;
@@ -370,9 +513,15 @@ impl Fake {
                 errors: 0,
                 errno: 0,
             };
-            inputs.push(Input::Output(Output::Probe(FromGuest::Progress { at_ms, threads: vec![p] })));
+            let mut threads = vec![p];
+            if let Some(go_on) = self.faults.others {
+                let q = ThreadProgress { ops: at_ms, idle_ms: 3, ..p };
+                threads.extend((2..=4).map(|id| ThreadProgress { id, ..if go_on { q } else { p } }));
+            }
+            inputs.push(Input::Output(Output::Probe(FromGuest::Progress { at_ms, threads })));
         }
-        if let Some(for_ms) = stuck {
+        if let Some(for_ms) = stuck.filter(|_| !self.faults.hidden) {
+            let frame = if self.faults.elsewhere { "do_f+0x1/0x2" } else { "klp_f+0x1/0x2 [x]" };
             let task = BlockedTask {
                 pid: 7,
                 tid: 8,
@@ -380,14 +529,14 @@ impl Fake {
                 state: 'D',
                 for_ms,
                 wchan: "f".into(),
-                stack: "schedule+0x1/0x2\nklp_f+0x1/0x2 [x]\n".into(),
+                stack: format!("schedule+0x1/0x2\n{frame}\n"),
                 thread: Some(1),
             };
-            inputs.push(Input::Output(Output::Probe(FromGuest::Blocked {
-                at_ms,
-                tasks: vec![task],
-                total: 1,
-            })));
+            let stopped = if self.faults.others == Some(false) { 1..=4 } else { 1..=1 };
+            let tasks: Vec<BlockedTask> =
+                stopped.map(|id| BlockedTask { tid: 7 + id, thread: Some(id), ..task.clone() }).collect();
+            let total = u32::try_from(tasks.len()).unwrap();
+            inputs.push(Input::Output(Output::Probe(FromGuest::Blocked { at_ms, tasks, total })));
         }
         inputs
     }

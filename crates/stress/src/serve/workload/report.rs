@@ -9,6 +9,7 @@ impl Workload {
         for (i, (slot, seen)) in slots.iter().zip(seen).enumerate() {
             let thread = self.threads.iter().find(|t| t.slot == Some(i)).map(|t| t.thread.id);
             slot.new_faults(seen, |f| {
+                self.died |= f.kind == FaultKind::Died;
                 let fault = Fault {
                     at_ms: sys::boot_ms(),
                     workload: self.name.clone(),

@@ -1,0 +1,75 @@
+//! Reporting findings, and telling those that show only now from those that began now: what a machine said before a patch was applied is
+//! no fault of the patch.
+
+use std::time::Duration;
+
+use klpfarm_model::{Body, Phase};
+
+use super::kept::kept;
+use super::{Dispatcher, Step};
+
+/// The moment at which applying began for the first time.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Before {
+    pub(super) at: Duration,
+    /// The phase that was left for it.
+    phase: Phase,
+    /// The latest line of the console that had begun by then.
+    pub(super) line: u64,
+    /// Milliseconds since the guest's boot, as told last.
+    pub(super) guest_ms: u64,
+}
+
+impl Dispatcher {
+    /// Applying begins.
+    pub(super) fn remember_before(&mut self, now: Duration) {
+        let (complete, begun) = self.lines;
+        self.before.get_or_insert(Before {
+            at: now,
+            phase: self.phase,
+            line: complete + u64::from(begun),
+            guest_ms: self.guest_ms,
+        });
+    }
+
+    /// Text of the console has come.
+    pub(super) fn count_lines(&mut self, bytes: &[u8]) {
+        let ends = bytes.iter().filter(|b| **b == b'\n').count();
+        self.lines.0 += u64::try_from(ends).unwrap_or(u64::MAX);
+        if let Some(last) = bytes.last() {
+            self.lines.1 = *last != b'\n';
+        }
+        if self.step == Step::Collecting {
+            self.nmi_panic |= super::kept::panics_of_nmi(bytes);
+        }
+    }
+
+    /// Report what the rules of health say; the first finding leads to evidence and the end.
+    pub(super) fn report(&mut self, now: Duration, bodies: Vec<Body>) {
+        self.report_of(now, bodies, false);
+    }
+
+    /// The same, of what began before applying did.
+    pub(super) fn report_of(&mut self, now: Duration, mut bodies: Vec<Body>, before: bool) {
+        if self.step == Step::Collecting {
+            let nmi_panic = self.nmi_panic;
+            bodies.retain(|b| kept(b, nmi_panic));
+        }
+        let phase = self.before.filter(|_| before).map_or(self.phase, |b| b.phase);
+        let mut found = false;
+        for mut body in bodies {
+            if let Body::Finding(finding) = &mut body {
+                found = true;
+                if before {
+                    finding.after_apply_ms = None;
+                }
+                self.snapshot.hold();
+                self.findings.push(format!("[{}] {}", finding.kind, finding.title));
+            }
+            self.out.push_back(super::Action::Emit(phase, body));
+        }
+        if found && !matches!(self.step, Step::Listen(_) | Step::Collecting | Step::Over) {
+            self.step = Step::Listen(now + self.scaled(10));
+        }
+    }
+}

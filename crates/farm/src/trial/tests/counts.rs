@@ -1,0 +1,91 @@
+//! Counting calls of the patched functions.
+
+use super::super::counting::{AGAIN, ROUNDS};
+use super::*;
+
+fn counts(told: &fake::Told) -> Vec<&String> {
+    told.commands.iter().filter(|c| c.contains("set_ftrace_filter")).collect()
+}
+
+fn reach(told: &fake::Told) -> BTreeMap<String, (u64, u64)> {
+    let reach = |(_, body): &(Phase, Body)| match body {
+        Body::Reach { function, calls, window_ms } => Some((function.clone(), (*calls, *window_ms))),
+        _ => None,
+    };
+    told.bodies.iter().filter_map(reach).collect()
+}
+
+#[test]
+fn an_unreached_function_is_counted_again_before_it_is_believed() {
+    let told = tell(Arm::Control, Faults { unreached: true, ..Faults::default() });
+    assert_eq!(counts(&told).len(), ROUNDS as usize);
+    assert_eq!(reach(&told), BTreeMap::from([("vmlinux/do_it".to_owned(), (0, 24_000))]));
+    // With the patch in force as well, if not so often.
+    for arm in [Arm::Loaded, Arm::Quiescent, Arm::Reapply] {
+        let told = tell(arm, Faults { unreached: true, ..Faults::default() });
+        assert_eq!(counts(&told).len(), 1 + AGAIN as usize);
+        assert_eq!(reach(&told), BTreeMap::from([("vmlinux/do_it,1".to_owned(), (0, 6000))]));
+        let told = tell(arm, Faults { silent_counts: 1, ..Faults::default() });
+        assert_eq!(reach(&told), BTreeMap::from([("vmlinux/do_it,1".to_owned(), (90, 4000))]));
+    }
+}
+
+/// The third loaded trial counts as the first does.
+#[test]
+fn every_trial_counts_once() {
+    let plan = plan();
+    let trial = plan.trials.iter().filter(|t| t.arm == Arm::Loaded).nth(2).unwrap().clone();
+    let told = tell_of(plan, trial, Faults::default());
+    assert_eq!(reach(&told), BTreeMap::from([("vmlinux/do_it,1".to_owned(), (90, 2000))]));
+}
+
+fn many(n: usize) -> Vec<String> {
+    (0..n).map(|i| format!("vmlinux/f{i:03},1")).collect()
+}
+
+#[test]
+fn many_functions_are_counted_in_groups() {
+    let told = tell(Arm::Loaded, Faults { functions: many(70), ..Faults::default() });
+    assert_eq!((counts(&told).len(), reach(&told).len()), (3, 70));
+    assert!(counts(&told).iter().all(|line| line.matches("\nend ").count() <= 32));
+}
+
+/// Of very many functions each trial counts some, and the next one others.
+#[test]
+fn no_function_is_left_out_for_ever() {
+    let plan = plan();
+    let mut all = BTreeSet::new();
+    for trial in plan.trials.iter().filter(|t| t.arm == Arm::Loaded && t.patches == [0]).take(4) {
+        let told =
+            tell_of(Arc::clone(&plan), trial.clone(), Faults { functions: many(300), ..Faults::default() });
+        let counted = reach(&told);
+        assert!(counted.len() <= 128 && counts(&told).len() <= 4, "{}", counted.len());
+        all.extend(counted.into_keys());
+    }
+    assert_eq!(all.len(), 300);
+}
+
+#[test]
+fn what_cannot_be_told_apart_or_passed_on_is_said() {
+    let functions = ["ext4/get_block,2", "vmlinux/get_block,1", "vmlinux/a$b,1"].map(str::to_owned).to_vec();
+    let told = tell(Arm::Loaded, Faults { functions: functions.clone(), ..Faults::default() });
+    assert_eq!(reach(&told).into_keys().collect::<Vec<_>>(), ["vmlinux/get_block,1"]);
+    let blind: Vec<&String> = told
+        .bodies
+        .iter()
+        .filter_map(|(_, b)| match b {
+            Body::Blind { detector, reason } if detector == "reach" => Some(reason),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(blind.len(), 2, "{blind:?}");
+    assert!(
+        blind.iter().any(|r| r.contains("ext4/get_block,2") && r.contains("cannot be told")),
+        "{blind:?}"
+    );
+    let applied = told.bodies.iter().find_map(|(_, b)| match b {
+        Body::Applied { functions, .. } => Some(functions.clone()),
+        _ => None,
+    });
+    assert_eq!(applied, Some(functions));
+}
