@@ -68,6 +68,7 @@ async fn scripted(script: Script, trial: Trial, mut wires: Wires) -> Ended {
                 let applied =
                     Body::Applied { patch: "x".into(), took_ms: 1, functions, inside: BTreeMap::new() };
                 tell(Phase::Apply, applied).await;
+                tell(Phase::Transition, Body::TransitionDone { took_ms: 1, per_task: true }).await;
             }
             if let Some(kind) = found {
                 tell(Phase::Soak, Body::Finding(Box::new(finding(kind)))).await;
