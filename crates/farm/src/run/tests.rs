@@ -1,6 +1,7 @@
 use std::path::Path;
 
 use klpfarm_model::event::live;
+use klpfarm_model::verdict::Remark;
 use klpfarm_model::{
     FarmKind, ImageFacts, Outcome, Patch, Pipeline, Resolved, Source, TierRule, Turn, Verdict, consistency,
     judge,
@@ -126,6 +127,7 @@ async fn journal(plan: &Plan, past: Vec<Event>, script: Script, cancel: &Cancell
 fn essence(mut verdict: Verdict) -> Verdict {
     verdict.took_ms = 0;
     verdict.arms.values_mut().for_each(|n| n.void = 0);
+    verdict.remarks.retain(|r| r.what == Remark::Lost);
     verdict.evidence.iter_mut().flat_map(|e| &mut e.observations).for_each(|o| o.seq = 0);
     verdict
 }
