@@ -1,7 +1,6 @@
 use std::path::Path;
 
 use klpfarm_model::event::live;
-use klpfarm_model::verdict::Remark;
 use klpfarm_model::{
     FarmKind, ImageFacts, Outcome, Patch, Pipeline, Resolved, Source, TierRule, Turn, Verdict, consistency,
     judge,
@@ -69,7 +68,6 @@ async fn scripted(script: Script, trial: Trial, mut wires: Wires) -> Ended {
                 let applied =
                     Body::Applied { patch: "x".into(), took_ms: 1, functions, inside: BTreeMap::new() };
                 tell(Phase::Apply, applied).await;
-                tell(Phase::Transition, Body::TransitionDone { took_ms: 1, per_task: true }).await;
             }
             if let Some(kind) = found {
                 tell(Phase::Soak, Body::Finding(Box::new(finding(kind)))).await;
@@ -127,7 +125,6 @@ async fn journal(plan: &Plan, past: Vec<Event>, script: Script, cancel: &Cancell
 fn essence(mut verdict: Verdict) -> Verdict {
     verdict.took_ms = 0;
     verdict.arms.values_mut().for_each(|n| n.void = 0);
-    verdict.remarks.retain(|r| r.what == Remark::Lost);
     verdict.evidence.iter_mut().flat_map(|e| &mut e.observations).for_each(|o| o.seq = 0);
     verdict
 }

@@ -93,10 +93,10 @@ fn a_finding_is_of_its_trial_arm_and_phase() {
     let missing = "journal event 32: trial 1 ends as stopped, and found nothing";
     let none = said(|s| s.edit(is_finding).scope = None);
     assert_eq!(none, ["journal event 28: `finding` names no trial", missing]);
-    let unknown = said(|s| s.edit(is_finding).scope.as_mut().unwrap().trial = 90_000);
+    let unknown = said(|s| s.edit(is_finding).scope.as_mut().unwrap().trial = 9999);
     assert_eq!(
         unknown,
-        ["journal event 28: `finding` is of trial 90000, which the plan does not have", missing]
+        ["journal event 28: `finding` is of trial 9999, which the plan does not have", missing]
     );
     let aging = said(|s| s.edit(is_finding).scope.as_mut().unwrap().trial = 0);
     assert_eq!(
