@@ -129,7 +129,7 @@ fn a_journal_that_contradicts_its_plan_is_named_and_left_out() {
     finding.scope.as_mut().unwrap().arm = Arm::Control;
     changed.write(&dir);
     let done = history.refresh().unwrap();
-    let says = "its plan and journal do not agree: journal event 5: says that trial 1 is control, and in the plan it is loaded";
+    let says = "its plan and journal do not agree: journal event 7: says that trial 1 is control, and in the plan it is loaded";
     assert_eq!(done.problems, [(dir.canonicalize().unwrap(), says.to_owned())]);
     let runs = history.runs(&RunFilter::default()).unwrap();
     assert_eq!(runs[0].patches[0].outcome.as_deref(), Some("rejected"));

@@ -123,7 +123,7 @@ fn of_trial(plan: &Plan, trial: &Trial, number: u32) -> Vec<String> {
         say("patches", format!("are {:?}, and a {} trial takes {wanted}", trial.patches, trial.arm));
     }
     if let Some(partner) = trial.partner {
-        let other = plan.trials.iter().find(|t| t.number == partner && t.turn == trial.turn);
+        let other = in_place(plan, partner).filter(|t| t.turn == trial.turn);
         let (fits, wanted) = match trial.arm {
             Arm::Control => (
                 other.is_some_and(|t| t.arm.patched() && t.partner == Some(trial.number)),
@@ -136,6 +136,12 @@ fn of_trial(plan: &Plan, trial: &Trial, number: u32) -> Vec<String> {
         }
     }
     found
+}
+
+/// The trial with this number, where it stands in its place: a plan may have many thousand.
+fn in_place(plan: &Plan, number: u32) -> Option<&Trial> {
+    let place = usize::try_from(number.checked_sub(1)?).ok()?;
+    plan.trials.get(place).filter(|t| t.number == number)
 }
 
 fn patches(plan: &Plan) -> String {

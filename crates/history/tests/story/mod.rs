@@ -69,17 +69,36 @@ impl Story {
     }
 
     fn run(mut self, body: Body) -> Self {
-        let seq = self.events.len() as u64 + 1;
-        self.events.push(Event { seq, at_ms: seq * 1000, scope: None, body });
+        self.push(None, body, 1000);
         self
+    }
+
+    /// An event so many milliseconds after the one before it.
+    fn push(&mut self, scope: Option<Scope>, body: Body, later_ms: u64) {
+        let at_ms = self.events.last().map_or(0, |e| e.at_ms) + later_ms;
+        self.events.push(Event { seq: self.events.len() as u64 + 1, at_ms, scope, body });
     }
 
     pub fn add(mut self, (arm, nth): Place, phase: Phase, body: Body) -> Self {
         // A rotation's rounds have no end.
         let ours = |n: &u32| self.plan.trial(*n).is_some_and(|t| t.arm == arm);
         let trial = (1..1000).filter(ours).nth(nth).unwrap();
-        let seq = self.events.len() as u64 + 1;
-        self.events.push(Event { seq, at_ms: seq * 1000, scope: Some(Scope { trial, arm, phase }), body });
+        self.push(Some(Scope { trial, arm, phase }), body, 1000);
+        self
+    }
+
+    /// In a patched trial, its patches are applied and come into force at once.
+    fn in_force(mut self, (arm, nth): Place) -> Self {
+        let ours = |n: &u32| self.plan.trial(*n).is_some_and(|t| t.arm == arm);
+        let trial = (1..1000).filter(ours).nth(nth).and_then(|n| self.plan.trial(n)).unwrap().into_owned();
+        let names: Vec<String> = self.plan.names(&trial).map(str::to_owned).collect();
+        let scope = |phase| Some(Scope { trial: trial.number, arm, phase });
+        for patch in names {
+            let (functions, inside) = (Vec::new(), BTreeMap::new());
+            self.push(scope(Phase::Apply), Body::Applied { patch, took_ms: 1, functions, inside }, 0);
+            let done = Body::TransitionDone { took_ms: 1, per_task: true };
+            self.push(scope(Phase::Transition), done, 0);
+        }
         self
     }
 
@@ -92,7 +111,7 @@ impl Story {
     }
 
     pub fn clean(self, place: Place) -> Self {
-        self.begin(place).end(place)
+        self.begin(place).in_force(place).end(place)
     }
 
     pub fn finds(self, place: Place, kind: impl Into<FindingKind>, title: &str) -> Self {
@@ -113,7 +132,7 @@ impl Story {
 
     /// A trial that does nothing but find something.
     pub fn failed(self, place: Place, title: &str) -> Self {
-        self.begin(place).finds(place, FarmKind::WrongContent, title).end(place)
+        self.begin(place).in_force(place).finds(place, FarmKind::WrongContent, title).end(place)
     }
 
     /// A control trial's soak of ten seconds, in which the workload `w` does so many operations.

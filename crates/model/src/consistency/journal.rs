@@ -1,8 +1,9 @@
 //! The journal against the plan and against itself, event by event.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::checkpoints;
+use super::{checkpoints, in_place};
 use crate::event::{Body, Event, Scope, TrialEnd};
 use crate::{Arm, Finding, Phase, Plan, Source, Trial};
 
@@ -194,7 +195,8 @@ impl Reading<'_> {
 
     fn of_trial(&mut self, event: &Event, scope: Scope) {
         let number = scope.trial;
-        let Some(trial) = self.plan.trial(number) else {
+        let plain = in_place(self.plan, number).filter(|_| self.plan.turns.is_empty());
+        let Some(trial) = plain.map(Cow::Borrowed).or_else(|| self.plan.trial(number)) else {
             let text = match number {
                 0 => "is of trial 0, the machine that is aged, of which a journal has no events".to_owned(),
                 n => format!("is of trial {n}, which the plan does not have"),

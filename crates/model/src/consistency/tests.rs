@@ -290,7 +290,12 @@ fn a_plan_that_contradicts_itself() {
             "plan.json: needed: is 1, and its rule (at most 50.0 % failures at 60 % confidence) takes {takes} clean loaded trials"
         )]
     );
-    let one = |change: fn(&mut Plan)| said_of(Kind::One, change);
+    let one = |change: fn(&mut Plan)| {
+        said_of(Kind::One, |p| {
+            p.trials.iter_mut().for_each(|t| t.partner = None);
+            change(p);
+        })
+    };
     let schema = format!("plan.json: schema: is 1, and this klpfarm reads {}", plan::SCHEMA);
     assert_eq!(one(|p| p.schema = 1), [schema]);
     assert_eq!(one(|p| p.scale = 9.0), ["plan.json: scale: is 9, and under tcg it is 2"]);
@@ -317,20 +322,6 @@ fn a_plan_that_contradicts_itself() {
         ["plan.json: trials[1].patches: are [0], and a control trial takes none"]
     );
     assert_eq!(one(|p| p.trials[0].turn = 1), ["plan.json: trials[0].turn: is 1, and the plan has 1"]);
-    assert_eq!(one(|p| p.trials[0].partner = Some(2)), Vec::<String>::new());
-    assert_eq!(
-        one(|p| p.trials[0].partner = Some(3)),
-        ["plan.json: trials[0].partner: is 3, which is no control trial of the plan"]
-    );
-    // Of a pair that is planned to spare, each names the other.
-    let pair = |p: &mut Plan, of_patched: u32| {
-        p.trials[0].partner = Some(of_patched);
-        p.trials[1].partner = Some(1);
-    };
-    assert_eq!(said_of(Kind::One, |p| pair(p, 2)), Vec::<String>::new());
-    let text =
-        "plan.json: trials[1].partner: is 1, which is no patched trial that has this one for its partner";
-    assert!(said_of(Kind::One, |p| pair(p, 3)).contains(&text.to_owned()));
     let no_control = one(|p| p.trials.retain(|t| t.arm != Arm::Control));
     let last = no_control.last().unwrap();
     assert_eq!(last, "plan.json: trials: the rule asks for control trials, and there are none");
@@ -347,6 +338,29 @@ fn a_plan_that_contradicts_itself() {
         ["plan.json: turns: are there only where the pipeline has a rotation, and where it has one"]
     );
     assert_eq!(said_of(Kind::Round, |p| p.turns[1].patches.push(7)).len(), 1);
+}
+
+/// A patched trial names a control trial; of a pair that is planned to spare, each names the other.
+#[test]
+fn partners_are_of_the_other_arm() {
+    let with = |patched: Option<u32>, control: Option<u32>| {
+        said_of(Kind::One, |p| {
+            p.trials.iter_mut().for_each(|t| t.partner = None);
+            (p.trials[0].partner, p.trials[1].partner) = (patched, control);
+        })
+    };
+    let none = [""; 0];
+    assert_eq!(with(None, None), none);
+    assert_eq!(with(Some(2), None), none);
+    assert_eq!(with(Some(2), Some(1)), none);
+    let no_control =
+        |n: u32| format!("plan.json: trials[0].partner: is {n}, which is no control trial of the plan");
+    assert_eq!(with(Some(1), None), [no_control(1)]);
+    assert_eq!(with(Some(0), None), [no_control(0)]);
+    assert_eq!(with(Some(90_000), None), [no_control(90_000)]);
+    let text =
+        "plan.json: trials[1].partner: is 1, which is no patched trial that has this one for its partner";
+    assert_eq!(with(None, Some(1)), [text]);
 }
 
 /// The file on disk is pretty, and read again before its hash is taken.
