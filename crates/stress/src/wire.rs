@@ -278,7 +278,7 @@ pub enum Ask {
         /// Killed after this, in milliseconds.
         limit_ms: u64,
     },
-    /// Read a file (at most `MAX_LINE / 4` bytes); never one that takes an mmap lock.
+    /// Read a file (at most `MAX_LINE / 4` bytes); never one that takes an mmap lock. Faults that were seen before are told before the reply.
     Read {
         /// Its path.
         path: String,

@@ -21,6 +21,28 @@ pub(super) struct Before {
 }
 
 impl Dispatcher {
+    /// A patch is to be applied for the first time. What the machine has to say by itself is heard first: its taint, what the workloads saw
+    /// (told before the taint is), and what was printed before a heartbeat that is written now.
+    pub(super) fn look_before(&mut self, now: Duration, patch: usize) {
+        self.step = Step::Look { patch, since: now, taint: false };
+        self.deadline = now + self.scaled(20);
+        self.ask_taint(now);
+        self.beat(now);
+    }
+
+    /// Apply, once all that has been heard. A console from which nothing comes is not waited for.
+    pub(super) fn look_done(&mut self, now: Duration) {
+        let Step::Look { patch, since, taint } = self.step else { return };
+        let heard = self.console.heard_all_before(since + Duration::from_millis(1));
+        if taint && (heard || now >= since + self.scaled(5)) {
+            self.apply(now, patch);
+        } else if !taint && now >= self.deadline {
+            self.farm_error(format!("the probe did not answer in phase {}", self.phase));
+        } else if !taint && now >= self.poll_at {
+            self.ask_taint(now);
+        }
+    }
+
     /// Applying begins.
     pub(super) fn remember_before(&mut self, now: Duration) {
         let (complete, begun) = self.lines;

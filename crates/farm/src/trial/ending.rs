@@ -21,20 +21,21 @@ impl Dispatcher {
         self.beat(now);
     }
 
-    fn ask_taint(&mut self, now: Duration) {
+    pub(super) fn ask_taint(&mut self, now: Duration) {
         self.awaited = self.tell(Ask::Read { path: TAINT.to_owned() });
         self.poll_at = now + self.scaled(5);
     }
 
-    /// The answer to the last look at the taint.
+    /// The answer to a look at the taint, before applying or at the end.
     pub(super) fn last_taint(&mut self, now: Duration, code: i32, out: &str) {
         // A guest that is short of time may answer the next time it is asked.
         let Some(value) = out.trim().parse().ok().filter(|_| code == 0) else { return };
-        if let Step::Closing { taint, .. } = &mut self.step {
+        if let Step::Closing { taint, .. } | Step::Look { taint, .. } = &mut self.step {
             *taint = true;
         }
         let bodies = self.health.tainted(now, value);
         self.report(now, bodies);
+        self.look_done(now);
     }
 
     pub(super) fn closing(&mut self, now: Duration, since: Duration, taint: bool) {

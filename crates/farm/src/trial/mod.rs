@@ -71,6 +71,12 @@ enum Step {
     Upload(usize, u64),
     /// Load runs until then.
     Run(Duration),
+    /// This patch is to be applied for the first time; since then, and whether the taint has been read.
+    Look {
+        patch: usize,
+        since: Duration,
+        taint: bool,
+    },
     Load,
     /// The patch's state is asked for again and again; the reply is awaited or due.
     Transition,
@@ -315,6 +321,7 @@ impl Dispatcher {
                 self.run_phase(now, Phase::Age, more);
             }
             Some(Op::Run(phase, length)) => self.run_phase(now, phase, length),
+            Some(Op::Apply(patch)) if self.before.is_none() => self.look_before(now, patch),
             Some(Op::Apply(patch)) => self.apply(now, patch),
             Some(Op::Revert(patch)) => self.disable(now, patch),
             Some(Op::Replaced(patch)) => self.check_force(now, Some(patch)),

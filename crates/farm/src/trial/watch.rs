@@ -21,6 +21,7 @@ impl Dispatcher {
                 self.count_lines(&bytes);
                 let signals = self.classifier.push(&bytes);
                 self.signals(now, signals);
+                self.look_done(now);
             }
             Output::Probe(message) => self.probe(now, message),
             Output::Qmp(QmpEvent::IoError { reason }) => {
@@ -137,7 +138,7 @@ impl Dispatcher {
             Step::Untransition => self.in_untransition(now, PatchState::read(code, out)),
             Step::Unload => self.unloaded(now, code, out),
             Step::Count => self.counted(now, out),
-            Step::Closing { .. } => self.last_taint(now, code, out),
+            Step::Closing { .. } | Step::Look { .. } => self.last_taint(now, code, out),
             _ => {}
         }
     }
@@ -229,6 +230,7 @@ impl Dispatcher {
         match self.step {
             Step::Run(until) if now >= until => self.run_over(now, until),
             Step::Closing { since, taint } => self.closing(now, since, taint),
+            Step::Look { .. } => self.look_done(now),
             // A stall in the patch's code may yet turn out to be a hang.
             Step::Listen(until) if now >= until && !self.health.undecided(now) => self.collect(now),
             Step::Collecting if late => self.end(TrialEnd::Stopped),

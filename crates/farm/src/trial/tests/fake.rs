@@ -88,6 +88,12 @@ pub(super) struct Faults {
     pub(super) status: Option<&'static str>,
     /// The host refuses so many connections after loading.
     pub(super) refused: u32,
+    /// What the taint is when it is read, one after the other; 0 then.
+    pub(super) taints: VecDeque<u64>,
+    /// Progress is no longer told, so many seconds after loading.
+    pub(super) progress_stops: Option<u64>,
+    /// Loading `y` replaces all patches before it.
+    pub(super) replaces: bool,
     /// After loading, the taint can't be read.
     pub(super) no_taint: bool,
     /// Functions that the patch replaces, if not `vmlinux/do_it,1`.
@@ -341,6 +347,9 @@ impl Fake {
             Ask::Load { name, .. } => {
                 self.commands.push(format!("load {name}"));
                 self.loaded_at = Some(self.now);
+                if self.faults.replaces && name == "y.ko" {
+                    self.patches.values_mut().for_each(|enabled| *enabled = false);
+                }
                 self.patches.insert(name.trim_end_matches(".ko").to_owned(), true);
                 (code, out) = match self.faults.load {
                     Some((code, text)) => (code, text.to_owned()),
@@ -372,7 +381,7 @@ impl Fake {
                 (code, out) = if self.faults.no_taint && self.loaded_at.is_some() {
                     (5, "cannot read: Input/output error".into())
                 } else {
-                    (0, "0\n".into())
+                    (0, format!("{}\n", self.faults.taints.pop_front().unwrap_or(0)))
                 };
             }
             Ask::Kmsg { .. } | Ask::Read { .. } | Ask::Resume { .. } | Ask::Write { .. } => {}
@@ -479,7 +488,11 @@ impl Fake {
         if stuck.is_none() {
             self.ops += 20;
         }
-        if self.load {
+        let told = |after: u64| since.is_none_or(|d| d.as_secs() < after);
+        if !self.faults.progress_stops.is_none_or(told) {
+            inputs.push(Input::Output(Output::Probe(FromGuest::Taint { at_ms, value: 0 })));
+        }
+        if self.load && self.faults.progress_stops.is_none_or(told) {
             let p = ThreadProgress {
                 id: 1,
                 ops: self.ops,

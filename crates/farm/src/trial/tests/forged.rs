@@ -74,6 +74,16 @@ fn a_fault_that_was_seen_before_applying_is_told_as_of_then() {
     );
 }
 
+/// The probe looks at the taint twice a second: one that was set just before applying must not be told after it.
+#[test]
+fn a_taint_from_before_applying_is_told_as_of_then() {
+    let told = tell(Arm::Loaded, Faults { taints: VecDeque::from([1 << 5]), ..Faults::default() });
+    told.assert_only(FarmKind::Tainted);
+    let found = told.of_kind(FarmKind::Tainted);
+    assert!(matches!(&found[..], [(Phase::Baseline, f)] if f.after_apply_ms.is_none()), "{found:?}");
+    assert!(!told.commands.iter().any(|c| c.starts_with("load")));
+}
+
 #[test]
 fn a_cpu_that_was_stuck_before_applying_is_told_as_of_then() {
     let sound = tell(Arm::Loaded, Faults::default());
