@@ -30,12 +30,14 @@ impl Dispatcher {
     pub(super) fn last_taint(&mut self, now: Duration, code: i32, out: &str) {
         // A guest that is short of time may answer the next time it is asked.
         let Some(value) = out.trim().parse().ok().filter(|_| code == 0) else { return };
-        if let Step::Closing { taint, .. } | Step::Look { taint, .. } = &mut self.step {
+        if let Step::Closing { taint, .. } = &mut self.step {
             *taint = true;
         }
         let bodies = self.health.tainted(now, value);
         self.report(now, bodies);
-        self.look_done(now);
+        if let Step::Look { patch, .. } = self.step {
+            self.apply(now, patch);
+        }
     }
 
     pub(super) fn closing(&mut self, now: Duration, since: Duration, taint: bool) {

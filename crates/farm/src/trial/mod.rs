@@ -71,11 +71,11 @@ enum Step {
     Upload(usize, u64),
     /// Load runs until then.
     Run(Duration),
-    /// This patch is to be applied for the first time; since then, and whether the taint has been read.
+    /// This patch is to be applied for the first time; since then, and whether the taint has been asked for.
     Look {
         patch: usize,
         since: Duration,
-        taint: bool,
+        asked: bool,
     },
     Load,
     /// The patch's state is asked for again and again; the reply is awaited or due.
@@ -161,8 +161,6 @@ pub(crate) struct Dispatcher {
     stopped: Option<Stopped>,
     /// Lines of the console so far, and whether another one has begun.
     lines: (u64, bool),
-    /// Milliseconds since the guest's boot, as it told last.
-    guest_ms: u64,
     /// The moment at which applying began for the first time.
     before: Option<Before>,
     /// The console told of a panic that a non-maskable interrupt of the farm's brought about.
@@ -237,7 +235,6 @@ impl Dispatcher {
             late: Late::default(),
             stopped: None,
             lines: (0, false),
-            guest_ms: 0,
             before: None,
             nmi_panic: false,
             login_at: None,
