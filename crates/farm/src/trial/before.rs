@@ -20,7 +20,7 @@ pub(super) struct Before {
 
 impl Dispatcher {
     /// A patch is to be applied for the first time. What the machine has to say by itself is heard first: what was printed before a
-    /// heartbeat that is written now; then its taint, and what the workloads saw, which the probe tells before it.
+    /// heartbeat that is written now; then its taint, and what the workloads saw, which the probe reports before it.
     pub(super) fn look_before(&mut self, now: Duration, patch: usize) {
         self.step = Step::Look { patch, since: now, asked: false };
         self.beat(now);

@@ -98,7 +98,7 @@ impl Counting {
         }
     }
 
-    /// What is to be told.
+    /// What is to be reported.
     fn result(&self) -> Vec<Body> {
         let reach = |(f, (calls, window_ms)): (&String, &(u64, u64))| Body::Reach {
             function: f.clone(),
@@ -117,7 +117,7 @@ impl Counting {
 
 impl Dispatcher {
     /// Count calls, once the soak is judged: without the patch in the control arm, elsewhere with the patch in force. Before 4.12 not
-    /// in force: nobody has tried whether a tracer and a patch on the same function get on there.
+    /// in force: whether a tracer and a patch work on the same function has not been tried there.
     pub(super) fn count(&mut self, now: Duration) {
         if self.functions.is_empty() || !(self.has_transition || self.trial.arm == Arm::Control) {
             self.next_op(now);

@@ -163,7 +163,7 @@ pub(crate) struct Dispatcher {
     lines: (u64, bool),
     /// The moment at which applying began for the first time.
     before: Option<Before>,
-    /// The console told of a panic that a non-maskable interrupt of the farm's brought about.
+    /// The console shows a panic that a non-maskable interrupt of the farm's brought about.
     nmi_panic: bool,
     login_at: Option<Duration>,
     login_running: bool,

@@ -191,7 +191,7 @@ impl Dispatcher {
     /// QEMU closes its channels when it ends, and its end is told as well. A QEMU that lives on without one can't be watched any more.
     fn watch_channels(&mut self, now: Duration) {
         let lasts = |(channel, loss): &(&&'static str, &Loss)| {
-            // Between two attempts nobody knows.
+            // Between two attempts it is not known.
             let until = if **channel == SSH_PORT { loss.again } else { now };
             until.saturating_sub(loss.since) >= ENDING
         };
@@ -266,7 +266,7 @@ impl Dispatcher {
                 );
             }
             Step::InForce(_) if late => {
-                let evidence = "asked for again and again, it was not told in time".to_owned();
+                let evidence = "asked for again and again, it did not come in time".to_owned();
                 let bodies = self.health.unable(now, "the state of the patch", evidence);
                 self.report(now, bodies);
             }

@@ -72,7 +72,7 @@ fn the_taint_is_read_once_more() {
     let told = tell(Arm::Loaded, Faults::default());
     let read = |a: &Ask| matches!(a, Ask::Read { path } if path.ends_with("tainted"));
     assert!(told.asked.iter().any(read));
-    // Nobody has told of it by then.
+    // The probe has not reported it by then.
     let told = tell(Arm::Loaded, Faults { taints: VecDeque::from([0, 1 << 9]), ..Faults::default() });
     told.assert_only(FarmKind::Tainted);
     assert!(
@@ -122,7 +122,7 @@ fn a_patch_that_was_replaced_is_none_that_is_no_longer_in_force() {
     tell(Arm::Stack, Faults::default()).assert_clean();
 }
 
-/// Hard findings are told however many soft ones there were; those left out are counted.
+/// Hard findings are reported however many soft ones there were; those left out are counted.
 #[test]
 fn many_soft_findings_hide_no_hard_one() {
     let blocked = |n: u32| {

@@ -70,27 +70,27 @@ pub(super) struct Faults {
     pub(super) tick_ms: Option<u64>,
     /// The guest's list of tasks does not show the threads that stop.
     pub(super) hidden: bool,
-    /// Threads that have stopped go on after so many seconds.
+    /// Seconds after which threads that have stopped work again.
     pub(super) stall_s: Option<u64>,
     /// Threads that have stopped do not have the patch on their stack.
     pub(super) elsewhere: bool,
-    /// Three more workload threads, which go on whatever happens; or (false) stop with the first.
+    /// Three more workload threads, which work whatever happens; or (false) stop with the first.
     pub(super) others: Option<bool>,
     /// After loading, heartbeats can no longer be written.
     pub(super) kmsg_fails: bool,
     /// After loading, QEMU tells no registers any more.
     pub(super) registers_stop: bool,
-    /// So many seconds after loading, the patch is disabled by somebody, in transition again, or gone.
+    /// Seconds after loading from which on the patch is disabled, in transition again, or gone; and the probe's answer then.
     pub(super) undone: Option<(u64, &'static str)>,
-    /// So many answers on the state of a patch that is being taken back are of no use.
+    /// How many answers on the state of a patch that is being taken back are of no use; and their status and text.
     pub(super) garbled: Option<(u32, i32, &'static str)>,
     /// QEMU's word for the virtual CPUs, once it has said that they are stopped.
     pub(super) status: Option<&'static str>,
-    /// The host refuses so many connections after loading.
+    /// How many connections the host refuses after loading.
     pub(super) refused: u32,
     /// What the taint is when it is read, one after the other; 0 then.
     pub(super) taints: VecDeque<u64>,
-    /// Progress is no longer told, so many seconds after loading.
+    /// Seconds after loading from which on progress is no longer reported.
     pub(super) progress_stops: Option<u64>,
     /// Loading `y` replaces all patches before it.
     pub(super) replaces: bool,
@@ -98,9 +98,9 @@ pub(super) struct Faults {
     pub(super) no_taint: bool,
     /// Functions that the patch replaces, if not `vmlinux/do_it,1`.
     pub(super) functions: Vec<String>,
-    /// In so many counts no function is called.
+    /// In how many counts no function is called.
     pub(super) silent_counts: u32,
-    /// Gathering evidence takes so many seconds.
+    /// Seconds that gathering evidence takes.
     pub(super) collecting_s: Option<u64>,
     /// The soak of the plan, if not 30 s, and the pause after reverting, if not 2 s.
     pub(super) revert: Option<Duration>,

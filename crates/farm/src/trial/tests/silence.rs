@@ -67,7 +67,7 @@ fn progress_that_is_no_longer_told_is_found() {
     for faults in [threads_stop, Faults::default()] {
         let told = tell(Arm::Loaded, Faults { progress_stops: Some(3), ..faults });
         told.assert_only(FarmKind::ProbeSilent);
-        assert_eq!(told.findings()[0].1, "the guest no longer tells the workloads' progress");
+        assert_eq!(told.findings()[0].1, "the guest no longer reports the workloads' progress");
     }
 }
 
@@ -98,7 +98,7 @@ fn what_the_guest_can_no_longer_read_is_found() {
         let after_apply = vec![(2, Output::Probe(unable.clone()))];
         let told = tell(arm, Faults { after_apply, ..Faults::default() });
         told.assert_only(FarmKind::ProbeSilent);
-        assert_eq!(told.findings()[0].1, "the guest no longer tells its list of tasks");
+        assert_eq!(told.findings()[0].1, "the guest no longer reports its list of tasks");
     }
     let memory = FromGuest::Memory {
         at_ms: 1,
