@@ -30,7 +30,7 @@ impl Function {
         }
         if !matches!(position, "0" | "1") {
             return Err(format!(
-                "cannot be told: it is number {position} of several functions of this name, which the tracer does not keep apart"
+                "cannot be determined: it is number {position} of several functions of this name, which the tracer does not keep apart"
             ));
         }
         Ok(Self { key: key.to_owned(), object: object.to_owned(), name: name.to_owned() })
@@ -52,7 +52,7 @@ pub(crate) fn countable(keys: &BTreeSet<String>) -> (Vec<Function>, BTreeMap<Str
         match Function::read(key) {
             Ok(_) if twins > 1 => {
                 let reason = format!(
-                    "cannot be told: the patches replace {twins} functions of this name in one object"
+                    "cannot be determined: the patches replace {twins} functions of this name in one object"
                 );
                 bad.insert(key.clone(), reason);
             }
@@ -106,7 +106,7 @@ exit 0"#,
 /// What the guest says of one function.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Answer {
-    /// So many calls.
+    /// Number of calls.
     Calls(u64),
     /// They can't be counted, and why.
     Unable(String),
@@ -120,7 +120,7 @@ pub(crate) fn read(text: &str) -> BTreeMap<String, Answer> {
         let answer = match word {
             "calls" => Answer::Calls(number?.parse().ok()?),
             "ambiguous" => Answer::Unable(format!(
-                "cannot be told: {} functions have this name, which the tracer does not keep apart",
+                "cannot be determined: {} functions have this name, which the tracer does not keep apart",
                 number?
             )),
             "untraceable" => Answer::Unable("the kernel's function tracer does not take it".to_owned()),
@@ -169,7 +169,9 @@ mod tests {
     fn answers() {
         let all = read("calls vmlinux/a,1 17\nambiguous vmlinux/b,1 2\nuntraceable ext4/c,1\nno tracefs\n");
         assert_eq!(all["vmlinux/a,1"], Answer::Calls(17));
-        assert!(matches!(&all["vmlinux/b,1"], Answer::Unable(why) if why.contains("cannot be told: 2")));
+        assert!(
+            matches!(&all["vmlinux/b,1"], Answer::Unable(why) if why.contains("cannot be determined: 2"))
+        );
         assert_eq!(all.len(), 3);
     }
 

@@ -107,7 +107,7 @@ pub(crate) struct PatchState {
 }
 
 impl PatchState {
-    /// Read the probe's answer; none if it could not tell, or if half of the answer is missing: a patch that is not listed is told with
+    /// Read the probe's answer; none if it failed, or if half of the answer is missing: a patch that is not listed is reported with
     /// status 0 and no word at all.
     pub(crate) fn read(code: i32, text: &str) -> Option<Self> {
         let mut state = Self::default();

@@ -96,7 +96,7 @@ impl Classifier {
         std::mem::take(&mut self.out)
     }
 
-    /// Whether a report may still go on. A line without an end is none: a login prompt has none for ever.
+    /// Whether a report may not be complete yet. A line without an end is none: a login prompt has none for ever.
     pub fn is_open(&self) -> bool {
         !self.open.is_empty()
     }

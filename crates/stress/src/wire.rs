@@ -96,7 +96,7 @@ pub enum FromGuest {
         /// The new value.
         value: u64,
     },
-    /// The probe can no longer read something that it has read before, so that what it tells is no longer complete. Sent once for each
+    /// The probe can no longer read something that it has read before, so that what it reports is no longer complete. Sent once for each
     /// such thing.
     Unable {
         /// Milliseconds since boot.
@@ -278,7 +278,7 @@ pub enum Ask {
         /// Killed after this, in milliseconds.
         limit_ms: u64,
     },
-    /// Read a file (at most `MAX_LINE / 4` bytes); never one that takes an mmap lock.
+    /// Read a file (at most `MAX_LINE / 4` bytes); never one that takes an mmap lock. Faults that were seen before are reported before the reply.
     Read {
         /// Its path.
         path: String,

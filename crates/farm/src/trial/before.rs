@@ -1,5 +1,5 @@
 //! Reporting findings, and telling those that show only now from those that began now: what a machine said before a patch was applied is
-//! no fault of the patch.
+//! no fault of the patch. The order decides, never a clock of the guest's, which a patch may break.
 
 use std::time::Duration;
 
@@ -16,20 +16,39 @@ pub(super) struct Before {
     phase: Phase,
     /// The latest line of the console that had begun by then.
     pub(super) line: u64,
-    /// Milliseconds since the guest's boot, as told last.
-    pub(super) guest_ms: u64,
 }
 
 impl Dispatcher {
+    /// A patch is to be applied for the first time. What the machine has to say by itself is heard first: what was printed before a
+    /// heartbeat that is written now; then its taint, and what the workloads saw, which the probe reports before it.
+    pub(super) fn look_before(&mut self, now: Duration, patch: usize) {
+        self.step = Step::Look { patch, since: now, asked: false };
+        self.beat(now);
+        self.look_on(now);
+    }
+
+    /// A console from which nothing comes is not waited for.
+    pub(super) fn look_on(&mut self, now: Duration) {
+        let Step::Look { patch, since, asked } = self.step else { return };
+        if asked {
+            if now >= self.deadline {
+                self.farm_error(format!("the probe did not answer in phase {}", self.phase));
+            } else if now >= self.poll_at {
+                self.ask_taint(now);
+            }
+        } else if self.console.heard_all_before(since + Duration::from_millis(1))
+            || now >= since + self.scaled(5)
+        {
+            self.step = Step::Look { patch, since, asked: true };
+            self.deadline = now + self.scaled(20);
+            self.ask_taint(now);
+        }
+    }
+
     /// Applying begins.
     pub(super) fn remember_before(&mut self, now: Duration) {
         let (complete, begun) = self.lines;
-        self.before.get_or_insert(Before {
-            at: now,
-            phase: self.phase,
-            line: complete + u64::from(begun),
-            guest_ms: self.guest_ms,
-        });
+        self.before.get_or_insert(Before { at: now, phase: self.phase, line: complete + u64::from(begun) });
     }
 
     /// Text of the console has come.

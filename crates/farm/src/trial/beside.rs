@@ -1,4 +1,4 @@
-//! What goes on beside a trial's steps: looks at the virtual CPUs, and heartbeats on the console.
+//! What runs beside a trial's steps: looks at the virtual CPUs, and heartbeats on the console.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::blind;
 /// Looks at the registers that must fail before they are given up, where none has succeeded.
 const FIRST_LOOKS: u32 = 3;
 
-/// Seconds without registers after which QEMU's monitor is taken for dead, where it has told them before.
+/// Seconds without registers after which QEMU's monitor is taken for dead, where it has reported them before.
 const DEAF_SECONDS: u64 = 60;
 
 /// What is asked of the probe beside the steps.
@@ -56,7 +56,7 @@ impl Dispatcher {
         }
     }
 
-    /// Have a heartbeat written, unless nobody hears them here.
+    /// Have a heartbeat written, unless none has ever come out here.
     pub(super) fn beat(&mut self, now: Duration) {
         if let Some(line) = self.console.beat(now) {
             self.beat_at = now + BEAT_EVERY;
@@ -113,7 +113,7 @@ impl Dispatcher {
         }
     }
 
-    /// QEMU did not tell the registers. Late once is no reason to give up; if it never did, it can't. A monitor that answered before and
+    /// QEMU did not report the registers. Late once is no reason to give up; if it never did, it can't. A monitor that answered before and
     /// is silent for long is a machine that can't be watched any more.
     fn no_registers(&mut self, now: Duration, error: &str) {
         let (since, times) = self.cpus_failed.unwrap_or((now, 0));
@@ -129,7 +129,7 @@ impl Dispatcher {
         let busy = matches!(self.step, Step::Listen(_) | Step::Collecting);
         if !busy && now.saturating_sub(since) >= self.scaled(DEAF_SECONDS) {
             self.farm_error(format!(
-                "QEMU has not told the registers of the virtual CPUs for {} s, which it did before: {error}",
+                "QEMU has not reported the registers of the virtual CPUs for {} s, which it did before: {error}",
                 now.saturating_sub(since).as_secs()
             ));
         }

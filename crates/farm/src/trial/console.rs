@@ -146,7 +146,7 @@ impl Console {
         Some(format!("<6>{}{} {}\n", self.mark, self.beats, self.secret.beat(self.beats)))
     }
 
-    /// The latest heartbeat could not be written. True if none ever came out: then nobody hears them here, and none is waited for. Where
+    /// The latest heartbeat could not be written. True if none ever came out: then none is waited for any more. Where
     /// they were heard before, the one that does not come out is found.
     pub(crate) fn refuse(&mut self, why: &str) -> bool {
         why.clone_into(&mut self.refused);
@@ -157,7 +157,7 @@ impl Console {
         never
     }
 
-    /// Nobody hears heartbeats here: do not wait for any.
+    /// No heartbeat comes out here: do not wait for any.
     fn give_up(&mut self) {
         self.deaf = true;
         self.awaited.clear();
@@ -199,7 +199,7 @@ impl Console {
             format!("; writing to /dev/kmsg failed: {}", self.refused)
         };
         Some(Trouble::Silent(format!(
-            "the line `{}{number}` was to be written to the kernel's log {:.0} s ago and has not come out; the probe goes on{refused}",
+            "the line `{}{number}` was to be written to the kernel's log {:.0} s ago and has not come out, while the probe works{refused}",
             self.mark,
             now.saturating_sub(at).as_secs_f64()
         )))
@@ -234,7 +234,7 @@ mod tests {
         console.push(s(1), format!("[  12.0] x\r\n{}", &text[..30]).as_bytes());
         assert!(!console.heard_all_before(s(2)));
         console.push(s(2), &text.as_bytes()[30..text.len() - 2]);
-        assert!(!console.heard_all_before(s(2)), "the word may go on");
+        assert!(!console.heard_all_before(s(2)), "the word may be longer");
         console.push(s(2), b"\r\n[  13.1] y");
         assert!(console.heard_all_before(s(2)));
         assert_eq!(console.tick(s(100)), None);

@@ -98,7 +98,7 @@ impl Counting {
         }
     }
 
-    /// What is to be told.
+    /// What is to be reported.
     fn result(&self) -> Vec<Body> {
         let reach = |(f, (calls, window_ms)): (&String, &(u64, u64))| Body::Reach {
             function: f.clone(),

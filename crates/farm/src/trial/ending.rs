@@ -21,12 +21,12 @@ impl Dispatcher {
         self.beat(now);
     }
 
-    fn ask_taint(&mut self, now: Duration) {
+    pub(super) fn ask_taint(&mut self, now: Duration) {
         self.awaited = self.tell(Ask::Read { path: TAINT.to_owned() });
         self.poll_at = now + self.scaled(5);
     }
 
-    /// The answer to the last look at the taint.
+    /// The answer to a look at the taint, before applying or at the end.
     pub(super) fn last_taint(&mut self, now: Duration, code: i32, out: &str) {
         // A guest that is short of time may answer the next time it is asked.
         let Some(value) = out.trim().parse().ok().filter(|_| code == 0) else { return };
@@ -35,6 +35,9 @@ impl Dispatcher {
         }
         let bodies = self.health.tainted(now, value);
         self.report(now, bodies);
+        if let Step::Look { patch, .. } = self.step {
+            self.apply(now, patch);
+        }
     }
 
     pub(super) fn closing(&mut self, now: Duration, since: Duration, taint: bool) {
@@ -63,14 +66,15 @@ impl Dispatcher {
         }
     }
 
-    /// Take what the console has told so far for all there is.
+    /// Take what the console has printed so far for all there is.
     pub(super) fn flush(&mut self, now: Duration) {
         let signals = self.classifier.flush();
         self.signals(now, signals);
     }
 
-    /// At the end of a phase with the patch applied, and of the trial: whoever hangs is waited for until he goes on or is found. Before
-    /// applying nobody has reason to hang, and what does is not the patch's. `beats`: heartbeats written so long after the end count as well.
+    /// At the end of a phase with the patch applied, and of the trial: whoever hangs is waited for until there is progress or a finding. Before
+    /// applying there is no reason to hang, and what does is not the patch's. `beats`: heartbeats written within this time after the end count
+    /// as well.
     pub(super) fn somebody_hangs(&mut self, now: Duration, end: Duration, beats: Duration) -> bool {
         if !matches!(self.phase, Phase::Soak | Phase::Reach | Phase::Revert) {
             return false;
@@ -106,7 +110,7 @@ impl Dispatcher {
         self.report(now, bodies);
     }
 
-    /// The trial is over. What the console has told and nobody has looked at yet is looked at first.
+    /// The trial is over. What the console has printed and has not been looked at yet is looked at first.
     pub(super) fn end(&mut self, end: TrialEnd) {
         self.flush(self.now);
         if let Some(text) = self.health.dropped() {

@@ -142,7 +142,7 @@ impl Health {
     fn confirmed(&mut self, now: Duration, hang: Hang) -> Vec<Body> {
         let Hang { function, lasts, tasks, rest } = hang;
         let evidence = format!(
-            "no progress for {} s of the machine's time with code of the patch on the stack ({tasks} task(s)); the probe answers, and {rest}\n{}",
+            "tasks made no progress for {} s of the machine's time with code of the patch on the stack ({tasks} of them); the probe answers, and {rest}\n{}",
             lasts.as_secs(),
             self.last_blocked
         );
@@ -160,7 +160,7 @@ impl Health {
         })
     }
 
-    /// Whether a stall in the patch is still to be told from a hang.
+    /// Whether a stall in the patch may still turn out to be a hang.
     pub(crate) fn undecided(&self, now: Duration) -> bool {
         !self.found_hard() && self.stalls.undecided(now, self.grace * 5)
     }
@@ -175,7 +175,7 @@ impl Health {
             .collect();
         if !counted.is_empty() && self.probe_alive(now) && now.saturating_sub(told) >= self.probe {
             let evidence =
-                format!("no progress of any thread was told for {:.0} s", self.probe.as_secs_f64());
+                format!("no progress of any thread was reported for {:.0} s", self.probe.as_secs_f64());
             return self.unable(now, "the workloads' progress", evidence);
         }
         let mut late: BTreeMap<String, Vec<(u32, Duration)>> = BTreeMap::new();
@@ -211,7 +211,7 @@ impl Health {
             in_patch: false,
             corrupted: false,
             evidence: format!(
-                "{} thread(s) finished nothing for up to {:.0} s; the guest's list of tasks does not say where they are\n{}",
+                "{} threads finished nothing for up to {:.0} s; the guest's list of tasks does not say where they are\n{}",
                 threads.len(),
                 longest.as_secs_f64(),
                 self.last_blocked
@@ -236,7 +236,7 @@ impl Health {
             *workloads.entry(&thread.workload).or_default() += 1;
         }
         for (workload, threads) in workloads {
-            let evidence = format!("{threads} thread(s) finished nothing before or after the phase was over");
+            let evidence = format!("{threads} threads finished nothing before or after the phase was over");
             all.push((FarmKind::ThreadStalled, Source::Workload, no_progress(workload), evidence));
         }
         if self.waiting.blocked_since_before(then) {

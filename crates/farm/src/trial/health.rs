@@ -17,10 +17,10 @@ use super::waiting::Waiting;
 use super::{blame, oom};
 
 /// Soft findings of one trial beyond this are only counted: a machine that makes no progress finds new words for the same thing for ever.
-/// Hard ones are always told.
+/// Hard ones are always reported.
 const MOST_SOFT: usize = 40;
 
-/// A program that finished so many operations in the baseline goes on to do so.
+/// Operations in the baseline from which on a program is expected to finish more of them.
 const REGULAR: u64 = 3;
 
 /// Taint bits that loading a livepatch sets by itself: out-of-tree (12), unsigned (13), livepatch (15). Source: kernel
@@ -84,11 +84,11 @@ pub(crate) struct Health {
     /// Longest idle time of each workload in the baseline, in milliseconds.
     pub(super) usual_idle: BTreeMap<String, u64>,
     pub(super) seen: HashSet<(FindingKind, String)>,
-    /// Soft findings that were told.
+    /// Soft findings that were reported.
     soft: usize,
     /// Soft findings that were not.
     dropped: usize,
-    /// A hard one was told.
+    /// A hard one was reported.
     hard: bool,
     stopped: bool,
     /// The latest tasks that do not get on, described.
@@ -97,7 +97,7 @@ pub(crate) struct Health {
     pub(super) waiting: Waiting,
     /// What becomes of stalls that were found.
     pub(super) stalls: Stalls,
-    /// When figures of memory were last told.
+    /// When figures of memory last came.
     memory_at: Option<Duration>,
 }
 
@@ -219,12 +219,12 @@ impl Health {
         vec![Body::Finding(Box::new(finding))]
     }
 
-    /// A finding that is not soft was told.
+    /// A finding that is not soft was reported.
     pub(super) fn found_hard(&self) -> bool {
         self.hard
     }
 
-    /// What to say of findings that were not told.
+    /// What to say of findings that were left out.
     pub(crate) fn dropped(&self) -> Option<String> {
         (self.dropped > 0).then(|| {
             format!(
@@ -410,9 +410,9 @@ impl Health {
         self.once(finding)
     }
 
-    /// The guest no longer tells something that it told before: what is seen by it is not seen any more.
+    /// The guest no longer reports something that it reported before, so that what shows by it is no longer seen.
     pub(super) fn unable(&mut self, now: Duration, what: &str, evidence: String) -> Vec<Body> {
-        let title = format!("the guest no longer tells {what}");
+        let title = format!("the guest no longer reports {what}");
         self.find(now, FarmKind::ProbeSilent, Source::Probe, title, evidence)
     }
 
@@ -457,10 +457,14 @@ impl Health {
                 evidence,
             ));
         }
-        // Told every second while the guest can read it.
+        // It comes every second while the guest can read it.
         else if silent(self.memory_at, self.probe * 3) {
             self.memory_at = None;
-            bodies.extend(self.unable(now, "how much memory is in use", "the probe goes on".to_owned()));
+            bodies.extend(self.unable(
+                now,
+                "how much memory is in use",
+                "other lines of the probe still come".to_owned(),
+            ));
         }
         if silent(self.ssh_at, self.ssh) {
             let evidence =

@@ -76,6 +76,12 @@ enum Step {
     Upload(usize, u64),
     /// Load runs until then.
     Run(Duration),
+    /// This patch is to be applied for the first time; since then, and whether the taint has been asked for.
+    Look {
+        patch: usize,
+        since: Duration,
+        asked: bool,
+    },
     Load,
     /// The patch's state is asked for again and again; the reply is awaited or due.
     Transition,
@@ -160,11 +166,9 @@ pub(crate) struct Dispatcher {
     stopped: Option<Stopped>,
     /// Lines of the console so far, and whether another one has begun.
     lines: (u64, bool),
-    /// Milliseconds since the guest's boot, as it told last.
-    guest_ms: u64,
     /// The moment at which applying began for the first time.
     before: Option<Before>,
-    /// The console told of a panic that a non-maskable interrupt of the farm's brought about.
+    /// The console shows a panic that a non-maskable interrupt of the farm's brought about.
     nmi_panic: bool,
     login_at: Option<Duration>,
     login_running: bool,
@@ -236,7 +240,6 @@ impl Dispatcher {
             late: Late::default(),
             stopped: None,
             lines: (0, false),
-            guest_ms: 0,
             before: None,
             nmi_panic: false,
             login_at: None,
@@ -321,6 +324,7 @@ impl Dispatcher {
                 self.run_phase(now, Phase::Age, more);
             }
             Some(Op::Run(phase, length)) => self.run_phase(now, phase, length),
+            Some(Op::Apply(patch)) if self.before.is_none() => self.look_before(now, patch),
             Some(Op::Apply(patch)) => self.apply(now, patch),
             Some(Op::Revert(patch)) => self.disable(now, patch),
             Some(Op::Replaced(patch)) => self.check_force(now, Some(patch)),

@@ -169,7 +169,7 @@ mod tests {
         assert_eq!(count(Op::InForce), 3);
     }
 
-    /// How often a fault needs to be called can only be told if every trial says how often it was.
+    /// How often a fault needs to be called is known only if every trial says how often it was.
     #[test]
     fn every_trial_counts() {
         let plan = plan();

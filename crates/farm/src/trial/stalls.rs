@@ -1,5 +1,5 @@
-//! What becomes of a stall after it was found: those who stalled go on, or they stay where they are while all others work, which no slow
-//! host explains. Pure.
+//! What becomes of a stall after it was found: those who stalled make progress, or they stay where they are while all others work, which no
+//! slow host explains. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -9,7 +9,7 @@ use klpfarm_stress::wire::{BlockedTask, FromGuest};
 
 use super::measure::millis;
 
-/// How far two figures of the moment at which the same stall began may be apart: they are told by the guest's clock and converted.
+/// How far two figures of the moment at which the same stall began may be apart: they come from the guest's clock and are converted.
 const APART: Duration = Duration::from_secs(2);
 
 /// How often the limit of a stall must have passed without progress until it is a hang.

@@ -32,6 +32,10 @@ impl Dispatcher {
         if let Some(stopped) = self.stopped.take() {
             let lost = self.late.forgive(now.saturating_sub(stopped.since));
             self.forgive(lost);
+            // The load did not run meanwhile.
+            if let Step::Run(until) = &mut self.step {
+                *until += lost;
+            }
         }
     }
 
@@ -87,7 +91,7 @@ impl Dispatcher {
             _ => {
                 self.stopped = None;
                 self.lost_machine(format!(
-                    "QEMU has stopped the virtual machine in phase {} ({word}): that is no doing of the farm's",
+                    "QEMU has stopped the virtual machine in phase {} ({word}), which the farm did not ask for",
                     self.phase
                 ));
             }

@@ -12,7 +12,7 @@ use super::tasks::general;
 pub(crate) struct Waiting {
     /// When each workload thread finished an operation last.
     finished: BTreeMap<u32, Duration>,
-    /// When progress was last told.
+    /// When progress was last reported.
     told: Option<Duration>,
     /// Since when the other task has been in state D that is there longest.
     blocked: Option<Duration>,
@@ -23,7 +23,7 @@ impl Waiting {
     pub(crate) fn take(&mut self, now: Duration, message: &FromGuest, usual: &BTreeSet<String>) {
         let before = |ms: u64| now.saturating_sub(Duration::from_millis(ms));
         match message {
-            // The probe tells of all its threads again when it is greeted. Progress of new ones cannot have been told before.
+            // The probe announces all its threads again when it is greeted. Progress of new ones cannot have been reported before.
             FromGuest::Thread(thread) => {
                 self.finished.entry(thread.id).or_insert_with(|| {
                     self.told = Some(now);
@@ -62,7 +62,7 @@ impl Waiting {
         self.blocked.is_some_and(|since| since < then)
     }
 
-    /// How long each thread had finished nothing when progress was last told, and when that was.
+    /// How long each thread had finished nothing when progress was last reported, and when that was.
     pub(crate) fn idle(&self) -> Option<(Duration, Vec<(u32, Duration)>)> {
         let told = self.told?;
         Some((told, self.finished.iter().map(|(id, at)| (*id, told.saturating_sub(*at))).collect()))
@@ -154,7 +154,7 @@ mod tests {
         };
         waiting.take(s(60), &FromGuest::Thread(thread.clone()), &none);
         assert_eq!(waiting.idle(), Some((s(60), vec![(2, s(0))])));
-        // One that is told of again has not.
+        // One that is announced again has not.
         waiting.take(s(70), &FromGuest::Thread(thread), &none);
         assert_eq!(waiting.idle(), Some((s(60), vec![(2, s(0))])));
         waiting.forgive(s(5));

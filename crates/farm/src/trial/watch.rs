@@ -21,6 +21,7 @@ impl Dispatcher {
                 self.count_lines(&bytes);
                 let signals = self.classifier.push(&bytes);
                 self.signals(now, signals);
+                self.look_on(now);
             }
             Output::Probe(message) => self.probe(now, message),
             Output::Qmp(QmpEvent::IoError { reason }) => {
@@ -67,11 +68,8 @@ impl Dispatcher {
     pub(super) fn probe(&mut self, now: Duration, message: FromGuest) {
         self.measure.take(&message);
         self.snapshot.take(now, &message);
-        self.guest_ms = at_ms(&message).unwrap_or(self.guest_ms);
-        let before =
-            matches!(&message, FromGuest::Fault(f) if self.before.is_some_and(|b| f.at_ms < b.guest_ms));
         let bodies = self.health.probe(now, &message, &self.measure);
-        self.report_of(now, bodies, before);
+        self.report(now, bodies);
         match message {
             FromGuest::Hello { release, taint, .. } if self.step == Step::Hello => {
                 let forked = self.origin != Origin::Boot;
@@ -138,7 +136,7 @@ impl Dispatcher {
             Step::Untransition => self.in_untransition(now, PatchState::read(code, out)),
             Step::Unload => self.unloaded(now, code, out),
             Step::Count => self.counted(now, out),
-            Step::Closing { .. } => self.last_taint(now, code, out),
+            Step::Closing { .. } | Step::Look { .. } => self.last_taint(now, code, out),
             _ => {}
         }
     }
@@ -194,7 +192,7 @@ impl Dispatcher {
     /// QEMU closes its channels when it ends, and its end is told as well. A QEMU that lives on without one can't be watched any more.
     fn watch_channels(&mut self, now: Duration) {
         let lasts = |(channel, loss): &(&&'static str, &Loss)| {
-            // Between two attempts nobody knows.
+            // Between two attempts it is not known.
             let until = if **channel == SSH_PORT { loss.again } else { now };
             until.saturating_sub(loss.since) >= ENDING
         };
@@ -230,6 +228,7 @@ impl Dispatcher {
         match self.step {
             Step::Run(until) if now >= until => self.run_over(now, until),
             Step::Closing { since, taint } => self.closing(now, since, taint),
+            Step::Look { .. } => self.look_on(now),
             // A stall in the patch's code may yet turn out to be a hang.
             Step::Listen(until) if now >= until && !self.health.undecided(now) => self.collect(now),
             Step::Collecting if late => self.end(TrialEnd::Stopped),
@@ -268,7 +267,7 @@ impl Dispatcher {
                 );
             }
             Step::InForce(_) if late => {
-                let evidence = "asked for again and again, it was not told in time".to_owned();
+                let evidence = "asked for again and again, it did not come in time".to_owned();
                 let bodies = self.health.unable(now, "the state of the patch", evidence);
                 self.report(now, bodies);
             }
@@ -338,20 +337,5 @@ impl Dispatcher {
             stragglers: self.stragglers,
             limit,
         }));
-    }
-}
-
-/// Milliseconds since the guest's boot at which a line was written.
-fn at_ms(message: &FromGuest) -> Option<u64> {
-    match message {
-        FromGuest::Hello { at_ms, .. }
-        | FromGuest::Progress { at_ms, .. }
-        | FromGuest::Latency { at_ms, .. }
-        | FromGuest::Usage { at_ms, .. }
-        | FromGuest::Blocked { at_ms, .. }
-        | FromGuest::Taint { at_ms, .. }
-        | FromGuest::Unable { at_ms, .. }
-        | FromGuest::Memory { at_ms, .. } => Some(*at_ms),
-        FromGuest::Thread(_) | FromGuest::Gone { .. } | FromGuest::Fault(_) | FromGuest::Reply { .. } => None,
     }
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{checkpoints, in_place};
 use crate::event::{Body, Event, Scope, TrialEnd};
-use crate::{Arm, Finding, Phase, Plan, Source, Trial};
+use crate::{Arm, Finding, Phase, Plan, Trial};
 
 /// What is wrong with the journal, in its order.
 pub(super) fn complaints(plan: &Plan, events: &[Event]) -> Vec<String> {
@@ -323,12 +323,10 @@ impl Reading<'_> {
     }
 }
 
-/// Whether the event may be of this phase while the trial is in phase `now`. The machine's end has notes of its own. What a console had
-/// printed before applying may be read, and found, later.
+/// Whether the event may be of this phase while the trial is in phase `now`. The machine's end has notes of its own. What happened
+/// before applying may be read, and found, later.
 fn fits(event: &Event, scope: Scope, now: Phase) -> bool {
-    let early = |f: &Finding| {
-        before_applying(scope.phase) && f.source == Source::Console && f.after_apply_ms.is_none()
-    };
+    let early = |f: &Finding| before_applying(scope.phase) && f.after_apply_ms.is_none();
     match &event.body {
         Body::PhaseStarted | Body::TrialStarted => true,
         _ if scope.phase == now => true,

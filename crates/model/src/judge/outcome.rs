@@ -198,6 +198,8 @@ impl Outcomes {
             },
             _ if found => failed(),
             Some(TrialEnd::Unneeded | TrialEnd::OutOfBudget | TrialEnd::Interrupted) => Mark::Cut,
+            // What stopped it was there before the patch, and was noticed later.
+            Some(TrialEnd::Stopped) if !own.findings.is_empty() => Mark::Void,
             Some(TrialEnd::FarmError { .. } | TrialEnd::Stopped) => Mark::Unexplained,
             Some(TrialEnd::Completed) if differs || !own.was_in_force(plan.names(trial)) => Mark::Unexplained,
             Some(TrialEnd::Completed) => Mark::Clean,

@@ -72,6 +72,11 @@ impl Probe {
     }
 
     fn carry_out(&mut self, ToGuest { id, ask }: ToGuest) {
+        if matches!(ask, Ask::Read { .. } | Ask::Load { .. }) {
+            // What the workloads saw before this is reported before the answer.
+            let mut shared = shared!(self, sys::now_ns());
+            self.workloads.iter_mut().for_each(|w| w.collect_faults(&mut shared));
+        }
         match ask {
             Ask::Hello => {
                 let hello = self.hello();

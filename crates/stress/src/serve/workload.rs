@@ -94,7 +94,7 @@ pub(super) struct Workload {
     output: Option<OwnedFd>,
     /// The last line it wrote that was not for us: why it failed, often.
     last_line: String,
-    /// It told itself that one of its processes died.
+    /// It reported itself that one of its processes died.
     died: bool,
     pub(super) threads: Vec<Live>,
 }
@@ -339,7 +339,7 @@ impl Workload {
                 self.again(spawner, shared);
             }
             Phase::Running => {
-                // Nobody asked it to end. A supervisor that ends in order because its workers died has told of them already.
+                // It was not asked to end. A supervisor that ends in order because its workers died has reported them already.
                 if status != Ok(0) || !self.died {
                     self.fault(shared, FaultKind::Died, "workload", detail);
                 }

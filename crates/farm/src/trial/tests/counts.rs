@@ -80,7 +80,7 @@ fn what_cannot_be_told_apart_or_passed_on_is_said() {
         .collect();
     assert_eq!(blind.len(), 2, "{blind:?}");
     assert!(
-        blind.iter().any(|r| r.contains("ext4/get_block,2") && r.contains("cannot be told")),
+        blind.iter().any(|r| r.contains("ext4/get_block,2") && r.contains("cannot be determined")),
         "{blind:?}"
     );
     let applied = told.bodies.iter().find_map(|(_, b)| match b {

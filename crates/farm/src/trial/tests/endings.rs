@@ -72,6 +72,12 @@ fn the_taint_is_read_once_more() {
     let told = tell(Arm::Loaded, Faults::default());
     let read = |a: &Ask| matches!(a, Ask::Read { path } if path.ends_with("tainted"));
     assert!(told.asked.iter().any(read));
+    // The probe has not reported it by then.
+    let told = tell(Arm::Loaded, Faults { taints: VecDeque::from([0, 1 << 9]), ..Faults::default() });
+    told.assert_only(FarmKind::Tainted);
+    assert!(
+        matches!(&told.of_kind(FarmKind::Tainted)[..], [(Phase::Revert, f)] if f.after_apply_ms.is_some())
+    );
     let told = tell(Arm::Loaded, Faults { no_taint: true, ..Faults::default() });
     told.assert_only(FarmKind::ProbeSilent);
 }
@@ -106,7 +112,17 @@ fn a_patch_that_is_no_longer_in_force_is_found() {
     told.assert_only(FarmKind::ProbeSilent);
 }
 
-/// Hard findings are told however many soft ones there were; those left out are counted.
+/// A patch that replaces all earlier ones takes them out of force: that is no fault of theirs.
+#[test]
+fn a_patch_that_was_replaced_is_none_that_is_no_longer_in_force() {
+    let told = tell(Arm::Stack, Faults { replaces: true, ..Faults::default() });
+    told.assert_clean();
+    let note = |b: &Body| matches!(b, Body::Note { text } if text == "a later patch has replaced x");
+    assert!(told.bodies.iter().any(|(_, b)| note(b)));
+    tell(Arm::Stack, Faults::default()).assert_clean();
+}
+
+/// Hard findings are reported however many soft ones there were; those left out are counted.
 #[test]
 fn many_soft_findings_hide_no_hard_one() {
     let blocked = |n: u32| {

@@ -75,31 +75,37 @@ pub(super) struct Faults {
     pub(super) tick_ms: Option<u64>,
     /// The guest's list of tasks does not show the threads that stop.
     pub(super) hidden: bool,
-    /// Threads that have stopped go on after so many seconds.
+    /// Seconds after which threads that have stopped work again.
     pub(super) stall_s: Option<u64>,
     /// Threads that have stopped do not have the patch on their stack.
     pub(super) elsewhere: bool,
-    /// Three more workload threads, which go on whatever happens; or (false) stop with the first.
+    /// Three more workload threads, which work whatever happens; or (false) stop with the first.
     pub(super) others: Option<bool>,
     /// After loading, heartbeats can no longer be written.
     pub(super) kmsg_fails: bool,
     /// After loading, QEMU tells no registers any more.
     pub(super) registers_stop: bool,
-    /// So many seconds after loading, the patch is disabled by somebody, in transition again, or gone.
+    /// Seconds after loading from which on the patch is disabled, in transition again, or gone; and the probe's answer then.
     pub(super) undone: Option<(u64, &'static str)>,
-    /// So many answers on the state of a patch that is being taken back are of no use.
+    /// How many answers on the state of a patch that is being taken back are of no use; and their status and text.
     pub(super) garbled: Option<(u32, i32, &'static str)>,
     /// QEMU's word for the virtual CPUs, once it has said that they are stopped.
     pub(super) status: Option<&'static str>,
-    /// The host refuses so many connections after loading.
+    /// How many connections the host refuses after loading.
     pub(super) refused: u32,
+    /// What the taint is when it is read, one after the other; 0 then.
+    pub(super) taints: VecDeque<u64>,
+    /// Seconds after loading from which on progress is no longer reported.
+    pub(super) progress_stops: Option<u64>,
+    /// Loading `y` replaces all patches before it.
+    pub(super) replaces: bool,
     /// After loading, the taint can't be read.
     pub(super) no_taint: bool,
     /// Functions that the patch replaces, if not `vmlinux/do_it,1`.
     pub(super) functions: Vec<String>,
-    /// In so many counts no function is called.
+    /// In how many counts no function is called.
     pub(super) silent_counts: u32,
-    /// Gathering evidence takes so many seconds.
+    /// Seconds that gathering evidence takes.
     pub(super) collecting_s: Option<u64>,
     /// The soak of the plan, if not 30 s, and the pause after reverting, if not 2 s.
     pub(super) revert: Option<Duration>,
@@ -364,6 +370,9 @@ impl Fake {
             Ask::Load { name, .. } => {
                 self.commands.push(format!("load {name}"));
                 self.loaded_at = Some(self.now);
+                if self.faults.replaces && name == "y.ko" {
+                    self.patches.values_mut().for_each(|enabled| *enabled = false);
+                }
                 self.patches.insert(name.trim_end_matches(".ko").to_owned(), true);
                 (code, out) = match self.faults.load {
                     Some((code, text)) => (code, text.to_owned()),
@@ -395,7 +404,7 @@ impl Fake {
                 (code, out) = if self.faults.no_taint && self.loaded_at.is_some() {
                     (5, "cannot read: Input/output error".into())
                 } else {
-                    (0, "0\n".into())
+                    (0, format!("{}\n", self.faults.taints.pop_front().unwrap_or(0)))
                 };
             }
             Ask::Kmsg { .. } | Ask::Read { .. } | Ask::Resume { .. } | Ask::Write { .. } => {}
@@ -504,7 +513,11 @@ impl Fake {
         if stuck.is_none() {
             self.ops += 20;
         }
-        if self.load {
+        let told = |after: u64| since.is_none_or(|d| d.as_secs() < after);
+        if !self.faults.progress_stops.is_none_or(told) {
+            inputs.push(Input::Output(Output::Probe(FromGuest::Taint { at_ms, value: 0 })));
+        }
+        if self.load && self.faults.progress_stops.is_none_or(told) {
             let p = ThreadProgress {
                 id: 1,
                 ops: self.ops,

@@ -1,4 +1,4 @@
-//! What becomes of a stall: it ends, or it is a hang, or nobody knows.
+//! What becomes of a stall: it ends, or it is a hang, or that stays open.
 
 use super::*;
 
@@ -59,7 +59,7 @@ fn logins_show_that_the_machine_runs() {
     }
 }
 
-/// A stall elsewhere is told with its end, and is waited for no longer than before.
+/// A stall elsewhere is reported with its end, and is waited for no longer than before.
 #[test]
 fn a_stall_outside_the_patch_is_never_confirmed() {
     let told = stall(Faults { others: Some(true), elsewhere: true, ..Faults::default() });

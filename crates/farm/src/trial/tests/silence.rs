@@ -60,6 +60,17 @@ fn a_program_takes_as_long_as_it_likes() {
     assert_eq!((found(2), found(3)), (0, 1));
 }
 
+/// Lines of other kinds still come.
+#[test]
+fn progress_that_is_no_longer_told_is_found() {
+    let threads_stop = Faults { threads_stop: true, hidden: true, ..Faults::default() };
+    for faults in [threads_stop, Faults::default()] {
+        let told = tell(Arm::Loaded, Faults { progress_stops: Some(3), ..faults });
+        told.assert_only(FarmKind::ProbeSilent);
+        assert_eq!(told.findings()[0].1, "the guest no longer reports the workloads' progress");
+    }
+}
+
 #[test]
 fn a_log_that_can_no_longer_be_written_to_is_found() {
     for arm in [Arm::Loaded, Arm::Quiescent, Arm::Control] {
@@ -87,7 +98,7 @@ fn what_the_guest_can_no_longer_read_is_found() {
         let after_apply = vec![(2, Output::Probe(unable.clone()))];
         let told = tell(arm, Faults { after_apply, ..Faults::default() });
         told.assert_only(FarmKind::ProbeSilent);
-        assert_eq!(told.findings()[0].1, "the guest no longer tells its list of tasks");
+        assert_eq!(told.findings()[0].1, "the guest no longer reports its list of tasks");
     }
     let memory = FromGuest::Memory {
         at_ms: 1,
