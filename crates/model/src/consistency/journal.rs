@@ -324,16 +324,15 @@ impl Reading<'_> {
 }
 
 /// Whether the event may be of this phase while the trial is in phase `now`. The machine's end has notes of its own. What a console had
-/// printed before applying may be read, and found, later.
+/// printed, or a CPU had done, before applying began may be understood later.
 fn fits(event: &Event, scope: Scope, now: Phase) -> bool {
-    let early = |f: &Finding| {
-        before_applying(scope.phase) && f.source == Source::Console && f.after_apply_ms.is_none()
-    };
+    let from_outside = |f: &Finding| matches!(f.source, Source::Console | Source::Qmp);
     match &event.body {
         Body::PhaseStarted | Body::TrialStarted => true,
         _ if scope.phase == now => true,
-        Body::Note { .. } | Body::CpuShare { .. } | Body::TrialEnded { .. } => scope.phase == Phase::End,
-        Body::Finding(finding) => early(finding),
+        Body::Note { .. } => scope.phase == Phase::End || before_applying(scope.phase),
+        Body::CpuShare { .. } | Body::TrialEnded { .. } => scope.phase == Phase::End,
+        Body::Finding(f) => before_applying(scope.phase) && f.after_apply_ms.is_none() && from_outside(f),
         _ => false,
     }
 }
