@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{checkpoints, in_place};
 use crate::event::{Body, Event, Scope, TrialEnd};
-use crate::{Arm, Finding, Phase, Plan, Source, Trial};
+use crate::{Arm, Finding, Phase, Plan, Trial};
 
 /// What is wrong with the journal, in its order.
 pub(super) fn complaints(plan: &Plan, events: &[Event]) -> Vec<String> {
@@ -323,16 +323,17 @@ impl Reading<'_> {
     }
 }
 
-/// Whether the event may be of this phase while the trial is in phase `now`. The machine's end has notes of its own. What a console had
-/// printed, or a CPU had done, before applying began may be understood later.
+/// Whether the event may be of this phase while the trial is in phase `now`. The machine's end has notes of its own. What a machine had
+/// reported before applying began may be understood later, and then is of no time after applying.
 fn fits(event: &Event, scope: Scope, now: Phase) -> bool {
-    let from_outside = |f: &Finding| matches!(f.source, Source::Console | Source::Qmp);
+    let early =
+        |f: &Finding| scope.arm.patched() && before_applying(scope.phase) && f.after_apply_ms.is_none();
     match &event.body {
         Body::PhaseStarted | Body::TrialStarted => true,
         _ if scope.phase == now => true,
         Body::Note { .. } => scope.phase == Phase::End || before_applying(scope.phase),
         Body::CpuShare { .. } | Body::TrialEnded { .. } => scope.phase == Phase::End,
-        Body::Finding(f) => before_applying(scope.phase) && f.after_apply_ms.is_none() && from_outside(f),
+        Body::Finding(finding) => early(finding),
         _ => false,
     }
 }
