@@ -323,16 +323,15 @@ impl Reading<'_> {
     }
 }
 
-/// Whether the event may be of this phase while the trial is in phase `now`. The machine's end has notes of its own. What a machine had
-/// reported before applying began may be understood later, and then is of no time after applying.
+/// Whether the event may be of this phase while the trial is in phase `now`. The machine's end has notes of its own. What happened
+/// before applying may be read, and found, later.
 fn fits(event: &Event, scope: Scope, now: Phase) -> bool {
-    let early =
-        |f: &Finding| scope.arm.patched() && before_applying(scope.phase) && f.after_apply_ms.is_none();
+    let early = |f: &Finding| before_applying(scope.phase) && f.after_apply_ms.is_none();
     match &event.body {
         Body::PhaseStarted | Body::TrialStarted => true,
         _ if scope.phase == now => true,
-        Body::Note { .. } => scope.phase == Phase::End || before_applying(scope.phase),
-        Body::CpuShare { .. } | Body::TrialEnded { .. } => scope.phase == Phase::End,
+        Body::Note { .. } if before_applying(scope.phase) => true,
+        Body::Note { .. } | Body::CpuShare { .. } | Body::TrialEnded { .. } => scope.phase == Phase::End,
         Body::Finding(finding) => early(finding),
         _ => false,
     }
