@@ -330,6 +330,7 @@ fn fits(event: &Event, scope: Scope, now: Phase) -> bool {
     match &event.body {
         Body::PhaseStarted | Body::TrialStarted => true,
         _ if scope.phase == now => true,
+        Body::Note { .. } if before_applying(scope.phase) => true,
         Body::Note { .. } | Body::CpuShare { .. } | Body::TrialEnded { .. } => scope.phase == Phase::End,
         Body::Finding(finding) => early(finding),
         _ => false,

@@ -110,15 +110,25 @@ fn a_finding_is_of_its_trial_arm_and_phase() {
     assert_eq!(early, ["journal event 28: `finding` is of phase baseline, and trial 1 is in phase soak"]);
 }
 
-/// What the console had printed before applying may be read later: it is no finding of the soak.
+/// What a machine had reported before applying may be understood later: it is no finding of the soak.
 #[test]
-fn console_text_from_before_applying_is_of_its_own_phase() {
-    let before = said(|s| {
+fn what_began_before_applying_is_of_its_own_phase() {
+    let with = |after_apply_ms| {
+        said(|s| {
+            let event = s.edit(is_finding);
+            event.scope.as_mut().unwrap().phase = Phase::Baseline;
+            event.body = finding(Source::Console, after_apply_ms);
+        })
+    };
+    assert_eq!(with(None), [""; 0]);
+    let refused = ["journal event 28: `finding` is of phase baseline, and trial 1 is in phase soak"];
+    assert_eq!(with(Some(9)), refused);
+    let note = said(|s| {
         let event = s.edit(is_finding);
         event.scope.as_mut().unwrap().phase = Phase::Baseline;
-        event.body = finding(Source::Console, None);
+        event.body = Body::Note { text: "console line 9: 2 kernel messages were lost".into() };
     });
-    assert_eq!(before, Vec::<String>::new());
+    assert_eq!(note, ["journal event 32: trial 1 ends as stopped, and found nothing"]);
 }
 
 #[test]
