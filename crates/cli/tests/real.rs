@@ -68,8 +68,12 @@ fn good_patches_are_qualified_alone_and_stacked() {
         assert_eq!(verdict["arms"][arm]["failed"], 0, "{verdict:#}");
         assert!(verdict["arms"][arm]["clean"].as_u64() >= Some(1), "{verdict:#}");
     }
-    let madvise =
-        verdict["reach"].as_array().unwrap().iter().find(|r| r["function"] == "__x64_sys_madvise").unwrap();
+    let madvise = verdict["reach"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|r| r["function"] == "vmlinux/__x64_sys_madvise,1")
+        .unwrap();
     for rate in ["before_per_s", "after_per_s"] {
         assert!(madvise[rate].as_f64().unwrap() > 1.0, "{rate}: {verdict:#}");
     }

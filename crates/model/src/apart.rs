@@ -36,11 +36,13 @@ fn of(plan: &Plan, events: &[Event], patch: usize) -> (Plan, Vec<Event>) {
             _ => None,
         })
         .flatten()
-        .map(|path| function_name(path))
+        .map(String::as_str)
         .collect();
     // The control trials count calls of everybody's functions.
     let relevant = |e: &&Event| match &e.body {
-        Body::Reach { function, .. } => functions.contains(function.as_str()),
+        Body::Reach { function, .. } => {
+            functions.contains(function.as_str()) || functions.iter().any(|f| function_name(f) == function)
+        }
         _ => true,
     };
     (own, events.iter().filter(mine).filter(relevant).cloned().collect())

@@ -197,9 +197,10 @@ pub fn live(events: &[Event]) -> impl Iterator<Item = &Event> {
     })
 }
 
-/// The function in `object/function`, as [`Body::Applied`] has it.
+/// The name of the function in `object/function,sympos`, as [`Body::Applied`] has it.
 pub fn function_name(path: &str) -> &str {
-    path.rsplit('/').next().unwrap_or_default()
+    let name = path.rsplit('/').next().unwrap_or_default();
+    name.split_once(',').map_or(name, |(name, _)| name)
 }
 
 /// How a trial ended. Whose fault a failure is, is a type: only findings count against a patch.

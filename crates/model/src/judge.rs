@@ -20,7 +20,7 @@ use sets::{Set, Unended, sets};
 pub(crate) use sets::{against_innocence, has_prospect, is_rejected};
 
 use crate::compare::Compared;
-use crate::event::{Body, CheckpointFacts, Event, Measured, Scope, TrialEnd, Vitals, live};
+use crate::event::{Body, CheckpointFacts, Event, Measured, Scope, TrialEnd, Vitals, function_name, live};
 use crate::plan::Trial;
 use crate::sequential;
 use crate::verdict::{
@@ -71,7 +71,7 @@ pub(crate) struct Record {
     /// Some patch was applied that replaces no function.
     without_functions: BTreeSet<String>,
     /// Functions whose calls patched trials could not count, by what they said.
-    uncounted: Vec<String>,
+    uncounted: BTreeSet<String>,
     /// Reason by detector; the last one stands for all trials.
     blind: BTreeMap<String, String>,
     checkpoint: Option<CheckpointFacts>,
@@ -167,6 +167,10 @@ pub(crate) fn judge_one(plan: &Plan, events: &[Event]) -> Verdict {
     let evidence = items.into_iter().map(|item| evidence(plan, record, item)).collect();
     let mut blind: Vec<String> =
         record.blind.iter().map(|(detector, reason)| format!("{detector}: {reason}")).collect();
+    // Of each function that could not be counted, and not only of the last one.
+    let last = record.blind.get("reach");
+    let others = record.uncounted.iter().filter(|reason| Some(*reason) != last);
+    blind.extend(others.map(|reason| format!("reach: {reason}")));
     blind.extend(view.compared.blind(plan, &record.trials));
     let wear = match (&record.checkpoint, &record.fresh, &record.reached) {
         (Some(c), _, _) => Some(Wear { fresh: c.fresh.clone(), reached: c.reached.clone() }),
@@ -265,7 +269,7 @@ fn read(plan: &Plan, events: &[Event]) -> Record {
         trials: BTreeMap::new(),
         functions: BTreeMap::new(),
         without_functions: BTreeSet::new(),
-        uncounted: Vec::new(),
+        uncounted: BTreeSet::new(),
         blind: BTreeMap::new(),
         checkpoint: None,
         fresh: None,
@@ -319,7 +323,7 @@ fn read_trial(record: &mut Record, event: &Event, scope: Scope) {
                 record.without_functions.insert(patch.clone());
             }
             for path in functions {
-                let seen = inside.get(path).or_else(|| inside.get(reach::plain_name(path)));
+                let seen = inside.get(path).or_else(|| inside.get(function_name(path)));
                 let place = record.functions.entry(path.clone()).or_default();
                 *place = (*place).max(seen.copied().unwrap_or(0));
             }
@@ -350,7 +354,7 @@ fn read_trial(record: &mut Record, event: &Event, scope: Scope) {
         }
         Body::Blind { detector, reason } => {
             if detector == "reach" && scope.arm.patched() {
-                record.uncounted.push(reason.clone());
+                record.uncounted.insert(reason.clone());
             }
             record.blind.insert(detector.clone(), reason.clone());
         }

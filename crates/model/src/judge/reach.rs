@@ -8,12 +8,6 @@ use crate::event::function_name;
 use crate::verdict::Reach;
 use crate::{Arm, Plan};
 
-/// The name of the function in `object/function,sympos`.
-pub(super) fn plain_name(path: &str) -> &str {
-    let name = function_name(path);
-    name.split_once(',').map_or(name, |(name, _)| name)
-}
-
 /// A function as people write it: without its object where that is the kernel itself, without its position where it is the first of its name.
 pub(super) fn for_people(path: &str) -> &str {
     let path = path.strip_prefix("vmlinux/").unwrap_or(path);
@@ -67,7 +61,7 @@ fn raise(place: &mut Option<f64>, rate: f64) {
 /// The functions that a count is of: the one of that path, or, where a count names no object, those of that name. One that no patch is
 /// known to replace is listed by itself.
 fn matching<'a>(all: &'a mut BTreeMap<String, Reach>, function: &str) -> Vec<&'a mut Reach> {
-    let is = |path: &str| path == function || !function.contains('/') && plain_name(path) == function;
+    let is = |path: &str| path == function || !function.contains('/') && function_name(path) == function;
     if !all.keys().any(|path| is(path)) {
         all.insert(function.to_owned(), of(function));
     }
