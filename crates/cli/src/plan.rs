@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use klpfarm_image::{Checkpoint, CheckpointStore, Image};
 use klpfarm_model::{
-    Accel, ImageFacts, Patch, Plan, Resolved, Start, Tier, Turn, Workload, check_prior, check_severity,
+    Accel, Arm, ImageFacts, Patch, Plan, Resolved, Start, Tier, Turn, Workload, check_prior, check_severity,
     needed_modules,
 };
 
@@ -317,7 +317,9 @@ fn text(planned: &Planned) -> String {
             p.phases.revert.as_secs()
         ),
     );
-    for trial in &plan.trials {
+    let first_pair = plan.trials.iter().position(|t| t.arm == Arm::Control && t.partner.is_some());
+    let (planned, pairs) = plan.trials.split_at(first_pair.unwrap_or(plan.trials.len()));
+    for trial in planned {
         let names: Vec<&str> = plan.names(trial).collect();
         let applies = (p.phases.settle + p.phases.baseline + trial.jitter).as_secs_f64();
         let what = if names.is_empty() {
@@ -327,6 +329,15 @@ fn text(planned: &Planned) -> String {
         };
         let turn = plan.turns.get(trial.turn).map(|t| format!("{}: ", t.name())).unwrap_or_default();
         line("trial", format!("{:<4}{:<10} {turn}{what}, seed {}", trial.number, trial.arm, trial.seed));
+    }
+    if !pairs.is_empty() {
+        line(
+            "pairs",
+            format!(
+                "up to {} of a control and a patched trial, once a patched trial has failed",
+                pairs.len() / 2
+            ),
+        );
     }
     let estimate = plan.estimate().as_secs();
     if plan.rotation().is_none() {

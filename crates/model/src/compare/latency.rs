@@ -22,7 +22,7 @@ const ASLEEP: f64 = 0.20;
 pub(super) const YARDSTICK: &str = "yardstick";
 
 /// This many slow operations are the least that say something: fewer can be one bad moment.
-const TAIL: u64 = 5;
+const TAIL: u64 = 10;
 
 /// Octaves of which operations may be slower than usual: the time asleep ends when the machine comes to it, and another
 /// trial's machine may be four times slower as a whole.

@@ -1,5 +1,6 @@
 mod causes;
 mod compared;
+mod escapes;
 mod plans;
 mod story;
 
