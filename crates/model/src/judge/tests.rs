@@ -10,7 +10,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::event::{LatencyMeasure, WorkloadMeasure};
+use crate::event::{LatencyMeasure, Measured, Scope, WorkloadMeasure};
 use crate::plan::Resolved;
 use crate::verdict::Outcome;
 use crate::{FarmKind, FindingKind};

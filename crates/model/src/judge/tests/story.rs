@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use crate::event::Scope;
 use crate::judge::*;
 use crate::plan::{ImageFacts, Resolved};
 use crate::{FarmKind, FindingKind, Patch, Pipeline, Source, TierRule};
