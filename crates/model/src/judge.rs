@@ -29,7 +29,7 @@ use crate::verdict::{
     ArmCount, Attribution, Bound, Evidence, Hits, Observation, Outcome, Remark, TrialRemark, Verdict,
     WaitGroup, Wear,
 };
-use crate::{Arm, Finding, Phase, Plan, cause, plan, rotation};
+use crate::{Arm, Plan, cause, plan, rotation};
 
 /// Judge a run. The same plan and events give the same verdict, whoever asks and whenever.
 pub fn judge(plan: &Plan, events: &[Event]) -> Verdict {

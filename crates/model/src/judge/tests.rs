@@ -13,7 +13,7 @@ use super::*;
 use crate::event::{LatencyMeasure, Measured, Scope, WorkloadMeasure};
 use crate::plan::Resolved;
 use crate::verdict::Outcome;
-use crate::{FarmKind, FindingKind};
+use crate::{FarmKind, Finding, FindingKind, Phase};
 use story::*;
 
 #[test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::event::Scope;
 use crate::judge::*;
 use crate::plan::{ImageFacts, Resolved};
-use crate::{FarmKind, FindingKind, Patch, Pipeline, Source, TierRule};
+use crate::{FarmKind, Finding, FindingKind, Patch, Phase, Pipeline, Source, TierRule};
 
 pub(super) fn rule() -> TierRule {
     TierRule::new(
