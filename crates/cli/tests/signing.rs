@@ -331,7 +331,7 @@ fn a_run_whose_plan_was_changed_is_refused_everywhere() {
     world.run();
     let before = Run::open(&world.path("run")).unwrap().plan.hash();
     let mut plan: Value = serde_json::from_slice(&world.read("run/plan.json")).unwrap();
-    let takes = plan["needed"].clone();
+    let (takes, controls) = (plan["needed"].clone(), plan["controls"].clone());
     (plan["tier"], plan["needed"]) = ("stable".into(), 70.into());
     world.write("run/plan.json", plan.to_string().as_bytes());
     let after = Run::open(&world.path("run")).unwrap().plan.hash();
@@ -339,6 +339,7 @@ fn a_run_whose_plan_was_changed_is_refused_everywhere() {
     let said = format!(
         "klpfarm: run: plan.json and journal.jsonl do not agree:\n\
          klpfarm:   plan.json: needed: is 70, and its rule (at most 70.0 % failures at 60 % confidence) takes {takes} clean loaded trials\n\
+         klpfarm:   plan.json: controls: is {controls}, and the pipeline and the rule take 7\n\
          klpfarm:   journal event 1: the run began with plan {before}, and plan.json is {after}: it was changed since\n"
     );
     for args in [&["judge", "run"][..], &["sign", "run", "--key", "a"], &["judge", "run", "--json"]] {

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use crate::event::{Body, Event, function_name};
-use crate::judge::{is_decided, judge, next_trial};
+use crate::judge::{is_decided, judge_one, next_trial};
 use crate::{Arm, Plan, Trial, Verdict};
 
 /// Control trials that run before anything else: the first findings can be attributed at once.
@@ -51,7 +51,7 @@ fn of(plan: &Plan, events: &[Event], patch: usize) -> (Plan, Vec<Event>) {
 /// What the run says of one patch, by its position in the plan.
 pub fn judge_apart(plan: &Plan, events: &[Event], patch: usize) -> Verdict {
     let (own, events) = of(plan, events, patch);
-    judge(&own, &events)
+    judge_one(&own, &events)
 }
 
 /// What the run would have said of one patch, had only findings that `keep` accepts been seen.
@@ -66,7 +66,7 @@ pub(crate) fn judge_with(
         Body::Finding(finding) => keep(finding),
         _ => true,
     });
-    judge(&own, &events)
+    judge_one(&own, &events)
 }
 
 /// The next trial worth starting. Patches take turns, so that what is learnt of one's first trial spares it a second; control trials

@@ -58,7 +58,7 @@ fn condition(item: &Item) -> String {
         let parts: Vec<String> = arms
             .iter()
             .filter(|(_, h)| h.1 > 0)
-            .map(|(name, h)| format!("; {name}{}, {}", if h.0 == 0 { " never" } else { "" }, share(*h)))
+            .map(|(name, h)| format!("; {name} {}{}", if h.0 == 0 { "never, " } else { "" }, share(*h)))
             .collect();
         parts.concat()
     };
