@@ -69,9 +69,12 @@ fn beside_the_word(verdict: &Verdict, dir: &Path, standings: &[Standing<'_>]) ->
     }
     for r in &verdict.reach {
         let rate = |r: Option<f64>| r.map_or_else(|| "not counted".to_owned(), |r| format!("{r:.1} calls/s"));
+        let calls = r.calls.map_or_else(String::new, |calls| {
+            format!("; about {calls} calls with it in {} clean trials", r.counted_trials)
+        });
         let _ = writeln!(
             out,
-            "  reach:  {}{}: {} without the patch, {} with it; {} task(s) inside at the moment of applying",
+            "  reach:  {}{}: {} without the patch, {} with it; {} task(s) inside at the moment of applying{calls}",
             of_turn(&r.turn),
             one_line(&r.function, 100),
             rate(r.before_per_s),
