@@ -21,6 +21,10 @@ const ASLEEP: f64 = 0.20;
 /// The operation that measures the processor and not the kernel.
 pub(super) const YARDSTICK: &str = "yardstick";
 
+/// Fewer operations of a kind in a phase tell no percentile: of 48 huge pages in a baseline on an overloaded host the 10th percentile was 17 us,
+/// and of 232 in the soak 557 us, without any fault.
+const SAMPLED: u64 = 100;
+
 /// This many slow operations are the least that say something: fewer can be one bad moment.
 const TAIL: u64 = 10;
 
@@ -91,7 +95,7 @@ fn growth(change: &Change<'_>, workload: &str, op: &str) -> Option<(f64, f64)> {
     let (before, after) = change.both(workload)?;
     let (b, a) = (before.latency.get(op)?, after.latency.get(op)?);
     let share = |a: u64, b: u64| a.max(1) as f64 / b.max(1) as f64;
-    (b.count >= LEAST && a.count >= LEAST).then(|| (share(a.p10_ns, b.p10_ns), share(a.p50_ns, b.p50_ns)))
+    (b.count >= SAMPLED && a.count >= SAMPLED).then(|| (share(a.p10_ns, b.p10_ns), share(a.p50_ns, b.p50_ns)))
 }
 
 fn table(change: &Change<'_>, workload: &str, op: &str) -> String {
