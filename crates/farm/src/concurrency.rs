@@ -5,7 +5,7 @@
 
 /// A machine that got less than this share of its planned CPU time ran on an overloaded host. What mere slowness can cause counts for
 /// nothing then ([`crate::host::Host::judged`]), and fewer machines run at once.
-pub(crate) const ENOUGH: f64 = 0.7;
+pub(crate) use klpfarm_model::ENOUGH_CPU as ENOUGH;
 
 /// A machine that got this share or more left the host room for another one.
 const PLENTY: f64 = 0.9;

@@ -41,7 +41,7 @@ const CONTROLS: usize = 3;
 const LOADED: usize = 4;
 
 /// Share of its planned CPU time below which a machine is too starved by the host to be compared with others.
-const ENOUGH_CPU: f64 = 0.7;
+pub const ENOUGH_CPU: f64 = 0.7;
 
 /// Patched arms whose soak is that of the control arm in all but the patch.
 pub(crate) const PATCHED: [Arm; 2] = [Arm::Loaded, Arm::Stack];

@@ -87,13 +87,17 @@ impl<'a> View<'a> {
 
 /// Judge a run whose machines are all of one kind.
 pub(crate) fn judge_one(plan: &Plan, events: &[Event]) -> Verdict {
-    let view = View::new(plan, events);
-    let View { record, outcomes, .. } = &view;
+    verdict_of(&View::new(plan, events))
+}
+
+/// The verdict that trials seen so come to.
+fn verdict_of(view: &View<'_>) -> Verdict {
+    let View { plan, record, outcomes, .. } = view;
     let rejecting: Vec<&Set<'_>> =
         view.sets.iter().filter(|s| s.rejects(outcomes, view.sets.len())).collect();
     let items = attribute::items(plan, record, outcomes, &view.compared.seen, &rejecting);
     let arms = count(plan, outcomes, &items);
-    let bounds = bounds(&view);
+    let bounds = bounds(view);
     let farm_errors = farm_errors(record);
     let reach = reach::reach(plan, record, outcomes);
     let open = open_findings(record);
@@ -149,10 +153,14 @@ pub(crate) fn judge_one(plan: &Plan, events: &[Event]) -> Verdict {
 /// Whether a run with these events is decided: its verdict is reached, and enough is known to say under which condition the patch fails.
 /// A run of patches apart ends when none of them needs a trial any more, and one with a rotation when its time is over: they never are.
 pub fn is_decided(plan: &Plan, events: &[Event]) -> bool {
-    if plan.apart || !plan.turns.is_empty() || View::new(plan, events).is_open() {
+    if plan.apart || !plan.turns.is_empty() {
         return false;
     }
-    let verdict = judge_one(plan, events);
+    let view = View::new(plan, events);
+    if view.is_open() {
+        return false;
+    }
+    let verdict = verdict_of(&view);
     let ended =
         |arm: Arm| verdict.arms.get(&arm).is_some_and(|n| n.clean + n.failed + n.unexplained + n.void > 0);
     let planned = |arm: Arm| plan.trials.iter().any(|t| t.arm == arm);

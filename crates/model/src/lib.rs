@@ -29,6 +29,7 @@ mod workload;
 pub mod yaml;
 
 pub use apart::judge_apart;
+pub use compare::ENOUGH_CPU;
 pub use consistency::consistency;
 pub use corpus::{Corpus, Example};
 pub use event::{Body, Event, Scope, TrialEnd};

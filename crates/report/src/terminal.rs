@@ -33,7 +33,7 @@ pub struct Terminal {
 }
 
 /// Share of its planned CPU time below which it is said how much a machine got, 0 to 1: slowness in such a trial may be the host's.
-const SHORT: f64 = 0.7;
+use klpfarm_model::ENOUGH_CPU as SHORT;
 
 #[derive(Debug, Default)]
 struct Shown {
