@@ -2,7 +2,7 @@
 CARGO ?= cargo
 KLPFARM = $(or $(CARGO_TARGET_DIR),target)/release/klpfarm
 
-.PHONY: build demo test deps clean
+.PHONY: build demo test bless deps clean
 
 build: deps
 	$(CARGO) build --release --locked -p klpfarm
@@ -17,6 +17,11 @@ test: deps
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	scripts/check-arrows
 	$(CARGO) test --workspace --locked
+
+# Writes the golden files anew after an intended change of what people read; look at the diff before committing it.
+bless:
+	SNAPSHOTS=overwrite $(CARGO) test --locked -p klpfarm-report --lib golden
+	SNAPSHOTS=overwrite $(CARGO) test --locked -p klpfarm --test golden
 
 deps:
 	@scripts/check-rust

@@ -2,6 +2,8 @@
 
 mod clean;
 mod folder;
+#[cfg(test)]
+mod golden;
 mod journal;
 mod junit;
 mod lock;

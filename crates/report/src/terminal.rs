@@ -80,25 +80,43 @@ impl Terminal {
 
     /// Show an event.
     pub fn event(&mut self, event: &Event) {
+        for line in self.lines(event) {
+            match self.view {
+                View::Plain => eprint_line(&line),
+                View::Live => {
+                    let _ = self.bars.println(line);
+                }
+            }
+        }
+        if self.view == View::Live {
+            self.draw(event);
+        }
+    }
+
+    /// The lines that an event adds to what was printed before.
+    fn lines(&mut self, event: &Event) -> Vec<String> {
         self.so_far.add(event);
-        self.show(event);
-        self.say_how_far(event);
+        let line = match self.view {
+            View::Plain => self.plain_line(event),
+            View::Live => self.live_print(event),
+        };
+        line.into_iter().chain(self.how_far(event)).collect()
     }
 
     /// What was done, what it shows, what is next and when it ends, every minute in which a trial ends.
-    fn say_how_far(&mut self, event: &Event) {
+    fn how_far(&mut self, event: &Event) -> Option<String> {
         const EVERY_MS: u64 = 60_000;
-        let Some(rotation) = self.plan.rotation() else { return };
+        let rotation = self.plan.rotation()?;
         let ended = matches!(event.body, Body::TrialEnded { .. });
         if !ended || event.at_ms < self.said_ms + EVERY_MS {
-            return;
+            return None;
         }
         self.said_ms = event.at_ms;
         let (done, confidence) = (&self.so_far, self.plan.rule.confidence);
         let next = self.plan.trial(done.highest() + 1);
         let next = next.and_then(|t| Some((self.plan.turns.get(t.turn)?.name(), t.arm)));
         let left = rotation.duration.saturating_sub(Duration::from_millis(event.at_ms));
-        let text = format!(
+        Some(format!(
             "{} run: {} trials ended, loaded {} clean, {} with a finding: a failure rate up to {:.1} % is possible, at {:.0} % confidence{}; {}; ends in {}",
             stamp(event),
             done.ended,
@@ -109,27 +127,16 @@ impl Terminal {
             if done.void > 0 { format!("; {} say nothing", done.void) } else { String::new() },
             next.map(|(turn, arm)| format!("next: {turn} {arm}")).unwrap_or_default(),
             hours(left)
-        );
-        match self.view {
-            View::Plain => eprint_line(&text),
-            View::Live => {
-                let _ = self.bars.println(text);
-            }
-        }
+        ))
     }
 
-    fn show(&mut self, event: &Event) {
-        match self.view {
-            View::Plain => {
-                if self.is_due(event)
-                    && let Some(text) = plain(event)
-                {
-                    let place = event.scope.map_or_else(|| "run".to_owned(), |scope| self.place(scope));
-                    eprint_line(&format!("{} {place}: {text}", stamp(event)));
-                }
-            }
-            View::Live => self.live(event),
+    fn plain_line(&mut self, event: &Event) -> Option<String> {
+        if !self.is_due(event) {
+            return None;
         }
+        let text = plain(event)?;
+        let place = event.scope.map_or_else(|| "run".to_owned(), |scope| self.place(scope));
+        Some(format!("{} {place}: {text}", stamp(event)))
     }
 
     /// Rates come every few seconds; a log wants them less often.
@@ -162,14 +169,39 @@ impl Terminal {
         }
     }
 
-    fn live(&mut self, event: &Event) {
+    /// What stays on a terminal above the lines that are redrawn.
+    fn live_print(&mut self, event: &Event) -> Option<String> {
         let Some(scope) = event.scope else {
-            if let Some(text) = plain(event) {
-                let _ = self.bars.println(format!("{} run: {text}", stamp(event)));
-            }
-            return;
+            return plain(event).map(|text| format!("{} run: {text}", stamp(event)));
         };
         let place = self.place(scope);
+        let shown = self.trials.entry(scope.trial).or_default();
+        match &event.body {
+            Body::Progress { rates, .. } => shown.rate = rates.values().sum(),
+            Body::Finding(f) => {
+                shown.findings += 1;
+                return Some(format!("{}: finding: {}", place, one_line(&f.title, 120)));
+            }
+            Body::StallEnded { .. } | Body::CpuShare { .. } => {
+                return plain(event).map(|text| format!("{place}: {text}"));
+            }
+            Body::TrialEnded { end } => {
+                return Some(format!("{}: {}", place, end_in_words(end, shown.findings)));
+            }
+            _ => {}
+        }
+        None
+    }
+
+    /// The line of a trial that is redrawn.
+    fn live_line(&self, scope: Scope) -> String {
+        let (rate, findings) = self.trials.get(&scope.trial).map_or((0.0, 0), |s| (s.rate, s.findings));
+        format!("{:<19} {:<10} {:>8.0} ops/s  {} finding(s)", self.place(scope), scope.phase, rate, findings)
+    }
+
+    fn draw(&mut self, event: &Event) {
+        let Some(scope) = event.scope else { return };
+        let line = self.live_line(scope);
         let shown = self.trials.entry(scope.trial).or_default();
         match &event.body {
             Body::TrialStarted => {
@@ -180,33 +212,39 @@ impl Terminal {
                 bar.enable_steady_tick(Duration::from_millis(250));
                 shown.bar = Some(bar);
             }
-            Body::Progress { rates, .. } => shown.rate = rates.values().sum(),
-            Body::Finding(f) => {
-                shown.findings += 1;
-                let _ = self.bars.println(format!("{}: finding: {}", place, one_line(&f.title, 120)));
-            }
-            Body::StallEnded { .. } | Body::CpuShare { .. } => {
-                if let Some(text) = plain(event) {
-                    let _ = self.bars.println(format!("{place}: {text}"));
-                }
-            }
-            Body::TrialEnded { end } => {
+            Body::TrialEnded { .. } => {
                 if let Some(bar) = shown.bar.take() {
                     bar.finish_and_clear();
                 }
-                let _ = self.bars.println(format!("{}: {}", place, end_in_words(end, shown.findings)));
                 self.trials.remove(&scope.trial);
                 return;
             }
             _ => {}
         }
         if let Some(bar) = &shown.bar {
-            bar.set_message(format!(
-                "{:<19} {:<10} {:>8.0} ops/s  {} finding(s)",
-                place, scope.phase, shown.rate, shown.findings
-            ));
+            bar.set_message(line);
         }
     }
+}
+
+/// All that is printed in the course of a run, a line each.
+#[cfg(test)]
+pub(crate) fn printed(view: View, plan: &Plan, events: &[Event]) -> String {
+    let mut terminal = Terminal::new(view, plan);
+    events.iter().flat_map(|event| terminal.lines(event)).map(|line| line + "\n").collect()
+}
+
+/// What the redrawn line of each trial says after each event in it.
+#[cfg(test)]
+pub(crate) fn redrawn(plan: &Plan, events: &[Event]) -> String {
+    let mut terminal = Terminal::new(View::Live, plan);
+    let mut lines = Vec::new();
+    for event in events {
+        terminal.lines(event);
+        lines.extend(event.scope.map(|scope| terminal.live_line(scope) + "\n"));
+    }
+    lines.dedup();
+    lines.concat()
 }
 
 fn eprint_line(text: &str) {
