@@ -32,10 +32,10 @@ pub struct Signature {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EnvelopeError {
     /// Not an envelope.
-    #[error("is no DSSE envelope: {0}")]
+    #[error("not a DSSE envelope: {0}")]
     Shape(String),
     /// No key that was given signed it.
-    #[error("has no good signature of the key {0}")]
+    #[error("has no valid signature of the key {0}")]
     Unsigned(String),
 }
 
@@ -91,7 +91,7 @@ impl Envelope {
     /// # Errors
     /// If it is no base64.
     pub fn unverified(&self) -> Result<Vec<u8>, EnvelopeError> {
-        decode(&self.payload).ok_or_else(|| EnvelopeError::Shape("payload: is no base64".to_owned()))
+        decode(&self.payload).ok_or_else(|| EnvelopeError::Shape("payload: not base64".to_owned()))
     }
 
     /// Whether `key` signed it.

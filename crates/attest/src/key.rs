@@ -23,7 +23,7 @@ pub enum KeyError {
     #[error("{0}")]
     Wrong(&'static str),
     /// It looks like a key and can't be read.
-    #[error("is damaged, or no ed25519 key: {0}; `klpfarm key new FILE` makes one")]
+    #[error("damaged, or not an ed25519 key: {0}; create one with `klpfarm key new FILE`")]
     Damaged(String),
     /// The system gave no random numbers.
     #[error("no random numbers: {0}")]
@@ -52,16 +52,16 @@ impl PrivateKey {
     /// If it is a public key, encrypted, of another algorithm or damaged.
     pub fn from_pem(pem: &str) -> Result<Self, KeyError> {
         if pem.contains("BEGIN PUBLIC KEY") {
-            return Err(KeyError::Wrong("is a public key; to sign takes the private one"));
+            return Err(KeyError::Wrong("is a public key; signing needs the private key"));
         }
         if pem.contains("BEGIN ENCRYPTED PRIVATE KEY") {
             return Err(KeyError::Wrong(
-                "is encrypted, which a run at night can't ask about; decrypt it with `openssl pkey -in FILE -out PLAIN`",
+                "is encrypted, and an unattended run cannot ask for the passphrase; decrypt it with `openssl pkey -in FILE -out PLAIN`",
             ));
         }
         if !pem.contains("BEGIN PRIVATE KEY") {
             return Err(KeyError::Wrong(
-                "is no private key in PEM (`BEGIN PRIVATE KEY`); `klpfarm key new FILE` makes one",
+                "not a private key in PEM (`BEGIN PRIVATE KEY`); create one with `klpfarm key new FILE`",
             ));
         }
         SigningKey::from_pkcs8_pem(pem.trim()).map(Self).map_err(|e| KeyError::Damaged(e.to_string()))
@@ -95,15 +95,15 @@ impl PublicKey {
     /// If it is a private key, of another algorithm or damaged.
     pub fn from_pem(pem: &str) -> Result<Self, KeyError> {
         if pem.contains("PRIVATE KEY") {
-            return Err(KeyError::Wrong("is a private key; to verify takes the public one, FILE.pub"));
+            return Err(KeyError::Wrong("is a private key; verifying needs the public key, FILE.pub"));
         }
         if !pem.contains("BEGIN PUBLIC KEY") {
-            return Err(KeyError::Wrong("is no public key in PEM (`BEGIN PUBLIC KEY`)"));
+            return Err(KeyError::Wrong("not a public key in PEM (`BEGIN PUBLIC KEY`)"));
         }
         let key =
             VerifyingKey::from_public_key_pem(pem.trim()).map_err(|e| KeyError::Damaged(e.to_string()))?;
         if key.is_weak() {
-            return Err(KeyError::Wrong("is a weak key, whose signatures anybody can make"));
+            return Err(KeyError::Wrong("is a weak key, whose signatures anyone can forge"));
         }
         Ok(Self(key))
     }
@@ -165,8 +165,8 @@ mod tests {
         for (text, part) in [
             (public.as_str(), "is a public key"),
             ("-----BEGIN ENCRYPTED PRIVATE KEY-----\n", "is encrypted"),
-            ("hello", "is no private key in PEM"),
-            ("-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n", "is damaged"),
+            ("hello", "not a private key in PEM"),
+            ("-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n", "damaged"),
         ] {
             let error = PrivateKey::from_pem(text).unwrap_err().to_string();
             assert!(error.contains(part), "{error} lacks {part}");
@@ -175,9 +175,9 @@ mod tests {
         let weak = "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEAAQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\n-----END PUBLIC KEY-----\n";
         for (text, part) in [
             (private.as_str(), "is a private key"),
-            ("hello", "is no public key"),
+            ("hello", "not a public key"),
             (weak, "is a weak key"),
-            (&public.replace("MCow", "MCox"), "is damaged"),
+            (&public.replace("MCow", "MCox"), "damaged"),
         ] {
             let error = PublicKey::from_pem(text).unwrap_err().to_string();
             assert!(error.contains(part), "{error} lacks {part}");

@@ -82,10 +82,10 @@ pub struct Digests {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StatementError {
     /// It is not one of ours.
-    #[error("the payload is no statement of klpfarm: {0}")]
+    #[error("the payload is not a klpfarm statement: {0}")]
     Shape(String),
     /// It is about other bytes.
-    #[error("it is about another verdict.json: sha256 {signed} was signed, and this one has {found}")]
+    #[error("it is for another verdict.json: sha256 {signed} was signed, but this one has {found}")]
     OtherVerdict {
         /// As signed.
         signed: String,
@@ -93,7 +93,7 @@ pub enum StatementError {
         found: String,
     },
     /// It contradicts the verdict that it is about.
-    #[error("{field}: the statement says {signed}, and verdict.json says {found}")]
+    #[error("{field}: the statement says {signed}, but verdict.json says {found}")]
     Contradiction {
         /// Field of the statement.
         field: String,
@@ -146,7 +146,7 @@ impl Statement {
     /// If it is no statement of ours.
     pub fn parse(payload_type: &str, payload: &[u8]) -> Result<Self, StatementError> {
         let wrong = |what: &str, is: &str, wanted: &str| {
-            StatementError::Shape(format!("{what} is {is:?}, and {wanted:?} is wanted"))
+            StatementError::Shape(format!("{what} is {is:?}, but must be {wanted:?}"))
         };
         if payload_type != PAYLOAD_TYPE {
             return Err(wrong("payloadType", payload_type, PAYLOAD_TYPE));

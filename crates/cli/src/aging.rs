@@ -19,21 +19,21 @@ use crate::interrupt::Interrupts;
 use crate::plan::image_facts;
 use crate::{catalog, disk, home, host, image};
 
-/// Make an aged machine and keep it as a checkpoint; from an older checkpoint, uptime adds up.
+/// Age a machine under load and save it as a checkpoint; starting from a checkpoint adds to its uptime.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// An image's name, or a checkpoint's id (see `klpfarm checkpoint list`).
     from: String,
-    /// How long to age it: an image to this uptime, a checkpoint for so much more.
+    /// How long to age: from an image up to this uptime, from a checkpoint this much longer.
     #[arg(long = "for", value_name = "2h", value_parser = klpfarm_model::duration::parse)]
     more: Duration,
-    /// Pipeline that says which workloads run, how much wear there is and what the machine looks like; for an image.
+    /// Pipeline that defines workloads, aging and machine size, when starting from an image.
     #[arg(long, default_value = "gate")]
     pipeline: String,
-    /// kvm or tcg; by default KVM if it really runs a guest.
+    /// Accelerator: kvm or tcg; by default KVM if a test guest runs, otherwise emulation (tcg).
     #[arg(long)]
     accel: Option<Accel>,
-    /// Aging ends, and nothing is kept, when less than this is free in KLPFARM_HOME or in the temporary folder.
+    /// Stop, and save nothing, when free disk space in KLPFARM_HOME or the temporary folder drops below this.
     #[arg(long, value_name = "512M", default_value = "512M", value_parser = crate::gc::bytes)]
     disk_reserve: u64,
     /// Print the checkpoint as JSON.
@@ -43,7 +43,7 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
     if args.more < Duration::from_secs(1) {
-        return Err(Failure::input("--for is less than a second"));
+        return Err(Failure::input("--for must be at least one second"));
     }
     let (qemu, version) = klpfarm_vm::qemu_version().await.map_err(Failure::farm)?;
     klpfarm_vm::can_fork(version).map_err(Failure::farm)?;
@@ -85,7 +85,7 @@ pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
     if args.json {
         print_json(&checkpoint.manifest);
     } else {
-        let word = if made.is_some() { "made" } else { "was there already" };
+        let word = if made.is_some() { "made" } else { "exists already" };
         print(&format!(
             "{}  {word}: up for {:.0} s, {} MiB on disk\n",
             checkpoint.id(),
@@ -109,7 +109,7 @@ fn image_of(checkpoint: &Checkpoint, images: &[Image]) -> Result<Image, Failure>
     images.iter().find(|i| i.id() == key.image).cloned().ok_or_else(|| {
         let id = checkpoint.id();
         Failure::input(format!(
-            "checkpoint {id} was made of image {}, which is not here: build it with `klpfarm image build`",
+            "checkpoint {id} was made from image {}, which is not on this host: build it with `klpfarm image build`",
             key.image
         ))
     })
@@ -119,7 +119,7 @@ fn image_of(checkpoint: &Checkpoint, images: &[Image]) -> Result<Image, Failure>
 fn plan_of(checkpoint: &Checkpoint, image: &Image, accel: Accel) -> Result<Plan, Failure> {
     let key = &checkpoint.manifest.key;
     let workloads: Vec<Workload> = serde_json::from_value(key.workloads.clone()).map_err(|e| {
-        Failure::input(format!("checkpoint {}: its workloads can't be read: {e}", checkpoint.id()))
+        Failure::input(format!("checkpoint {}: cannot read its workloads: {e}", checkpoint.id()))
     })?;
     let text = format!(
         "name: age\nimage: {}\nworkloads: [aging]\nmachine: {{cpus: {}, memory_mib: {}}}\n",
@@ -246,22 +246,23 @@ pub(crate) fn suits(checkpoint: &Checkpoint, plan: &Plan, image: &Image, qemu: &
     let shape = |key: &Key| format!("{} CPUs and {} MiB", key.cpus, key.memory_mib);
     let mut differs = Vec::new();
     if there.image != wanted.image {
-        differs.push(format!("it is of image {}, the pipeline names {}", there.image, wanted.image));
+        differs
+            .push(format!("it was made from image {}, but the pipeline uses {}", there.image, wanted.image));
     } else if there.image_hash != wanted.image_hash {
-        differs.push(format!("image {} has been built anew since", there.image));
+        differs.push(format!("image {} has been rebuilt since", there.image));
     }
     if shape(there) != shape(&wanted) {
-        differs.push(format!("it has {}, the pipeline says {}", shape(there), shape(&wanted)));
+        differs.push(format!("it has {}, but the pipeline asks for {}", shape(there), shape(&wanted)));
     }
     if load(&there.workloads) != load(&wanted.workloads) {
         differs.push(format!(
-            "its load is {}, the pipeline's {} (or their parameters differ)",
+            "its load is {}, but the pipeline's is {} (or their parameters differ)",
             names(&there.workloads),
             names(&wanted.workloads)
         ));
     }
     if there.farm != wanted.farm {
-        differs.push("another klpfarm made it, whose guest binary differs: age a new one".into());
+        differs.push("it was made by a klpfarm with another guest binary: age a new one".into());
     }
     if differs.is_empty() {
         return Ok(());

@@ -14,28 +14,28 @@ use crate::failure::{Failure, print, print_json};
 use figure::Table;
 use lab::Lab;
 
-/// Measure what the farm itself costs on this host: checkpoint, forks, applying, trials an hour, CPU and memory.
+/// Measure the farm's own cost on this host: checkpoint, forks, applying, trials per hour, CPU and memory.
 ///
 /// All of it is really run, from one checkpoint made for it: some 15 minutes for the pipeline `gate` under emulation. Whatever else
 /// this host does makes the figures worse. A figure that misses what is expected is marked, which does not change the exit code.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Pipeline: a YAML file, or a shipped one's name.
+    /// Pipeline: a YAML file, or the name of a shipped one.
     #[arg(long, default_value = "gate")]
     pipeline: String,
-    /// A livepatch that does no harm; by default the example `madvise-fixed`, built for the pipeline's image.
+    /// A harmless livepatch [default: the example `madvise-fixed`, built for the pipeline's image].
     #[arg(long, value_name = "X.ko")]
     patch: Option<PathBuf>,
-    /// Uptime to which machines are aged, instead of the pipeline's: the longer, the more forking saves.
+    /// Uptime to age machines to, instead of the pipeline's; the longer, the more forking saves.
     #[arg(long, value_name = "10m", value_parser = klpfarm_model::duration::parse, conflicts_with = "quick")]
     aging: Option<Duration>,
-    /// Fewer samples, and a machine aged for 30 s at most: to see that it works, not to compare.
+    /// Take fewer samples and age the machine for at most 30 s: a smoke test, not a measurement.
     #[arg(long)]
     quick: bool,
-    /// kvm or tcg; by default KVM if it really runs a guest.
+    /// Accelerator: kvm or tcg; by default KVM if a test guest runs, otherwise emulation (tcg).
     #[arg(long)]
     accel: Option<Accel>,
-    /// Print as JSON, with every single value.
+    /// Print as JSON, with every sample.
     #[arg(long)]
     json: bool,
 }

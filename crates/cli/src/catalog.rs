@@ -104,7 +104,7 @@ fn workloads(base: &Path, names: &[String]) -> (Vec<Workload>, Vec<(String, Stri
     for name in names {
         match workload(base, name) {
             Ok(w) if found.iter().any(|other| other.name == w.name) => {
-                let problem = format!("two of them are named `{}`", w.name);
+                let problem = format!("the name `{}` is used twice", w.name);
                 wrong.push((w.name, problem));
             }
             Ok(w) => found.push(w),
@@ -207,13 +207,13 @@ pub(crate) fn patch(file: &Path) -> Result<(Patch, Vec<u8>), Failure> {
     let meta = std::fs::metadata(file).map_err(unreadable)?;
     if !meta.is_file() {
         return Err(Failure::input(format!(
-            "patch {}: is no file; give a built module, X.ko",
+            "patch {}: not a file; give a built kernel module (X.ko)",
             file.display()
         )));
     }
     if meta.len() > MOST {
         return Err(Failure::input(format!(
-            "patch {}: is larger than {} MiB, which no livepatch is",
+            "patch {}: larger than {} MiB: not a livepatch",
             file.display(),
             MOST >> 20
         )));

@@ -2,8 +2,9 @@
 
 use crate::catalog;
 use crate::failure::{Failure, print};
+use klpfarm_model::counted;
 
-/// Check pipelines without running anything.
+/// Check pipeline files without running anything.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Pipeline files.
@@ -17,8 +18,12 @@ pub(crate) fn run(args: &Args) -> Result<u8, Failure> {
         match catalog::load(name) {
             Ok(loaded) => {
                 let what = match loaded.turns.len() {
-                    0 => format!("{} workload(s), image {}", loaded.workloads.len(), loaded.recipe.name),
-                    turns => format!("{turns} turn(s) of images and loads"),
+                    0 => format!(
+                        "{}, image {}",
+                        counted(loaded.workloads.len(), "workload"),
+                        loaded.recipe.name
+                    ),
+                    turns => format!("{} of images and loads", counted(turns, "combination")),
                 };
                 print(&format!("{name}: ok ({what})\n"));
             }

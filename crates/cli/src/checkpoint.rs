@@ -12,38 +12,38 @@ use crate::image;
 /// Manage checkpoints of aged machines; runs make and use them by themselves.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
-    /// List the checkpoints that are there.
+    /// List the checkpoints.
     List {
         /// Print as JSON.
         #[arg(long)]
         json: bool,
     },
-    /// Show one checkpoint: what it is of, how old the machine is.
+    /// Show a checkpoint: what it was made from and how old the machine is.
     Show {
-        /// Id, or its beginning.
+        /// Checkpoint id, or a unique prefix of it.
         id: String,
-        /// Read all of it and compare it with its manifest first.
+        /// First read all files and compare them with the manifest.
         #[arg(long)]
         verify: bool,
         /// Print as JSON.
         #[arg(long)]
         json: bool,
     },
-    /// Remove a checkpoint; the next run that needs it makes it again.
+    /// Remove a checkpoint; the next run that needs it makes a new one.
     Rm {
-        /// Id, or its beginning.
+        /// Checkpoint id, or a unique prefix of it.
         id: String,
     },
-    /// Write a checkpoint to one tar file, for another host with the same image.
+    /// Export a checkpoint to a tar file, for another host with the same image.
     Export {
-        /// Id, or its beginning.
+        /// Checkpoint id, or a unique prefix of it.
         id: String,
-        /// The file, which must not be there.
+        /// File to write; it must not exist.
         file: PathBuf,
     },
-    /// Take a checkpoint out of a file that `export` wrote.
+    /// Import a checkpoint from a file written by `export`.
     Import {
-        /// The file.
+        /// File to read.
         file: PathBuf,
     },
 }
@@ -87,7 +87,7 @@ fn list(json: bool) -> Result<(), Failure> {
         return Ok(());
     }
     if checkpoints.is_empty() {
-        print("no checkpoints yet: runs make them\n");
+        print("no checkpoints: runs create them when needed\n");
     }
     for checkpoint in checkpoints {
         let m = &checkpoint.manifest;
@@ -132,7 +132,7 @@ fn show(id: &str, verify: bool, json: bool) -> Result<(), Failure> {
         m.made.took_ms / 1000,
         checkpoint.dir.display(),
         checkpoint.disk_bytes() >> 20,
-        if verify { "files      all as they were written\n" } else { "" },
+        if verify { "files      verified\n" } else { "" },
     ));
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! `klpfarm db`.
 
+use klpfarm_model::counted;
 use std::path::PathBuf;
 
 use klpfarm_history::History;
@@ -8,12 +9,12 @@ use klpfarm_report::one_line;
 use crate::failure::{Failure, print};
 use crate::{history, home};
 
-/// The history's index, `history.sqlite` in KLPFARM_HOME.
+/// Manage the index of runs, `history.sqlite` in KLPFARM_HOME.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
-    /// Make the index anew from the run folders: those below KLPFARM_HOME/runs, those known so far, and those named.
+    /// Rebuild the index from the run folders: those in KLPFARM_HOME/runs, those in the index, and those given.
     Rebuild {
-        /// A run folder, or a folder of run folders; may be repeated.
+        /// Run folder, or a folder that contains run folders; can be repeated.
         #[arg(long, value_name = "DIR")]
         runs: Vec<PathBuf>,
     },
@@ -23,7 +24,7 @@ pub(crate) fn run(command: Command) -> Result<u8, Failure> {
     let Command::Rebuild { runs } = command;
     if let Some(dir) = runs.iter().find(|dir| !dir.is_dir()) {
         return Err(Failure::input(format!(
-            "--runs {}: is no folder; name a run folder or a folder of them",
+            "--runs {}: not a folder; give a run folder, or a folder that contains run folders",
             dir.display()
         )));
     }
@@ -31,16 +32,16 @@ pub(crate) fn run(command: Command) -> Result<u8, Failure> {
     history::say_problems(&rebuilt.refreshed);
     if rebuilt.forgot {
         tell!(
-            "klpfarm: warning: the old index could not be read: run folders outside KLPFARM_HOME/runs that were not named with --runs are forgotten"
+            "klpfarm: warning: the old index could not be read, so run folders outside KLPFARM_HOME/runs are not in the new one unless given with --runs"
         );
     }
     for dir in &rebuilt.dropped {
         let dir = one_line(&dir.display().to_string(), 400);
-        tell!("klpfarm: {dir} is gone: what the index knew of it is dropped");
+        tell!("klpfarm: {dir} no longer exists: removed from the index");
     }
     print(&format!(
-        "{} run(s) indexed, {} left out, {} dropped\n",
-        rebuilt.refreshed.read,
+        "{} indexed, {} skipped, {} dropped\n",
+        counted(rebuilt.refreshed.read, "run"),
         rebuilt.refreshed.problems.len(),
         rebuilt.dropped.len()
     ));

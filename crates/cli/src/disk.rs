@@ -26,10 +26,10 @@ const ASIDE: usize = 4 << 20;
 /// How much disk a run may use.
 #[derive(Debug, Clone, Copy, clap::Args)]
 pub(crate) struct Limits {
-    /// The run ends in order when less than this is free in its folder, in KLPFARM_HOME or in the temporary folder.
+    /// End the run cleanly when free disk space in its folder, KLPFARM_HOME or the temporary folder drops below this.
     #[arg(long, value_name = "512M", default_value = "512M", value_parser = crate::gc::bytes)]
     pub(crate) disk_reserve: u64,
-    /// The run ends in order when its folder takes more than this.
+    /// End the run cleanly when its folder grows beyond this size.
     #[arg(long, value_name = "10G", value_parser = crate::gc::bytes)]
     pub(crate) disk_limit: Option<u64>,
 }

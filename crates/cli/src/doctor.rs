@@ -1,13 +1,13 @@
 //! `klpfarm doctor`: what this host can do, and what to do about the rest.
 
-use klpfarm_model::Accel;
+use klpfarm_model::{Accel, counted};
 use klpfarm_vm::{KvmProbe, RunGroup};
 use serde::Serialize;
 
 use crate::failure::{Failure, code, print, print_json};
 use crate::{gc, home, host};
 
-/// Look at this host.
+/// Check whether this host can run klpfarm.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Print as JSON.
@@ -68,7 +68,7 @@ async fn qemu() -> Vec<Line> {
             let kvm = Line {
                 name: "kvm",
                 status: Status::Missing,
-                detail: "can't be tried without QEMU".into(),
+                detail: "cannot be tested without QEMU".into(),
                 hint: String::new(),
             };
             return vec![
@@ -82,36 +82,36 @@ async fn qemu() -> Vec<Line> {
         Some(_) => line(
             Status::Degraded,
             text,
-            &format!("klpfarm is tried with QEMU {least} and newer; install a newer one"),
+            &format!("klpfarm is tested with QEMU {least} and newer; install a newer one"),
         ),
-        None => line(Status::Degraded, text, "the version can't be told"),
+        None => line(Status::Degraded, text, "its version is unknown"),
     };
     let forks = match klpfarm_vm::can_fork(version) {
         Ok(()) => Line {
             name: "forks",
             status: Status::Ok,
-            detail: "trials can be forked from an aged machine's checkpoint".into(),
+            detail: "trials can be forked from a checkpoint".into(),
             hint: String::new(),
         },
         Err(why) => Line {
             name: "forks",
             status: Status::Degraded,
-            detail: format!("{why}; each trial boots and ages a machine of its own"),
-            hint: "runs take many times longer; install a newer QEMU".into(),
+            detail: format!("{why}; each trial boots and ages its own machine"),
+            hint: "runs take many times longer: install a newer QEMU".into(),
         },
     };
     let kvm = match klpfarm_vm::probe_kvm().await {
         Ok(KvmProbe::Works(ms)) => Line {
             name: "kvm",
             status: Status::Ok,
-            detail: format!("a tiny guest ran in {ms} ms"),
+            detail: format!("a test guest ran in {ms} ms"),
             hint: String::new(),
         },
         Ok(KvmProbe::Fails(why)) => Line {
             name: "kvm",
             status: Status::Degraded,
             detail: format!("{why}; guests are emulated (tcg)"),
-            hint: "runs take longer; use a host with KVM, or --accel kvm to insist".into(),
+            hint: "runs take longer: use a host with KVM".into(),
         },
         Err(error) => {
             Line { name: "kvm", status: Status::Degraded, detail: error.to_string(), hint: String::new() }
@@ -128,9 +128,13 @@ async fn image_tools() -> Line {
         let detail = format!("{} not found: images can't be built", names.join(", "));
         (Status::Missing, detail, format!("apt-get install {}", packages.join(" ")))
     } else if let Err(error) = klpfarm_image::may_build().await {
-        (Status::Missing, "all there, but you may not build images".to_owned(), error.to_string())
+        (
+            Status::Missing,
+            "installed, but you are not permitted to build images".to_owned(),
+            error.to_string(),
+        )
     } else {
-        (Status::Ok, "all there".to_owned(), String::new())
+        (Status::Ok, "installed".to_owned(), String::new())
     };
     Line { name: "image-tools", status, detail, hint }
 }
@@ -141,9 +145,11 @@ fn memory() -> Line {
     let (status, hint) = match available {
         m if m >= three => (Status::Ok, String::new()),
         m if m >= three / 3 => {
-            (Status::Degraded, format!("three machines at once need {three} MiB; fewer will run at once"))
+            (Status::Degraded, format!("three machines at once need {three} MiB: fewer will run at once"))
         }
-        _ => (Status::Missing, "a machine of the gate needs 1224 MiB; end other programs".to_owned()),
+        _ => {
+            (Status::Missing, "a machine of the gate pipeline needs 1224 MiB: stop other programs".to_owned())
+        }
     };
     Line { name: "memory", status, detail: format!("{available} MiB available"), hint }
 }
@@ -154,7 +160,7 @@ fn disk(home: &std::path::Path) -> Line {
         f if f >= 8192 => (Status::Ok, ""),
         f if f >= 2048 => (
             Status::Degraded,
-            "an image takes about 1.5 GiB, its making three times that; set KLPFARM_HOME to a larger disk",
+            "an image takes about 1.5 GiB, building one three times that: set KLPFARM_HOME to a larger disk",
         ),
         _ => (Status::Missing, "set KLPFARM_HOME to a folder with 8 GiB free"),
     };
@@ -175,7 +181,7 @@ async fn machines() -> Line {
     } else {
         (
             Status::Degraded,
-            "memory and CPU of machines are bounded where systemd runs, or a cgroup v2 is delegated",
+            "to limit memory and CPU of machines, run under systemd or with a delegated cgroup v2",
         )
     };
     Line { name: "machines", status, detail: format!("they {}", group.words), hint: hint.to_owned() }
@@ -184,12 +190,12 @@ async fn machines() -> Line {
 fn left_over(home: &std::path::Path) -> Line {
     let (count, bytes) = gc::left_over(home);
     let (status, detail, hint) = match count {
-        0 => (Status::Ok, "nothing of farms that are gone".to_owned(), ""),
+        0 => (Status::Ok, "nothing left behind by crashed runs".to_owned(), ""),
         n => (
             Status::Degraded,
-            format!("{n} things of farms that are gone, {} MiB", bytes >> 20),
-            "the next run removes them, or `klpfarm gc`",
+            format!("{} left behind by crashed runs, {} MiB", counted(n, "item"), bytes >> 20),
+            "the next run removes them, as does `klpfarm gc`",
         ),
     };
-    Line { name: "left over", status, detail, hint: hint.to_owned() }
+    Line { name: "leftovers", status, detail, hint: hint.to_owned() }
 }

@@ -3,6 +3,7 @@
 mod list;
 mod policy;
 
+use klpfarm_model::counted;
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
@@ -18,22 +19,22 @@ use crate::failure::{Failure, code, print, print_json};
 use crate::home::home;
 use policy::{Policy, Thing, What, size, what_goes};
 
-/// Remove what is left over and what is old: orphaned machines, temporary files of dead farms, runs beyond an age or a size.
+/// Remove what crashed runs left behind and old runs: orphaned machines, temporary files, runs beyond an age or total size.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Only say what would go.
+    /// Print what would be removed; remove nothing.
     #[arg(long)]
     dry_run: bool,
-    /// Runs below KLPFARM_HOME/runs that are older than this go.
+    /// Remove runs in KLPFARM_HOME/runs older than this.
     #[arg(long, value_name = "30d", default_value = "30d", value_parser = days)]
     keep_age: Duration,
-    /// Of the rest the oldest go until all runs take no more disk than this.
+    /// Then remove the oldest runs until all of them together take no more disk space than this.
     #[arg(long, value_name = "20G", default_value = "20G", value_parser = bytes)]
     keep_size: u64,
-    /// Rejected runs go like others; without this they stay, whatever their age, for their evidence.
+    /// Also remove rejected runs, which are otherwise kept for their evidence.
     #[arg(long)]
     also_rejected: bool,
-    /// Checkpoints older than this go as well, but for the youngest of each that was aged on; without this none does.
+    /// Also remove checkpoints older than this, except the most recent of each chain; by default checkpoints are kept.
     #[arg(long, value_name = "60d", value_parser = days)]
     checkpoints_age: Option<Duration>,
     /// Print as JSON.
@@ -67,22 +68,22 @@ pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
     if args.json {
         print_json(&json!({ "dry_run": args.dry_run, "bytes": total, "things": done }));
     } else {
-        let word = if args.dry_run { "would go" } else { "gone" };
-        print(&format!("{} things, {} {word}\n", done.len(), size(total)));
+        let word = if args.dry_run { "would remove" } else { "removed" };
+        print(&format!("{word} {} ({})\n", counted(done.len(), "item"), size(total)));
     }
     Ok(if failed { code::FARM } else { 0 })
 }
 
 fn line(thing: &Thing, why: &str, error: Option<&str>, dry_run: bool) -> String {
     let word = match error {
-        Some(_) => "KEPT",
-        None if dry_run => "would go",
-        None => "gone",
+        Some(_) => "FAILED",
+        None if dry_run => "would remove",
+        None => "removed",
     };
     let place = thing.path.to_string_lossy();
     let error = error.map(|e| format!(": {}", one_line(e, 300))).unwrap_or_default();
     format!(
-        "{word:<8}  {:<10} {:>10}  {}  ({}){error}\n",
+        "{word:<12}  {:<10} {:>10}  {}  ({}){error}\n",
         thing.what.as_str(),
         size(thing.bytes),
         printable(&place),
@@ -95,9 +96,13 @@ fn line(thing: &Thing, why: &str, error: Option<&str>, dry_run: bool) -> String 
 pub(crate) async fn sweep(home: &Path) {
     for thing in list::left_over(home) {
         if let Err(error) = remove(home, &thing).await {
-            tell!("klpfarm: note: left over: {}: {}", thing.path.display(), one_line(&error, 200));
+            tell!(
+                "klpfarm: note: cannot remove leftover {}: {}",
+                thing.path.display(),
+                one_line(&error, 200)
+            );
         } else if let What::Process(process) = &thing.what {
-            tell!("klpfarm: ended process {}, a machine whose farm is gone", process.pid);
+            tell!("klpfarm: ended process {}, a machine left behind by a crashed run", process.pid);
         }
     }
 }
@@ -147,7 +152,7 @@ fn end(process: &Owner) -> Result<(), String> {
 /// First out of sight, in one step and under its lock; then the long work.
 fn remove_run(dir: &Path) -> std::io::Result<()> {
     let _lock = RunLock::take(dir).map_err(|error| match error {
-        FolderError::Busy { .. } => std::io::Error::other("a farm has begun to work on it"),
+        FolderError::Busy { .. } => std::io::Error::other("a run has started to use it"),
         FolderError::Io { source, .. } => source,
         error => std::io::Error::other(error),
     })?;
@@ -174,9 +179,10 @@ pub(crate) fn bytes(text: &str) -> Result<u64, String> {
         "M" => 20,
         "G" => 30,
         "T" => 40,
-        _ => return Err(format!("`{text}` is no size: write a number and K, M, G or T, as in 20G")),
+        _ => return Err(format!("`{text}` is not a valid size: write a number and K, M, G or T, as in 20G")),
     };
-    let number: u64 = digits.parse().map_err(|_| format!("`{text}` is no size: write it as in 20G"))?;
+    let number: u64 =
+        digits.parse().map_err(|_| format!("`{text}` is not a valid size: write for example 20G"))?;
     number.checked_mul(1 << factor).ok_or_else(|| format!("`{text}` is too large"))
 }
 
@@ -208,7 +214,7 @@ mod tests {
         let run = dir.path().join("night");
         fs::create_dir(&run).unwrap();
         let lock = RunLock::take(&run).unwrap();
-        assert!(remove_run(&run).unwrap_err().to_string().contains("has begun to work on it"));
+        assert!(remove_run(&run).unwrap_err().to_string().contains("has started to use it"));
         drop(lock);
         remove_run(&run).unwrap();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);

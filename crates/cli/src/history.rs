@@ -37,13 +37,15 @@ fn within(
         let _ = told.send(done.unwrap_or_else(|error| Some(error.to_string())));
     });
     // A thread that panicked told nothing either.
-    result.recv_timeout(patience).unwrap_or_else(|_| Some("the index is not to be had".to_owned()))
+    result
+        .recv_timeout(patience)
+        .unwrap_or_else(|_| Some("the index is unavailable (locked or damaged)".to_owned()))
 }
 
 fn warn(dir: &Path, problem: Option<String>) {
     if let Some(problem) = problem {
         tell!(
-            "klpfarm: warning: history: {}; the run is not concerned: `klpfarm db rebuild --runs {}` catches up",
+            "klpfarm: warning: this run was not added to the index of runs: {}; its verdict is not affected; to add it, run `klpfarm db rebuild --runs {}`",
             one_line(&problem, 400),
             one_line(&dir.display().to_string(), 400)
         );
@@ -65,14 +67,14 @@ pub(crate) fn say_problems(refreshed: &Refreshed) {
         let told = one_line(problem, 300);
         // Most problems begin with the file that they are about.
         if problem.starts_with(&*dir.to_string_lossy()) {
-            tell!("klpfarm: warning: left out: {told}");
+            tell!("klpfarm: warning: skipped: {told}");
         } else {
-            tell!("klpfarm: warning: left out: {}: {told}", one_line(&dir.display().to_string(), 400));
+            tell!("klpfarm: warning: skipped: {}: {told}", one_line(&dir.display().to_string(), 400));
         }
     }
     let more = refreshed.problems.len().saturating_sub(MOST);
     if more > 0 {
-        tell!("klpfarm: warning: left out: {more} more run folder(s) that can't be read");
+        tell!("klpfarm: warning: skipped {more} more that cannot be read");
     }
 }
 
@@ -98,7 +100,7 @@ mod tests {
         let lock = std::fs::File::options().write(true).open(home.path().join("history.lock")).unwrap();
         lock.lock().unwrap();
         let busy = within(Duration::from_millis(50), home.path(), home.path(), work).unwrap();
-        assert!(busy.contains("not to be had"), "{busy}");
+        assert!(busy.contains("the index is unavailable"), "{busy}");
         // A home of its own: the thread that waited for the first one may have its turn now.
         drop(lock);
         let home = tempfile::tempdir().unwrap();

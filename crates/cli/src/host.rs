@@ -10,12 +10,12 @@ use crate::failure::Failure;
 /// The accelerator to use, and why, in words.
 pub(crate) async fn accel(wanted: Option<Accel>) -> Result<(Accel, String), Failure> {
     if let Some(accel) = wanted {
-        return Ok((accel, format!("{accel}, as asked for")));
+        return Ok((accel, format!("{accel}, as requested")));
     }
     match klpfarm_vm::probe_kvm().await.map_err(Failure::farm)? {
-        KvmProbe::Works(ms) => Ok((Accel::Kvm, format!("kvm (a tiny guest ran in {ms} ms)"))),
+        KvmProbe::Works(ms) => Ok((Accel::Kvm, format!("kvm (a test guest ran in {ms} ms)"))),
         KvmProbe::Fails(why) => {
-            Ok((Accel::Tcg, format!("tcg, emulation: KVM does not run guests here: {why}")))
+            Ok((Accel::Tcg, format!("tcg (emulation), because KVM does not work on this host: {why}")))
         }
     }
 }
@@ -116,7 +116,7 @@ fn fit(wanted: Option<u32>, host: Host, machine: Machine) -> Result<u32, Failure
             u64::from(wanted) * each
         ))),
         Some(wanted) if wanted > by_cores => Err(Failure::input(format!(
-            "--jobs {wanted} needs {} virtual CPUs, but {cores} cores carry {} at most ({CPUS_PER_CORE} a core): at most {by_cores} machines of {cpus} CPUs fit",
+            "--jobs {wanted} needs {} virtual CPUs, but {cores} cores support at most {} ({CPUS_PER_CORE} per core): at most {by_cores} machines of {cpus} CPUs fit",
             u64::from(wanted) * u64::from(cpus),
             cores * CPUS_PER_CORE
         ))),

@@ -14,24 +14,24 @@ use crate::home::home;
 /// Build and manage images.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
-    /// Build an image from its recipe, unless it is there already.
+    /// Build an image from its recipe, unless it exists already.
     Build {
         /// Recipe: a name (debian-12, debian-11, debian-13, ubuntu-16.04, ...) or a path to a YAML file.
         #[arg(default_value = klpfarm_image::DEFAULT)]
         recipe: String,
-        /// Build again although it is there.
+        /// Rebuild the image even if it exists.
         #[arg(long)]
         force: bool,
     },
-    /// List the images that are there.
+    /// List the images that have been built.
     List {
         /// Print as JSON.
         #[arg(long)]
         json: bool,
     },
-    /// Show one image: where its files are, what is in it.
+    /// Show an image: its files and what it contains.
     Show {
-        /// Name or id.
+        /// Image name or id.
         name: String,
         /// Print as JSON.
         #[arg(long)]
@@ -39,7 +39,7 @@ pub(crate) enum Command {
     },
     /// Remove an image.
     Rm {
-        /// Name (all of that name) or id.
+        /// Image name or id; a name removes all images built from that recipe.
         name: String,
     },
 }
@@ -47,14 +47,14 @@ pub(crate) enum Command {
 /// Build kernel modules.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum ModuleCommand {
-    /// Build the module in a folder of C source for an image's kernel, with that image's own compiler.
+    /// Build a kernel module from C source for the kernel of an image, with that image's own compiler.
     Build {
-        /// Folder with the source and a Makefile or Kbuild.
+        /// Source: a folder with a Makefile or Kbuild, or a single C file.
         source: PathBuf,
-        /// Image: a name, an id or a recipe.
+        /// Image: a name, an id or a recipe file.
         #[arg(long, default_value = klpfarm_image::DEFAULT)]
         image: String,
-        /// Folder for the module.
+        /// Folder to put the module in.
         #[arg(long, default_value = ".")]
         out: PathBuf,
     },
@@ -138,7 +138,7 @@ async fn build(recipe: &klpfarm_image::Recipe, force: bool) -> Result<Image, Fai
     let name = recipe.name.clone();
     let shown = bar.clone();
     let mut progress = move |news: Progress| match news {
-        Progress::Waiting { id } => tell!("{id}: another process builds it; waiting"),
+        Progress::Waiting { id } => tell!("{id}: waiting for another process that is building it"),
         Progress::Step { number, total, title } => {
             if live {
                 shown.set_prefix(format!("{name} [{number}/{total}] {title}"));
@@ -159,7 +159,7 @@ async fn build(recipe: &klpfarm_image::Recipe, force: bool) -> Result<Image, Fai
     // A build that is given up removes what it made so far.
     let result = tokio::select! {
         result = building => result.map_err(failure),
-        () = crate::interrupt::first() => Err(Failure::Interrupted("interrupted; nothing half-made is left".into())),
+        () = crate::interrupt::first() => Err(Failure::Interrupted("interrupted; partial files were removed".into())),
     };
     bar.finish_and_clear();
     result
@@ -172,7 +172,7 @@ fn list(json: bool) -> Result<(), Failure> {
         return Ok(());
     }
     if images.is_empty() {
-        print("no images yet: run `klpfarm image build`\n");
+        print("no images: run `klpfarm image build`\n");
     }
     for image in images {
         let m = &image.manifest;
@@ -212,7 +212,7 @@ fn show(name: &str, json: bool) -> Result<(), Failure> {
     print(&format!(
         "id        {}\nkernel    {}\ncreated   {}\ndisk      {}\nvmlinuz   {}\ninitrd    {}\nheaders   {}\nrootfs    {}\nsources   {}\npackages  {}\n",
         m.id,
-        m.release.as_deref().unwrap_or("unknown until it boots"),
+        m.release.as_deref().unwrap_or("unknown until first boot"),
         m.created,
         image.disk().0.display(),
         path(image.kernel()),

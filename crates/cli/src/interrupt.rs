@@ -31,7 +31,7 @@ impl Interrupts {
         tokio::spawn(async move {
             first().await;
             one.cancel();
-            tell!("klpfarm: ending all machines; once more to kill them");
+            tell!("klpfarm: interrupted: shutting down all machines; interrupt again to kill them");
             first().await;
             two.cancel();
         });

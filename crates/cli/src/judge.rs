@@ -10,7 +10,7 @@ use klpfarm_report::{Run, one_line, summary_with_known};
 use crate::failure::{Failure, print_as_it_is, print_json};
 use crate::known;
 
-/// Judge a run again from its folder.
+/// Recompute the verdict of a run from its folder.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The run folder.
@@ -26,12 +26,12 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<u8, Failure> {
     let run = Run::open(&args.run).map_err(Failure::input)?;
     if run.torn {
-        tell!("klpfarm: the journal's last line is incomplete and was left out");
+        tell!("klpfarm: the last line of the journal is incomplete and was ignored");
     }
     documents_agree(&args.run, &run.plan, &run.events)?;
     if run.plan.apart {
         tell!(
-            "klpfarm: the patches of this run have nothing to do with each other: `klpfarm qualify-detectors --again` judges each by itself"
+            "klpfarm: this is a run of qualify-detectors, which judges each patch on its own: use `klpfarm qualify-detectors --again`"
         );
     }
     let list = known::list(args.known.as_deref())?;

@@ -10,12 +10,12 @@ use klpfarm_attest::PrivateKey;
 
 use crate::failure::{Failure, print};
 
-/// Make keys that sign verdicts.
+/// Create keys to sign verdicts with.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
-    /// Make an ed25519 key pair: FILE (PKCS#8, for its owner alone) and FILE.pub (SPKI), both PEM.
+    /// Create an ed25519 key pair: FILE (private, PKCS#8, readable by you only) and FILE.pub (public, SPKI), both in PEM.
     New {
-        /// Where the private key goes; neither it nor FILE.pub may be there.
+        /// File for the private key; neither it nor FILE.pub may exist.
         file: PathBuf,
     },
 }
@@ -26,7 +26,7 @@ pub(crate) fn run(command: &Command) -> Result<u8, Failure> {
     for path in [file, &public_file] {
         if path.symlink_metadata().is_ok() {
             return Err(Failure::input(format!(
-                "{}: is there already, and a key that is lost can't be had again; name another file",
+                "{}: exists already and is not overwritten, because a lost key cannot be recovered; choose another file",
                 path.display()
             )));
         }

@@ -33,7 +33,7 @@ pub(crate) fn list(file: Option<&Path>) -> Result<KnownFindings, Failure> {
 pub(crate) fn say_expired(list: &KnownFindings) {
     for entry in list.expired(today()) {
         tell!(
-            "klpfarm: known finding `{}` expired on {}: findings count as new again",
+            "klpfarm: known finding `{}` expired on {}: such findings are reported as new again",
             one_line(&entry.title, 120),
             entry.expires
         );

@@ -43,9 +43,9 @@ use std::process::ExitCode;
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
 
-/// A test farm for kernel livepatches: apply them under load on throw-away machines, watch, judge.
+/// Test kernel livepatches under load on disposable virtual machines, and decide whether they may enter the next tier.
 ///
-/// Exit codes: 0 qualified or done, 1 rejected, 2 usage or bad input, 3 inconclusive, 4 farm error, 130 interrupted.
+/// Exit codes: 0 success or qualified, 1 rejected, 2 usage error or bad input, 3 inconclusive, 4 klpfarm or the host failed, 130 interrupted.
 #[derive(Debug, Parser)]
 #[command(version, about, long_about, disable_help_subcommand = true)]
 struct Cli {

@@ -14,7 +14,7 @@ use crate::home::home;
 use crate::signing::Prior;
 use crate::{aging, catalog, host, image};
 
-/// Show what a run would do.
+/// Show what a run would do, without doing it.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -27,36 +27,36 @@ pub(crate) struct Args {
 /// What decides a plan.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Choice {
-    /// Pipeline: a YAML file, or a shipped one's name (gate).
+    /// Pipeline: a YAML file, or the name of a shipped one (gate, soak, qualify).
     pub(crate) pipeline: String,
-    /// The candidate: a livepatch module. Several are tried each alone, and on top of each other in this order.
+    /// Livepatch module to test. Given several times, each is tested alone and all are stacked in this order.
     #[arg(long = "patch", value_name = "X.ko", required = true)]
     pub(crate) patches: Vec<PathBuf>,
-    /// Tier in question; overrides the pipeline's.
+    /// Tier to qualify for, instead of the pipeline's [possible values: proposed, updates, stable].
     #[arg(long)]
     pub(crate) tier: Option<Tier>,
-    /// The verdict of the tier below, where the tier asks for it.
+    /// Verdict for the tier below, if the tier requires one.
     #[arg(long, value_name = "verdict.json")]
     pub(crate) prior: Option<PathBuf>,
-    /// Public key that must have signed the verdict of --prior; several times for several, each of which must have.
+    /// Public key that must have signed the verdict given by --prior; if repeated, all of them must have.
     #[arg(long = "prior-key", value_name = "PUB", requires = "prior")]
     pub(crate) prior_keys: Vec<PathBuf>,
-    /// Loaded trials at most, whatever the tier needs: to look for findings.
+    /// Run at most this many loaded trials, even if the tier needs more: to look for findings.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub(crate) trials: Option<u32>,
     /// Fork trials from this checkpoint (see `klpfarm checkpoint list`) instead of the one the pipeline describes.
     #[arg(long, value_name = "ID", conflicts_with = "cold")]
     pub(crate) checkpoint: Option<String>,
-    /// Boot and age a machine for each trial instead of forking.
+    /// Boot and age a new machine for each trial instead of forking a checkpoint.
     #[arg(long)]
     pub(crate) cold: bool,
-    /// Seed of all variation; the same seed gives the same plan.
+    /// Random seed; the same seed gives the same plan.
     #[arg(long, default_value_t = 1)]
     pub(crate) seed: u64,
-    /// Machines at once; by default as many as cores and memory carry.
+    /// Number of machines to run at once; by default as many as cores and memory allow.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) jobs: Option<u32>,
-    /// kvm or tcg; by default KVM if it really runs a guest.
+    /// Accelerator: kvm or tcg; by default KVM if a test guest runs, otherwise emulation (tcg).
     #[arg(long)]
     pub(crate) accel: Option<Accel>,
     /// The patches have nothing to do with each other.
@@ -210,7 +210,7 @@ fn candidates(files: &[PathBuf]) -> Result<Vec<(Patch, Vec<u8>)>, Failure> {
     for file in files {
         match catalog::patch(file) {
             Ok((patch, _)) if good.iter().any(|(other, _)| is_twin(other, &patch)) => {
-                bad.push(format!("patch {}: another one is named {} as well", file.display(), patch.name));
+                bad.push(format!("patch {}: another patch has the name {} too", file.display(), patch.name));
             }
             Ok(candidate) => good.push(candidate),
             Err(Failure::Input(text)) => bad.push(text),
@@ -284,7 +284,7 @@ fn text(planned: &Planned) -> String {
     line(
         "tier",
         format!(
-            "{}: at most {:.1} % failures at {:.0} % confidence, which {} clean loaded trials show",
+            "{}: at most {:.1} % failures at {:.0} % confidence, shown by {} clean loaded trials",
             plan.tier,
             plan.rule.max_failure_rate * 100.0,
             plan.rule.confidence * 100.0,
@@ -305,7 +305,7 @@ fn text(planned: &Planned) -> String {
     }
     if let Some(rotation) = plan.rotation() {
         let hours = rotation.duration.as_secs_f64() / 3600.0;
-        line("duration", format!("{hours:.1} h of rounds like this one"));
+        line("duration", format!("{hours:.1} h, repeating this round"));
     }
     line(
         "phases",
@@ -334,14 +334,14 @@ fn text(planned: &Planned) -> String {
         line(
             "pairs",
             format!(
-                "up to {} of a control and a patched trial, once a patched trial has failed",
+                "up to {} of a control and a patched trial, after the first failure of a patched trial",
                 pairs.len() / 2
             ),
         );
     }
     let estimate = plan.estimate().as_secs();
     if plan.rotation().is_none() {
-        line("estimate", format!("{} min {:02} s without a finding", estimate / 60, estimate % 60));
+        line("estimate", format!("{} min {:02} s if nothing is found", estimate / 60, estimate % 60));
     }
     line("plan", plan.hash());
     text
@@ -351,12 +351,15 @@ fn text(planned: &Planned) -> String {
 fn start(plan: &Plan, place: &Place) -> String {
     let uptime = plan.pipeline.aging.uptime.as_secs();
     match &place.checkpoint {
-        None => format!("boots, each aged to an uptime of {uptime} s"),
+        None => format!("boot, each machine aged to an uptime of {uptime} s"),
         Some(Wanted::There(c)) => {
             format!("forks of checkpoint {}, up for {:.0} s", c.id(), c.manifest.made.uptime_s)
         }
         Some(Wanted::New(key)) => {
-            format!("forks of a machine aged to an uptime of {uptime} s, checkpoint {}", key.id())
+            format!(
+                "forks of a machine that will be aged to an uptime of {uptime} s, checkpoint {}",
+                key.id()
+            )
         }
         Some(Wanted::Older { key, parent, more }) => format!(
             "forks of checkpoint {}, up for {:.0} s, aged for {} s more: {}",

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use klpfarm_image::Image;
 use klpfarm_model::{
-    Accel, Corpus, Event, Example, Outcome, Plan, Row, Score, hex, judge, needed_detectors, score,
+    Accel, Corpus, Event, Example, Outcome, Plan, Row, Score, counted, hex, judge, needed_detectors, score,
 };
 use klpfarm_report::{Run, one_line, write_atomically};
 use serde_json::json;
@@ -20,45 +20,45 @@ use crate::plan::{Choice, resolve};
 use crate::run::{execute, run_dir};
 use crate::{catalog, disk, home, image};
 
-/// Run the example patches and say which faults were caught by what, which escaped, and which good patches were held up.
+/// Validate the detectors: run the example patches and report which faults were caught, by what, and which good patches passed.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The table of examples; their folders lie beside it.
+    /// Table of examples; their folders are next to it.
     #[arg(long, value_name = "FILE", default_value = "examples/corpus.yaml")]
     corpus: PathBuf,
-    /// Only examples with this in their name; may be repeated.
+    /// Only examples whose name contains this; can be repeated.
     #[arg(long, value_name = "TEXT")]
     only: Vec<String>,
-    /// Pipeline: a YAML file, or a shipped one's name.
+    /// Pipeline: a YAML file, or the name of a shipped one.
     #[arg(long, default_value = "qualify")]
     pipeline: String,
-    /// Image to run on instead of the pipeline's.
+    /// Image to run on, instead of the pipeline's.
     #[arg(long, value_name = "NAME")]
     image: Option<String>,
-    /// How long the load runs with a patch in force, instead of the pipeline's soak.
+    /// Soak time, instead of the pipeline's.
     #[arg(long, value_name = "60s", value_parser = klpfarm_model::duration::parse)]
     soak: Option<Duration>,
-    /// Loaded trials at most of each patch; good ones need ten to be qualified.
+    /// Maximum number of loaded trials per patch; good patches need ten to be qualified.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     trials: Option<u32>,
-    /// Machines at once; by default as many as cores and memory carry.
+    /// Number of machines to run at once; by default as many as cores and memory allow.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     jobs: Option<u32>,
-    /// Seed of all variation.
+    /// Random seed.
     #[arg(long, default_value_t = 1)]
     seed: u64,
     #[command(flatten)]
     limits: disk::Limits,
-    /// kvm or tcg; by default KVM if it really runs a guest.
+    /// Accelerator: kvm or tcg; by default KVM if a test guest runs, otherwise emulation (tcg).
     #[arg(long)]
     accel: Option<Accel>,
-    /// The run folder, which must be empty or not exist; by default one below KLPFARM_HOME/runs.
+    /// Run folder to create; it must be empty or not exist [default: a new one in KLPFARM_HOME/runs].
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Run nothing: judge the run in this folder again.
+    /// Run nothing; recompute the results of the run in this folder.
     #[arg(long, value_name = "RUN", conflicts_with_all = ["only", "image", "soak", "trials", "jobs", "out", "accel"])]
     again: Option<PathBuf>,
-    /// Print the matrix as JSON on standard output, and nothing else.
+    /// Print only the results, as JSON, on standard output.
     #[arg(long)]
     json: bool,
 }
@@ -122,7 +122,7 @@ pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
 
 fn corpus(file: &Path) -> Result<Corpus, Failure> {
     let text = fs::read_to_string(file).map_err(|e| {
-        Failure::input(format!("{}: {e}; name the table of examples with --corpus", file.display()))
+        Failure::input(format!("{}: {e}; give the table of examples with --corpus", file.display()))
     })?;
     Corpus::parse(file, &text).map_err(|errors| Failure::inputs(&errors))
 }
@@ -132,7 +132,7 @@ fn chosen(corpus: Corpus, args: &Args) -> Result<Vec<Example>, Failure> {
     for text in &args.only {
         if !corpus.examples.iter().any(|e| e.patch.contains(text)) {
             return Err(Failure::input(format!(
-                "--only {text}: {} has no such example",
+                "--only {text}: no such example in {}",
                 args.corpus.display()
             )));
         }
@@ -147,10 +147,10 @@ fn examples_of(plan: &Plan, corpus: &Corpus, file: &Path) -> Result<Vec<Example>
         |name: &String| corpus.examples.iter().find(|e| e.name().replace('-', "_") == *name).cloned();
     let found = |p: &klpfarm_model::Patch| {
         example(&p.name)
-            .ok_or_else(|| Failure::input(format!("{} has no example {}", file.display(), p.name)))
+            .ok_or_else(|| Failure::input(format!("no example {1} in {0}", file.display(), p.name)))
     };
     if !plan.apart {
-        return Err(Failure::input("that run is one of `klpfarm run`: judge it with `klpfarm judge`"));
+        return Err(Failure::input("that folder is from `klpfarm run`: use `klpfarm judge`"));
     }
     plan.patches.iter().map(found).collect()
 }
@@ -220,7 +220,7 @@ fn conclude(plan: &Plan, events: &[Event], examples: &[Example], dir: &Path, as_
         print_json(&value);
     } else {
         print(&matrix(plan, &rows));
-        print(&format!("\nkept in {}\n", file.display()));
+        print(&format!("\nrun folder: {}\n", file.display()));
     }
     u8::from(!rows.iter().all(|r| r.score.is_right()))
 }
@@ -228,7 +228,7 @@ fn conclude(plan: &Plan, events: &[Event], examples: &[Example], dir: &Path, as_
 fn matrix(plan: &Plan, rows: &[Row]) -> String {
     let release = plan.image.release.as_deref().unwrap_or("kernel unknown");
     let mut text = format!(
-        "\n{} ({release}), soak {} s; seconds after applying, * enough by itself\n\n",
+        "\n{} ({release}), soak {} s. Times are seconds after applying; * marks findings that suffice to reject.\n\n",
         plan.image.name,
         plan.soak().as_secs()
     );
@@ -246,17 +246,17 @@ fn matrix(plan: &Plan, rows: &[Row]) -> String {
         let why =
             if row.score.is_right() { String::new() } else { format!("  ({})", one_line(&row.cause, 160)) };
         text.push_str(&format!(
-            "{:<12} {:<width$} {:>2} trial(s)  {}{why}\n",
+            "{:<12} {:<width$} {:>9}  {}{why}\n",
             word(row.score),
             row.patch,
-            row.trials,
+            counted(row.trials, "trial"),
             found.join(", "),
         ));
     }
     let count = |score: Score| rows.iter().filter(|r| r.score == score).count();
     let faulty = rows.iter().filter(|r| r.expected != Outcome::Qualified).count();
     text.push_str(&format!(
-        "\nfaulty: {} of {faulty} stopped ({} caught, {} held), {} missed, {} undecided, {} for another reason\ngood: {} of {} passed, {} false alarm(s), {} undecided\n",
+        "\nfaulty: {} of {faulty} stopped ({} caught, {} held), {} missed, {} undecided, {} rejected for another reason\ngood: {} of {} passed, {} rejected, {} undecided\n",
         count(Score::Caught) + count(Score::Held),
         count(Score::Caught),
         count(Score::Held),

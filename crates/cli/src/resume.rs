@@ -15,7 +15,7 @@ use crate::plan::{Place, Planned};
 use crate::run::{Common, conclude, go_on};
 use crate::{home, image, signing};
 
-/// Go on with a run that was cut off: trials that ended count, those that had not are done again.
+/// Resume an interrupted run: trials that ended count, the others are repeated.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The run folder.
@@ -30,12 +30,12 @@ pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
     let (run, journal) = Run::resume(&dir).map_err(Failure::input)?;
     let Run { plan, events, torn } = run;
     if torn {
-        tell!("klpfarm: the journal's last line was incomplete: it is cut off");
+        tell!("klpfarm: the last line of the journal was incomplete and was removed");
     }
     documents_agree(&dir, &plan, &events)?;
     let interrupts = Interrupts::listen();
     if klpfarm_farm::is_over(&plan, &events) {
-        tell!("klpfarm: this run has ended already; its verdict:");
+        tell!("klpfarm: this run has already ended with this verdict:");
         return conclude(&plan, Some(events), &dir, &telling, &interrupts);
     }
     let home = home::home()?;
@@ -43,11 +43,13 @@ pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
     // What was signed is no longer what the journal will say.
     if std::fs::remove_file(signing::envelope_of(&dir.join("verdict.json"))).is_ok() && telling.key.is_none()
     {
-        tell!("klpfarm: the signature of the verdict so far is removed; `klpfarm sign` signs the new one");
+        tell!(
+            "klpfarm: the signature of the previous verdict was removed; sign the new one with `klpfarm sign`"
+        );
     }
     let events = go_on(&planned, &home, &dir, (journal, events), args.common.limits, &interrupts).await?;
     if planned.plan.apart && !interrupts.first.is_cancelled() {
-        tell!("klpfarm: the matrix of this run: klpfarm qualify-detectors --again {}", dir.display());
+        tell!("klpfarm: for the results of this run: klpfarm qualify-detectors --again {}", dir.display());
     }
     conclude(&planned.plan, events, &dir, &telling, &interrupts)
 }
@@ -56,7 +58,7 @@ pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
 async fn planned(plan: Plan, past: &[Event], dir: &Path, home: &Path) -> Result<Planned, Failure> {
     if plan.farm != env!("CARGO_PKG_VERSION") {
         return Err(Failure::input(format!(
-            "{}: the run was begun by klpfarm {}, and this is {}: half of it each would be compared with the other; begin a new run",
+            "{}: this run was started by klpfarm {}, and this is {}: a run cannot be resumed by another version; start a new run",
             dir.display(),
             plan.farm,
             env!("CARGO_PKG_VERSION")
@@ -66,9 +68,7 @@ async fn planned(plan: Plan, past: &[Event], dir: &Path, home: &Path) -> Result<
     if plan.accel == Accel::Kvm
         && let KvmProbe::Fails(why) = klpfarm_vm::probe_kvm().await.map_err(Failure::farm)?
     {
-        return Err(Failure::farm(format!(
-            "the run was begun under KVM, which does not run guests now: {why}"
-        )));
+        return Err(Failure::farm(format!("the run was started with KVM, which does not work now: {why}")));
     }
     let images = image::store()?.list().map_err(Failure::farm)?;
     let patches: Result<Vec<Vec<u8>>, _> =
@@ -84,7 +84,7 @@ async fn planned(plan: Plan, past: &[Event], dir: &Path, home: &Path) -> Result<
         places.push(Place { image, checkpoint });
     }
     Ok(Planned {
-        accel_because: format!("{}, as the run began", plan.accel),
+        accel_because: format!("{}, as when the run was started", plan.accel),
         patches: patches.map_err(Failure::input)?,
         plan,
         places,
@@ -97,7 +97,7 @@ fn image_of(facts: &ImageFacts, images: &[Image]) -> Result<Image, Failure> {
     let same = |i: &&Image| i.manifest.name == facts.name && i.manifest.recipe_hash == facts.hash;
     images.iter().find(same).cloned().ok_or_else(|| {
         Failure::input(format!(
-            "image {} (recipe {}) of this run is not here any more: build it with `klpfarm image build {}`",
+            "image {} (recipe {}) of this run no longer exists: build it with `klpfarm image build {}`",
             facts.name, facts.hash, facts.name
         ))
     })
@@ -121,7 +121,7 @@ fn checkpoint(
     let wanted = aging::wanted(plan, rotation, image, qemu)?;
     if begun || wanted.id() != id {
         return Err(Failure::input(format!(
-            "checkpoint {id}, of which this run's trials are forks, is not here any more: import it again, or begin a new run"
+            "checkpoint {id} of this run no longer exists: import it again, or start a new run"
         )));
     }
     Ok(wanted)

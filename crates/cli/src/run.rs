@@ -19,12 +19,12 @@ use crate::interrupt::Interrupts;
 use crate::plan::{Choice, Place, Planned, plan};
 use crate::{disk, gc, history, home, sign, signing};
 
-/// Gate a livepatch.
+/// Test a livepatch and decide whether it qualifies for a tier.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
     choice: Choice,
-    /// The run folder, which must be empty or not exist; by default one below KLPFARM_HOME/runs.
+    /// Run folder to create; it must be empty or not exist [default: a new one in KLPFARM_HOME/runs].
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     #[command(flatten)]
@@ -34,12 +34,12 @@ pub(crate) struct Args {
 /// What is said to a run whether it begins or goes on.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Common {
-    /// Sign the verdict with this private key: writes verdict.dsse.json beside it.
+    /// Sign the verdict with this private key and write the signature to verdict.dsse.json.
     #[arg(long, value_name = "KEY")]
     sign: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) limits: disk::Limits,
-    /// Print the verdict as JSON on standard output, and nothing else.
+    /// Print only the verdict, as JSON, on standard output.
     #[arg(long)]
     json: bool,
 }
@@ -94,7 +94,7 @@ pub(crate) fn conclude(
     // After printing: whatever becomes of the signature, the verdict has been said.
     telling.key.as_ref().map_or(Ok(()), |key| sign::sign_anew(dir, key))?;
     if interrupts.first.is_cancelled() {
-        tell!("klpfarm: to go on: klpfarm resume {}", dir.display());
+        tell!("klpfarm: to continue: klpfarm resume {}", dir.display());
         return Ok(code::INTERRUPTED);
     }
     Ok(verdict.exit_code())
@@ -182,7 +182,7 @@ pub(crate) async fn go_on(
     match ended {
         None => Ok(None),
         Some(Ok(events)) => Ok(Some(events)),
-        Some(Err(e)) => Err(Failure::farm(format!("{}: the journal can't be written: {e}", dir.display()))),
+        Some(Err(e)) => Err(Failure::farm(format!("{}: cannot write the journal: {e}", dir.display()))),
     }
 }
 
@@ -208,14 +208,14 @@ fn say_limits(planned: &Planned) {
     let allowed = groups.map(alike).min().unwrap_or(0);
     if allowed < plan.needed as usize && plan.turns.is_empty() {
         tell!(
-            "klpfarm: note: tier {} needs {} clean trials, and {allowed} are allowed: the patch can be rejected, but not qualified",
+            "klpfarm: note: tier {} needs {} clean loaded trials but only {allowed} are allowed: this run can reject the patch, not qualify it",
             plan.tier,
             plan.needed
         );
     }
     if let Some(why) = &planned.cold_because {
         tell!(
-            "klpfarm: note: no forks: {why}; each of up to {} trials boots and ages for {} s by itself",
+            "klpfarm: note: cannot fork machines: {why}; each of up to {} trials boots and ages its own machine for {} s",
             plan.trials.len(),
             plan.pipeline.aging.uptime.as_secs()
         );

@@ -4,18 +4,18 @@ use std::path::PathBuf;
 
 use jiff::Timestamp;
 use klpfarm_history::{OUTCOMES, RunFilter, RunSeen, parse_since};
-use klpfarm_model::Tier;
 use klpfarm_model::known::{KnownFindings, Sighted, Standing, sort};
+use klpfarm_model::{Tier, counted};
 use klpfarm_report::{RunLock, one_line};
 use serde_json::{Value, json};
 
 use crate::failure::{Failure, print, print_json};
 use crate::{history, home, host, known};
 
-/// List the runs, newest first.
+/// List runs, newest first.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Only runs with this in the name of a patch.
+    /// Only runs of patches whose name contains this.
     #[arg(long, value_name = "TEXT")]
     patch: Option<String>,
     /// Only runs on this image.
@@ -27,10 +27,10 @@ pub(crate) struct Args {
     /// Only runs for this tier.
     #[arg(long)]
     tier: Option<Tier>,
-    /// Only runs that began since then: `7d` ago, or a day (UTC).
+    /// Only runs that started since then: `7d` ago, or a date (UTC).
     #[arg(long, value_name = "7d|DATE", value_parser = since)]
     since: Option<Timestamp>,
-    /// So many at most.
+    /// Maximum number of runs to list.
     #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..))]
     limit: u32,
     /// The list of known findings; by default known-findings.yaml here or in KLPFARM_HOME, if there is one.
@@ -64,7 +64,7 @@ pub(crate) fn run(args: &Args) -> Result<u8, Failure> {
         return Ok(0);
     }
     if runs.is_empty() {
-        print("no such runs\n");
+        print("no matching runs\n");
     } else {
         print(&table(runs.iter().map(|run| line(run, &list)).collect()));
     }
@@ -110,9 +110,9 @@ fn line(run: &RunSeen, list: &KnownFindings) -> Vec<String> {
     };
     let known = standings(run, list).iter().filter(|s| matches!(s, Standing::Known(_))).count();
     let findings = match (run.findings.len() - known, known) {
-        (0, 0) => "no finding".to_owned(),
-        (new, 0) => format!("{new} finding(s)"),
-        (new, known) => format!("{new} finding(s), {known} known"),
+        (0, 0) => "no findings".to_owned(),
+        (new, 0) => counted(new, "finding"),
+        (new, known) => format!("{}, {known} known", counted(new, "finding")),
     };
     vec![
         started(run).strftime("%Y-%m-%d %H:%M").to_string(),
@@ -143,7 +143,7 @@ fn outcome(run: &RunSeen) -> String {
 fn place(run: &RunSeen) -> String {
     let dir = one_line(&run.dir.display().to_string(), 400);
     match (run.gone, run.unfinished || run.interrupted) {
-        (true, _) => format!("{dir} (gone)"),
+        (true, _) => format!("{dir} (deleted)"),
         (false, true) if host::is_locked(&run.dir.join(RunLock::FILE)) => format!("{dir} (running)"),
         (false, true) => format!("klpfarm resume {dir}"),
         (false, false) => dir,
@@ -159,7 +159,7 @@ fn bound(run: &RunSeen) -> String {
         .max_by(|a, b| a.0.total_cmp(&b.0));
     match worst {
         Some((rate, confidence)) if !run.apart => {
-            format!("at most {:.1} % at {:.0} %", rate * 100.0, confidence * 100.0)
+            format!("at most {:.1} % fail ({:.0} % confidence)", rate * 100.0, confidence * 100.0)
         }
         _ => "-".to_owned(),
     }

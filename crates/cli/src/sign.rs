@@ -10,7 +10,7 @@ use crate::failure::{Failure, print};
 use crate::judge::documents_agree;
 use crate::signing::{envelope_of, private_key, read, sha256_of};
 
-/// Sign the verdict of a run that has ended.
+/// Sign the verdict of a finished run.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The run folder.
@@ -56,15 +56,15 @@ struct Stated {
 fn stated(dir: &Path) -> Result<Stated, Failure> {
     let file = dir.join("verdict.json");
     let wrong = |e: &str| Failure::input(format!("{}: {e}", file.display()));
-    let bytes =
-        read(&file)?.ok_or_else(|| wrong("is not there: this is no run folder, or the run has not ended"))?;
+    let bytes = read(&file)?
+        .ok_or_else(|| wrong("does not exist: this is not a run folder, or the run has not ended"))?;
     let verdict: Verdict =
-        serde_json::from_slice(&bytes).map_err(|e| wrong(&format!("is no verdict: {e}")))?;
+        serde_json::from_slice(&bytes).map_err(|e| wrong(&format!("not a valid verdict: {e}")))?;
     let run = Run::open(dir).map_err(Failure::input)?;
     documents_agree(dir, &run.plan, &run.events)?;
     if klpfarm_model::judge(&run.plan, &run.events) != verdict {
         return Err(wrong(&format!(
-            "is not what this klpfarm ({}) says of the plan and journal beside it, and was made by {}: not signed; compare with `klpfarm judge {}`",
+            "differs from what this klpfarm ({}) concludes from the plan and journal in the same folder; it was written by klpfarm {}. Not signed; compare with `klpfarm judge {}`",
             env!("CARGO_PKG_VERSION"),
             verdict.farm,
             dir.display()
@@ -91,15 +91,15 @@ impl Stated {
         let mut envelope = Envelope::parse(json).map_err(|e| e.to_string())?;
         let payload = envelope.unverified().map_err(|e| e.to_string())?;
         let statement = Statement::parse(&envelope.payload_type, &payload).map_err(|e| e.to_string())?;
-        let other = |what: &str| format!("{what}; to sign what is here now, remove the envelope first");
+        let other = |what: &str| format!("{what}; to sign the current files, remove the envelope first");
         statement.about(&self.bytes).map_err(|e| other(&e.to_string()))?;
         for (name, digest) in [("journal.jsonl", &self.digests.journal), ("plan.json", &self.digests.plan)] {
             if statement.signed(name) != Some(digest.as_str()) {
-                return Err(other(&format!("is about another {name} than the one beside it")));
+                return Err(other(&format!("was made for another {name} than the one in this folder")));
             }
         }
         if envelope.is_signed_by(&key.public()).map_err(|e| e.to_string())? {
-            return Err("is signed with this key already".to_owned());
+            return Err("already signed with this key".to_owned());
         }
         envelope.countersign(key).map_err(|e| e.to_string())?;
         Ok(envelope)

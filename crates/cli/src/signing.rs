@@ -30,7 +30,7 @@ pub(crate) fn private_key(file: &Path) -> Result<PrivateKey, Failure> {
     let mode = meta.permissions().mode() & 0o777;
     if mode & 0o077 != 0 {
         return Err(wrong(format!(
-            "others can read or write it (mode {mode:03o}): `chmod 600 {}`; if anybody may have, make another",
+            "readable or writable by others (mode {mode:03o}): run `chmod 600 {}`; if anybody may have read it, create a new key",
             file.display()
         )));
     }
@@ -46,7 +46,7 @@ pub(crate) fn public_key(file: &Path) -> Result<PublicKey, String> {
 }
 
 fn key_file(file: &Path) -> Result<File, String> {
-    open(file)?.ok_or_else(|| "is not there; `klpfarm key new FILE` makes a key pair".to_owned())
+    open(file)?.ok_or_else(|| "does not exist; create a key pair with `klpfarm key new FILE`".to_owned())
 }
 
 /// Read all of a file that is not too long; nothing if it is not there.
@@ -61,7 +61,7 @@ fn open(file: &Path) -> Result<Option<File>, String> {
     match std::fs::metadata(file) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(e.to_string()),
-        Ok(meta) if !meta.is_file() => Err("is no file".to_owned()),
+        Ok(meta) if !meta.is_file() => Err("not a file".to_owned()),
         Ok(_) => File::open(file).map(Some).map_err(|e| e.to_string()),
     }
 }
@@ -69,7 +69,7 @@ fn open(file: &Path) -> Result<Option<File>, String> {
 fn bounded(file: &mut File, most: u64) -> Result<Vec<u8>, String> {
     let mut bytes = Vec::new();
     file.take(most + 1).read_to_end(&mut bytes).map_err(|e| e.to_string())?;
-    if bytes.len() as u64 > most { Err(format!("is longer than {most} bytes")) } else { Ok(bytes) }
+    if bytes.len() as u64 > most { Err(format!("longer than {most} bytes")) } else { Ok(bytes) }
 }
 
 /// SHA-256, in hex, of a file of any length; nothing if it is not there.
@@ -100,7 +100,8 @@ impl Prior {
         if value["schema"] != SCHEMA {
             return Err(wrong(format!("has schema {}; this klpfarm reads {SCHEMA}", value["schema"])));
         }
-        let verdict = serde_json::from_value(value).map_err(|e| wrong(format!("is no verdict: {e}")))?;
+        let verdict =
+            serde_json::from_value(value).map_err(|e| wrong(format!("not a valid verdict: {e}")))?;
         Ok(Self { file: file.to_owned(), bytes, verdict })
     }
 
@@ -115,7 +116,7 @@ impl Prior {
         let place = envelope_of(&self.file);
         let json = read(&place)?.ok_or_else(|| {
             wrong(format!(
-                " counts only with a signature, and {} is not there: sign it where it was made (`klpfarm sign RUN --key KEY`) and keep both files together",
+                " must be signed, but {} does not exist: sign it where it was made (`klpfarm sign RUN --key KEY`) and keep both files together",
                 place.display()
             ))
         })?;
@@ -128,7 +129,7 @@ impl Prior {
         for file in each {
             if !signed(file)? {
                 return Err(wrong(format!(
-                    " has no good signature of {} (--prior-key): have its owner sign it with `klpfarm sign RUN --key KEY`",
+                    " has no valid signature of {} (--prior-key): have its owner sign it with `klpfarm sign RUN --key KEY`",
                     file.display()
                 )));
             }
@@ -138,7 +139,7 @@ impl Prior {
             if !good.contains(&true) {
                 let names: Vec<String> = keys.iter().map(|k| k.display().to_string()).collect();
                 return Err(wrong(format!(
-                    " has no good signature of any key that {} names for {tier} (signed_by: {}): have one of their owners sign it with `klpfarm sign RUN --key KEY`",
+                    " has no valid signature of any key that {} names for {tier} (signed_by: {}): have one of their owners sign it with `klpfarm sign RUN --key KEY`",
                     tiers.file().display(),
                     names.join(", ")
                 )));

@@ -5,6 +5,7 @@ use std::fmt::Write;
 use std::path::PathBuf;
 
 use klpfarm_history::{FindingTrend, Hit, RateTrend, TitleSeen, TrendFilter, Trends};
+use klpfarm_model::counted;
 use klpfarm_model::known::{KnownFindings, Sighted, Standing, sort};
 use klpfarm_report::one_line;
 use serde_json::{Value, json};
@@ -13,22 +14,22 @@ use crate::failure::{Failure, print, print_json};
 use crate::runs::table;
 use crate::{history, home, known};
 
-/// Compare nights: all findings, one finding, or the rate of a workload. A night goes from noon to noon, UTC.
+/// Compare nights: all findings, one finding, or the rate of a workload. A night is noon to noon, UTC.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Only trials of patches with this in their name, and the control trials of their runs.
+    /// Only trials of patches whose name contains this, and the control trials of their runs.
     #[arg(long, value_name = "TEXT")]
     patch: Option<String>,
     /// Only runs on this image.
     #[arg(long, value_name = "NAME")]
     image: Option<String>,
-    /// How often findings with this in their title, or of this kind, were seen.
+    /// Show how often findings occurred whose title contains this, or of this kind.
     #[arg(long, value_name = "TITLE-TEXT", conflicts_with = "rate")]
     finding: Option<String>,
-    /// Operations a second of this workload, in the soak of control trials.
+    /// Show the operations per second of this workload during the soak of control trials.
     #[arg(long, value_name = "WORKLOAD")]
     rate: Option<String>,
-    /// The last so many nights on which something ran.
+    /// Number of nights to show, counting only nights with runs.
     #[arg(long, value_name = "N", default_value_t = 14, value_parser = clap::value_parser!(u32).range(1..))]
     nights: u32,
     /// The list of known findings; by default known-findings.yaml here or in KLPFARM_HOME, if there is one.
@@ -40,7 +41,7 @@ pub(crate) struct Args {
 }
 
 /// Said wherever nights are shown.
-const NIGHTS: &str = "a night goes from noon to noon (UTC) and is called by the day on which it begins";
+const NIGHTS: &str = "nights run from noon to noon (UTC) and are named after the day on which they begin";
 
 /// The arms that are always told; any other if it has something to tell.
 const COMPARED: [&str; 2] = ["loaded", "control"];
@@ -66,7 +67,7 @@ pub(crate) fn run(args: &Args) -> Result<u8, Failure> {
             if trend.nights.is_empty() && !trend.workloads.is_empty() {
                 let names: Vec<&str> = trend.workloads.iter().map(String::as_str).collect();
                 return Err(Failure::input(format!(
-                    "--rate {workload}: no control trial has run it; there are {}",
+                    "--rate {workload}: no control trial ran it; workloads that ran: {}",
                     names.join(", ")
                 )));
             }
@@ -128,7 +129,7 @@ fn arms(arms: &BTreeMap<String, Hit>) -> Value {
 /// One finding, a line a night.
 fn finding_text(trend: &FindingTrend, list: &KnownFindings) -> String {
     if trend.titles.is_empty() {
-        return "no such finding\n".to_owned();
+        return "no matching finding\n".to_owned();
     }
     let mut out = String::new();
     for (title, standing) in trend.titles.iter().zip(standings(&trend.titles, list)) {
@@ -149,7 +150,7 @@ fn finding_text(trend: &FindingTrend, list: &KnownFindings) -> String {
         let cells = shown.iter().map(|arm| rate(night.arms.get(*arm).copied().unwrap_or_default()));
         rows.push(std::iter::once(night.night.clone()).chain(cells).collect());
     }
-    let _ = write!(out, "\n{}{NIGHTS}; in brackets the exact bounds of the rate at 95 %\n", table(rows));
+    let _ = write!(out, "\n{}{NIGHTS}; exact 95 % bounds of the rate in brackets\n", table(rows));
     out
 }
 
@@ -170,7 +171,7 @@ fn rate(hit: Hit) -> String {
 
 fn rate_text(trend: &RateTrend) -> String {
     if trend.nights.is_empty() {
-        return "no control trial has gone through its soak\n".to_owned();
+        return "no control trial has completed its soak\n".to_owned();
     }
     let head = ["night", "trials", "lowest", "median", "highest"].map(str::to_owned).to_vec();
     let row = |n: &klpfarm_history::RateNight| {
@@ -184,7 +185,7 @@ fn rate_text(trend: &RateTrend) -> String {
     };
     let rows = std::iter::once(head).chain(trend.nights.iter().map(row)).collect();
     format!(
-        "{}: operations a second in the soak of control trials\n\n{}{NIGHTS}\n",
+        "{}: operations per second during the soak of control trials\n\n{}{NIGHTS}\n",
         one_line(&trend.workload, 80),
         table(rows)
     )
@@ -193,18 +194,18 @@ fn rate_text(trend: &RateTrend) -> String {
 /// All findings: what is new, what is not, what is known.
 fn all_text(trends: &Trends, list: &KnownFindings) -> String {
     let (Some(first), Some(last)) = (trends.nights.first(), trends.nights.last()) else {
-        return "nothing has run yet\n".to_owned();
+        return "no runs yet\n".to_owned();
     };
-    let mut out = format!("{} night(s), {first} to {last}\n", trends.nights.len());
+    let mut out = format!("{}, {first} to {last}\n", counted(trends.nights.len(), "night"));
     let (known, news): (Vec<_>, Vec<_>) = trends
         .findings
         .iter()
         .zip(standings(&trends.findings, list))
         .partition(|(_, standing)| matches!(standing, Standing::Known(_)));
     if trends.findings.is_empty() {
-        out.push_str("no finding\n");
+        out.push_str("no findings\n");
     }
-    for (head, findings) in [("", news), ("\nknown, reported apart:\n", known)] {
+    for (head, findings) in [("", news), ("\nknown findings:\n", known)] {
         if !findings.is_empty() {
             out.push_str(head);
         }

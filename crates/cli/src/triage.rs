@@ -7,10 +7,10 @@ use klpfarm_kmsg::{Classifier, Signal};
 
 use crate::failure::{Failure, print, print_json};
 
-/// Find kernel trouble in a log.
+/// Find kernel error reports in a log.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// A console log, dmesg output or journal text; `-` for standard input.
+    /// Console log, dmesg output or journal text; `-` reads standard input.
     file: PathBuf,
     /// Print as JSON: an array of findings.
     #[arg(long)]
@@ -42,11 +42,11 @@ pub(crate) fn run(args: &Args) -> Result<u8, Failure> {
         return Ok(0);
     }
     for r in &reports {
-        let corrupted = if r.corrupted { " (text incomplete)" } else { "" };
+        let corrupted = if r.corrupted { " (incomplete)" } else { "" };
         print(&format!("{}: [{}] {}{corrupted}\n", r.line, r.kind, klpfarm_report::one_line(&r.title, 300)));
     }
     if reports.is_empty() {
-        tell!("klpfarm: no kernel trouble found");
+        tell!("klpfarm: no kernel error reports found");
     }
     Ok(0)
 }

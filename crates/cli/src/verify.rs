@@ -10,12 +10,12 @@ use serde::Serialize;
 use crate::failure::{Failure, print, print_json};
 use crate::signing::{envelope_of, public_key, read, sha256_of};
 
-/// Check a signed verdict: exit code 0 if all is as it was signed, 1 if not.
+/// Verify a signed verdict: exit code 0 if everything is as it was signed, 1 if not.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// verdict.json, or its run folder; the signatures are in verdict.dsse.json beside it.
+    /// The verdict.json, or its run folder; the signatures are read from verdict.dsse.json in the same folder.
     verdict: PathBuf,
-    /// Public key that must have signed it; several times for several, each of which must have.
+    /// Public key that must have signed the verdict; if repeated, all of them must have.
     #[arg(long = "key", value_name = "PUB", required = true)]
     keys: Vec<PathBuf>,
     /// Print as JSON.
@@ -75,7 +75,7 @@ pub(crate) fn run(args: &Args) -> Result<u8, Failure> {
         |path: &Path, hint: &str| Failure::input(format!("{}: is not there; {hint}", path.display()));
     let bytes = read(&file)?.ok_or_else(|| missing(&file, "give a verdict.json or a run folder"))?;
     let json = read(&place)?.ok_or_else(|| {
-        missing(&place, "the verdict is not signed: `klpfarm sign RUN --key KEY` signs one")
+        missing(&place, "the verdict is not signed; sign it with `klpfarm sign RUN --key KEY`")
     })?;
     let mut report = Report { file, good: false, checks: Vec::new(), statement: None };
     report.examine(&json, &bytes, &keys)?;
@@ -148,7 +148,7 @@ impl Report {
         const AGAIN: &str = "judged again from plan and journal";
         if plan == CheckResult::Absent || journal == CheckResult::Absent {
             for what in [AGREE, AGAIN] {
-                self.say(what, CheckResult::Absent, Some("takes both files".to_owned()));
+                self.say(what, CheckResult::Absent, Some("needs both files".to_owned()));
             }
             return Ok(());
         }
@@ -180,7 +180,7 @@ impl Report {
 
     fn file(&mut self, dir: &Path, name: &str, signed: Option<&str>) -> Result<CheckResult, Failure> {
         let Some(signed) = signed else {
-            self.say(name, CheckResult::Wrong, Some("its digest was not signed".to_owned()));
+            self.say(name, CheckResult::Wrong, Some("not covered by the signature".to_owned()));
             return Ok(CheckResult::Wrong);
         };
         let (result, detail) = match sha256_of(&dir.join(name))? {
@@ -199,7 +199,7 @@ impl Report {
         if klpfarm_model::judge(&run.plan, &run.events) == *verdict {
             self.say(what, CheckResult::Good, None);
         } else {
-            self.otherwise(what, "gives another verdict".to_owned(), Some(verdict));
+            self.otherwise(what, "a different verdict".to_owned(), Some(verdict));
         }
     }
 
@@ -234,7 +234,7 @@ impl Report {
                 );
                 text += &(one_line(&said, 600) + "\n");
             }
-            _ => text += "do not trust this verdict\n",
+            _ => text += "DO NOT TRUST this verdict\n",
         }
         text
     }

@@ -106,7 +106,7 @@ fn a_killed_farm_goes_on_where_it_was() {
     }
     assert_eq!(running.code(), Some(0));
     let output = resume(&out).output().unwrap();
-    assert!(text(&output).contains("has ended already"), "{}", text(&output));
+    assert!(text(&output).contains("has already ended"), "{}", text(&output));
     assert_qualified(&output, &out);
     let resumed = events(&out).iter().filter(|e| e["event"] == "run-resumed").count();
     assert_eq!(resumed, phases.len());

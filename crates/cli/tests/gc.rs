@@ -99,7 +99,7 @@ fn what_dead_farms_left_goes_and_what_living_ones_use_stays() {
 
     let said = text(&place.gc(&["--dry-run"]));
     for part in [
-        "would go  process",
+        "would remove  process",
         &format!("/proc/{}", orphan.0.id()),
         "klpfarm-4194305-a",
         ".scratch-4194305-b",
@@ -111,7 +111,7 @@ fn what_dead_farms_left_goes_and_what_living_ones_use_stays() {
     assert!(orphan.0.try_wait().unwrap().is_none() && sockets.exists() && half.exists());
 
     let said = text(&place.gc(&[]));
-    assert!(said.contains("gone      process"), "{said}");
+    assert!(said.contains("removed       process"), "{said}");
     assert!(!orphan.0.wait().unwrap().success());
     assert!(!sockets.exists() && !scratch.exists() && !half.exists());
     assert!(mine.exists() && used.0.try_wait().unwrap().is_none(), "{said}");

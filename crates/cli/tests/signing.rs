@@ -167,10 +167,10 @@ fn a_new_key_is_private_and_never_written_over() {
     assert_eq!((mode("a"), mode("a.pub") & 0o600), (0o600, 0o600));
     let before = (world.read("a"), world.read("a.pub"));
     let again = world.klpfarm(&["key", "new", "a"]);
-    assert!(again.code == Some(2) && again.err.contains("a: is there already"), "{}", again.err);
+    assert!(again.code == Some(2) && again.err.contains("a: exists already"), "{}", again.err);
     std::fs::remove_file(world.path("b")).unwrap();
     let again = world.klpfarm(&["key", "new", "b"]);
-    assert!(again.code == Some(2) && again.err.contains("b.pub: is there already"), "{}", again.err);
+    assert!(again.code == Some(2) && again.err.contains("b.pub: exists already"), "{}", again.err);
     assert!(!world.path("b").exists());
     assert_eq!(before, (world.read("a"), world.read("a.pub")));
 }
@@ -187,7 +187,7 @@ fn a_key_that_others_can_read_is_refused_before_anything_begins() {
         assert_eq!(signed.err.contains("`chmod 600 a`"), refused, "{}", signed.err);
     }
     // Of `run`, it is the first complaint, whatever else is wrong.
-    for (key, part) in [("gone", "key gone: is not there"), ("a.pub", "key a.pub: "), (".", "key .: ")] {
+    for (key, part) in [("gone", "key gone: does not exist"), ("a.pub", "key a.pub: "), (".", "key .: ")] {
         let done = world.klpfarm(&["run", "no-such-pipeline", "--patch", "no.ko", "--sign", key]);
         assert!(done.code == Some(2) && done.err.starts_with(&format!("klpfarm: {part}")), "{}", done.err);
     }
@@ -244,7 +244,7 @@ fn each_changed_file_is_named() {
         assert_eq!(world.result(name), (Some(1), "wrong".into()));
         let said = world.klpfarm(&["verify", "run", "--key", "a.pub"]);
         assert!(said.out.contains(&format!("WRONG    {name}: ")), "{}", said.out);
-        assert!(said.out.ends_with("do not trust this verdict\n"), "{}", said.out);
+        assert!(said.out.ends_with("DO NOT TRUST this verdict\n"), "{}", said.out);
         world.write(&file, &whole);
         assert_eq!(world.result(name), (Some(0), "good".into()));
         // What is not there is said, and is no lie.
@@ -297,7 +297,7 @@ fn each_key_that_is_named_must_have_signed() {
         assert_eq!(world.verify(keys).0, Some(0), "{keys:?}");
     }
     let again = world.klpfarm(&["sign", "run", "--key", "b"]);
-    assert!(again.code == Some(2) && again.err.contains("signed with this key already"), "{}", again.err);
+    assert!(again.code == Some(2) && again.err.contains("already signed with this key"), "{}", again.err);
     // A private key is not asked for, and says so.
     let private = world.klpfarm(&["verify", "run", "--key", "a"]);
     assert!(private.code == Some(2) && private.err.contains("is a private key"), "{}", private.err);
@@ -310,7 +310,7 @@ fn only_what_plan_and_journal_say_is_signed() {
     let verdict = String::from_utf8(world.read("run/verdict.json")).unwrap();
     world.write("run/verdict.json", verdict.replace("inconclusive", "qualified").as_bytes());
     let refused = world.klpfarm(&["sign", "run", "--key", "a"]);
-    assert!(refused.code == Some(2) && refused.err.contains("not signed"), "{}", refused.err);
+    assert!(refused.code == Some(2) && refused.err.contains("Not signed"), "{}", refused.err);
     assert!(!world.path("run/verdict.dsse.json").exists());
     // A second signature is not put below what somebody else made up.
     world.write("run/verdict.json", verdict.as_bytes());
@@ -401,7 +401,7 @@ fn what_is_no_plain_file_is_refused_and_not_waited_for() {
         let made = Command::new("mkfifo").arg(world.path(name)).status().unwrap();
         assert!(made.success());
         let refused = world.klpfarm(&["verify", "run", "--key", "a.pub"]);
-        assert!(refused.code == Some(2) && refused.err.contains("is no file"), "{name}: {}", refused.err);
+        assert!(refused.code == Some(2) && refused.err.contains("not a file"), "{name}: {}", refused.err);
         std::fs::remove_file(world.path(name)).unwrap();
         world.write(name, &kept);
     }
@@ -415,7 +415,7 @@ fn a_module_whose_name_is_no_plain_word_is_refused() {
         world.write("bad.ko", &livepatch(name));
         let refused = world.klpfarm(&["plan", "gate", "--patch", "bad.ko"]);
         assert!(
-            refused.code == Some(2) && refused.err.contains("which no module can have"),
+            refused.code == Some(2) && refused.err.contains("not a valid module name"),
             "{}",
             refused.err
         );
@@ -481,13 +481,13 @@ fn a_tier_may_ask_for_a_signed_verdict() {
     let signed = TIERS.replace("after: proposed", "after: proposed, signed_by: [a.pub, b.pub]");
     world.write("tiers.yaml", signed.as_bytes());
     let missing = refusal(&world, &[]).unwrap();
-    assert!(missing.contains("v.dsse.json is not there") && missing.contains("klpfarm sign"), "{missing}");
+    assert!(missing.contains("v.dsse.json does not exist") && missing.contains("klpfarm sign"), "{missing}");
     sign_prior(&world, &verdict, "b");
     assert_eq!(refusal(&world, &[]), None, "one of the keys is enough");
     world.write("tiers.yaml", signed.replace(", b.pub", "").as_bytes());
     let wrong = refusal(&world, &[]).unwrap();
     assert!(
-        wrong.contains("no good signature of any key that tiers.yaml names for updates (signed_by: a.pub)"),
+        wrong.contains("no valid signature of any key that tiers.yaml names for updates (signed_by: a.pub)"),
         "{wrong}"
     );
     // A good signature of another verdict.
@@ -496,14 +496,14 @@ fn a_tier_may_ask_for_a_signed_verdict() {
     world.write("v.json", other.as_bytes());
     let other = refusal(&world, &[]).unwrap();
     assert!(
-        other.contains("is not what was signed in v.dsse.json: it is about another verdict.json"),
+        other.contains("is not what was signed in v.dsse.json: it is for another verdict.json"),
         "{other}"
     );
     // Keys are looked at with the pipeline that names them.
     world.write("tiers.yaml", signed.replace("b.pub", "gone.pub").as_bytes());
     let check = world.klpfarm(&["check", "p.yaml"]);
     assert!(
-        check.code == Some(2) && check.err.contains("updates.signed_by: key gone.pub: is not there"),
+        check.code == Some(2) && check.err.contains("updates.signed_by: key gone.pub: does not exist"),
         "{}",
         check.err
     );
@@ -516,7 +516,7 @@ fn a_signature_can_be_asked_for_on_the_command_line() {
     sign_prior(&world, &verdict, "a");
     assert_eq!(refusal(&world, &["--prior-key", "a.pub"]), None);
     let both = refusal(&world, &["--prior-key", "a.pub", "--prior-key", "b.pub"]).unwrap();
-    assert!(both.contains("no good signature of b.pub (--prior-key)"), "{both}");
+    assert!(both.contains("no valid signature of b.pub (--prior-key)"), "{both}");
     let run = world.klpfarm(&["plan", "p.yaml", "--patch", "x.ko", "--prior-key", "a.pub"]);
     assert!(run.code == Some(2) && run.err.contains("--prior"), "{}", run.err);
 }
@@ -535,7 +535,7 @@ fn a_prior_verdict_by_a_weaker_rule_does_not_count() {
     world.write("tiers.yaml", stricter.as_bytes());
     assert_eq!(
         refusal(&world, &[]).unwrap(),
-        "klpfarm: the verdict of --prior does not count: its loaded trials of x leave a failure rate up to 20.4729 % possible at 60 % confidence, and proposed now asks for at most 20 % at 95 % confidence\n"
+        "klpfarm: the verdict given by --prior does not count: its loaded trials of x show a failure rate of at most 20.4729 % at 60 % confidence, but proposed now requires at most 20 % at 95 % confidence\n"
     );
 }
 

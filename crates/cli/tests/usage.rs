@@ -76,7 +76,8 @@ fn shipped_pipelines_are_sound() {
 fn what_is_no_livepatch_is_refused_with_the_reason() {
     let dir = temporary();
     std::fs::write(dir.path().join("x.ko"), b"hello").unwrap();
-    for (patch, reason) in [("x.ko", "no 64-bit ELF file"), ("gone.ko", "No such file"), (".", "is no file")]
+    for (patch, reason) in
+        [("x.ko", "not a 64-bit ELF file"), ("gone.ko", "No such file"), (".", "not a file")]
     {
         let done = klpfarm(&["plan", "gate", "--patch", patch], dir.path(), b"");
         assert_eq!(done.code, Some(2), "{}", done.err);
@@ -135,7 +136,7 @@ fn doctor_says_what_to_do() {
     let done = klpfarm(&["doctor", "--json"], dir.path(), b"");
     let lines: Value = serde_json::from_str(&done.out).unwrap();
     let names: Vec<&str> = lines.as_array().unwrap().iter().map(|l| l["name"].as_str().unwrap()).collect();
-    assert_eq!(names, ["qemu", "forks", "kvm", "image-tools", "memory", "disk", "machines", "left over"]);
+    assert_eq!(names, ["qemu", "forks", "kvm", "image-tools", "memory", "disk", "machines", "leftovers"]);
     for line in lines.as_array().unwrap() {
         let told = line["status"] == "ok" || line["hint"].as_str().is_some_and(|h| !h.is_empty());
         assert!(told, "{line:#}");

@@ -26,7 +26,7 @@ pub fn parse_since(text: &str, now: Timestamp) -> Result<Timestamp, String> {
         (!length.is_negative()).then(|| now.checked_sub(length).ok()).flatten()
     };
     text.parse().ok().and_then(ago).ok_or_else(|| {
-        format!("`{text}` is neither a day nor a length of time: write for example 2026-11-30, 7d or 12h")
+        format!("`{text}` is neither a date nor a duration: write for example 2026-11-30, 7d or 12h")
     })
 }
 

@@ -96,7 +96,7 @@ fn read_manifest(mut entry: tar::Entry<'_, impl Read>) -> Result<CheckpointManif
         return Err(format!("`{MANIFEST}` is too long"));
     }
     let manifest = parse(&text).map_err(|e| format!("`{MANIFEST}`: {e}"))?.map_err(|schema| {
-        format!("its schema is {schema}, this klpfarm reads {}", crate::CHECKPOINT_SCHEMA)
+        format!("its schema is {schema}, but this klpfarm reads {}", crate::CHECKPOINT_SCHEMA)
     })?;
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     // The id becomes a folder's name.
@@ -124,11 +124,11 @@ fn allowed<'m>(
 ) -> Result<&'m CheckpointFile, String> {
     let path = entry.path_bytes();
     let Some(at) = missing.iter().position(|f| f.name.as_bytes() == &*path) else {
-        return Err(format!("`{}` does not belong into it", String::from_utf8_lossy(&path).escape_debug()));
+        return Err(format!("`{}` does not belong in it", String::from_utf8_lossy(&path).escape_debug()));
     };
     match entry.header().entry_type() {
         EntryType::Regular | EntryType::GNUSparse => Ok(missing.swap_remove(at)),
-        other => Err(format!("`{}` is no plain file but {other:?}", missing[at].name)),
+        other => Err(format!("`{}` is not a regular file but {other:?}", missing[at].name)),
     }
 }
 
@@ -155,10 +155,10 @@ fn own_overlay(path: &Path) -> Result<(), String> {
     };
     // Magic and version 3 together.
     if field(0)? != 0x5146_49fb_0000_0003 {
-        return Err("`disk.qcow2` is no qcow2 file of version 3".into());
+        return Err("`disk.qcow2` is not a qcow2 file of version 3".into());
     }
     if field(BACKING_FILE)? != 0 || field(INCOMPATIBLE_FEATURES)? & EXTERNAL_DATA != 0 {
-        return Err("`disk.qcow2` names other files of its host".into());
+        return Err("`disk.qcow2` refers to other files of its host".into());
     }
     Ok(())
 }
@@ -169,11 +169,9 @@ fn require_image(manifest: &CheckpointManifest, images: &Store) -> Result<()> {
     let key = &manifest.key;
     let missing =
         |reason: String| Error::NoImageOf { id: manifest.id.clone(), image: key.image.clone(), reason };
-    let image = images.lookup(&key.image).map_err(|_| missing("it is not here".into()))?;
+    let image = images.lookup(&key.image).map_err(|_| missing("it is not on this host".into()))?;
     if image.id() != key.image || image.identity() != key.image_hash {
-        return Err(missing(
-            "the one here was built separately: its keys and files lie elsewhere on its disk".into(),
-        ));
+        return Err(missing("the image on this host was built separately, so its disk differs".into()));
     }
     Ok(())
 }

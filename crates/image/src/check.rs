@@ -92,8 +92,10 @@ impl<'a> Check<'a> {
         self.word(&["build", "kernel", "image"], &build.kernel.image);
         self.word(&["build", "kernel", "headers"], &build.kernel.headers);
         match parse_size(&build.disk) {
-            None => self
-                .problem(&["build", "disk"], format!("`{}` is no size: a number with K, M or G", build.disk)),
+            None => self.problem(
+                &["build", "disk"],
+                format!("`{}` is not a valid size: write a number with K, M or G", build.disk),
+            ),
             // The tree with compiler and headers takes about 700 MiB.
             Some(bytes) if bytes < 2 << 30 => self.problem(&["build", "disk"], "too small: at least 2G"),
             Some(_) => {}
@@ -112,7 +114,7 @@ impl<'a> Check<'a> {
                 if given {
                     self.problem(
                         &["prebuilt", name],
-                        "means nothing without `kernel`: the disk's boot loader decides",
+                        "has no effect without `kernel`: the boot loader of the disk decides",
                     );
                 }
             }
@@ -120,10 +122,10 @@ impl<'a> Check<'a> {
         match (p.seed, &p.ssh) {
             (None, None) => self.problem(
                 &["prebuilt"],
-                "nothing says how to log in: `seed: nocloud` for a guest with cloud-init, else `ssh: {user, key}`",
+                "no way to log in: write `seed: nocloud` for a guest with cloud-init, otherwise `ssh: {user, key}`",
             ),
             (Some(_), Some(_)) => {
-                self.problem(&["prebuilt", "ssh"], "not together with `seed`: the seed brings a key of its own");
+                self.problem(&["prebuilt", "ssh"], "cannot be combined with `seed`, which adds its own key");
             }
             _ => {}
         }

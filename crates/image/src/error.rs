@@ -131,7 +131,7 @@ pub enum Error {
         dir: PathBuf,
     },
     /// Several checkpoints begin so.
-    #[error("`{name}` may be any of the checkpoints {}; give more of the id", .ids.join(", "))]
+    #[error("`{name}` matches several checkpoints: {}; give more of the id", .ids.join(", "))]
     AmbiguousCheckpoint {
         /// What was asked for.
         name: String,
@@ -142,7 +142,7 @@ pub enum Error {
     #[error("checkpoint {0} is being made or used right now; try again when that has ended")]
     CheckpointBusy(String),
     /// It is there already.
-    #[error("checkpoint {0} is there already; `klpfarm checkpoint rm {0}` removes it")]
+    #[error("checkpoint {0} exists already; remove it with `klpfarm checkpoint rm {0}`")]
     CheckpointThere(String),
     /// A checkpoint is not what it was when it was made.
     #[error(

@@ -30,7 +30,7 @@ impl Image {
             output,
         };
         if self.rootfs().is_none() && self.headers().is_none() {
-            let reason = "it has no kernel build tree: name one in the recipe, `prebuilt.headers`";
+            let reason = "it has no kernel build tree: add one to the recipe as `prebuilt.headers`";
             return Err(Error::NoHeaders { image: self.id().to_owned(), reason: reason.to_owned() });
         }
         let search_path = fsutil::search_path(None);

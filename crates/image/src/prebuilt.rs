@@ -137,7 +137,7 @@ fn check(recipe: &Recipe, spec: &PrebuiltSpec, files: &[Wanted<'_>]) -> Result<(
         check.problem(&["prebuilt", "ssh", "key"], format!("no file {}", ssh.key.display()));
     }
     if let Some(headers) = spec.headers.as_ref().filter(|headers| !headers.join("Makefile").is_file()) {
-        check.problem(&["prebuilt", "headers"], format!("{} is no kernel build tree", headers.display()));
+        check.problem(&["prebuilt", "headers"], format!("{} is not a kernel build tree", headers.display()));
     }
     if check.problems.is_empty() { Ok(()) } else { Err(Error::Recipe(check.problems)) }
 }

@@ -117,9 +117,9 @@ prebuilt:
         ":5:1: prebuilt.disk.url: either `path` or `url`",
         ":6:1: prebuilt.disk.sha256: not a SHA-256",
         ":8:1: prebuilt.initrd: neither `path` nor `url`",
-        ":8:1: prebuilt.initrd: means nothing without `kernel`",
-        ":9:1: prebuilt.cmdline: means nothing without `kernel`",
-        ":2:1: prebuilt: nothing says how to log in",
+        ":8:1: prebuilt.initrd: has no effect without `kernel`",
+        ":9:1: prebuilt.cmdline: has no effect without `kernel`",
+        ":2:1: prebuilt: no way to log in",
     ];
     assert_eq!(found.len(), starts.len(), "{found:#?}");
     for (found, start) in found.iter().zip(starts) {

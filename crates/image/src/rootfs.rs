@@ -130,7 +130,10 @@ async fn take(dir: &Path, from: &str, to: &str) -> Result<FileEntry> {
     if to == "vmlinuz" {
         let named = kernel::release_of_bzimage(&target);
         if named.is_none_or(|named| !from.ends_with(&named)) {
-            return Err(Error::Unexpected(format!("{}: not the kernel its name promises", source.display())));
+            return Err(Error::Unexpected(format!(
+                "{}: a kernel of another release than its name says",
+                source.display()
+            )));
         }
     }
     let sha256 = fsutil::sha256(&target, &mut |_| {}).await?;
@@ -147,7 +150,7 @@ fn headers(release: &str, dir: &Path) -> Result<PathBuf> {
         return Ok(headers);
     }
     Err(Error::Unexpected(format!(
-        "{}: leads to {}, which is no kernel build tree",
+        "{}: leads to {}, which is not a kernel build tree",
         link.display(),
         goal.display()
     )))

@@ -327,9 +327,9 @@ async fn nothing_strange_is_taken_out_of_an_archive() {
         ("does not belong", stranger(entry(outside.to_str().unwrap(), EntryType::Regular, b"x"))),
         ("does not belong", stranger(entry("authorized_keys", EntryType::Regular, b"x"))),
         ("does not belong", [good.clone(), file_again(&good)].concat()),
-        ("`ram` is no plain file but Symlink", stranger(entry("ram", EntryType::Symlink, b""))),
-        ("`state` is no plain file but Link", stranger(entry("state", EntryType::Link, b""))),
-        ("`state` is no plain file but Directory", stranger(entry("state", EntryType::Directory, b""))),
+        ("`ram` is not a regular file but Symlink", stranger(entry("ram", EntryType::Symlink, b""))),
+        ("`state` is not a regular file but Link", stranger(entry("state", EntryType::Link, b""))),
+        ("`state` is not a regular file but Directory", stranger(entry("state", EntryType::Directory, b""))),
         ("is missing", [first(&manifest), without("state")].concat()),
         (
             "`state` has 3 bytes",
@@ -373,7 +373,7 @@ async fn nothing_strange_is_taken_out_of_an_archive() {
         world.store.export(&key.id(), &world.archive()).unwrap();
         world.store.remove(&key.id()).unwrap();
         let error = world.store.import(&world.archive(), &world.images).unwrap_err().to_string();
-        assert!(error.contains("names other files of its host"), "{error}");
+        assert!(error.contains("refers to other files of its host"), "{error}");
         assert!(world.entries().is_empty());
     }
     fs::write(world.archive(), good).unwrap();

@@ -37,7 +37,7 @@ fn of_plan(plan: &Plan) -> Vec<String> {
 fn of_rule(plan: &Plan) -> Vec<String> {
     let mut found = Vec::new();
     if plan.schema != plan::SCHEMA {
-        found.push(format!("schema: is {}, and this klpfarm reads {}", plan.schema, plan::SCHEMA));
+        found.push(format!("schema: is {}, but this klpfarm reads {}", plan.schema, plan::SCHEMA));
     }
     let rule = &plan.rule;
     let wrong = rule.problems();

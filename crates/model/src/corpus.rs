@@ -60,13 +60,13 @@ impl Corpus {
             let mut wrong = |field, message| found.push((example, field, message));
             let plain = example.patch.split('/').all(|part| !matches!(part, "" | "." | ".."));
             if !plain {
-                wrong("patch", format!("`{}` is no folder below this file", example.patch));
+                wrong("patch", format!("`{}` is not a folder next to this file", example.patch));
             }
             if self.examples[..n].iter().any(|e| e.name() == example.name()) {
                 wrong("patch", format!("there are two examples named `{}`", example.name()));
             }
             if !example.caught_by.is_empty() && example.outcome.is_some_and(|o| o != Outcome::Rejected) {
-                wrong("outcome", "what is caught is rejected: leave out `outcome` or `caught_by`".into());
+                wrong("outcome", "`caught_by` implies a rejection: remove `outcome` or `caught_by`".into());
             }
         }
         found
@@ -128,7 +128,7 @@ mod tests {
         );
         assert!(
             twice.contains("c.yaml:3:1: examples: patch: there are two examples named `a`")
-                && twice.contains("`../b` is no folder"),
+                && twice.contains("`../b` is not a folder"),
             "{twice}"
         );
     }

@@ -9,8 +9,9 @@ pub(crate) fn serialize<S: Serializer>(d: &Duration, s: S) -> Result<S::Ok, S::E
 }
 
 pub(crate) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Duration, D::Error> {
-    let text = String::deserialize(d)
-        .map_err(|_| serde::de::Error::custom("is no duration: write for example `90s` or `4h 30m`"))?;
+    let text = String::deserialize(d).map_err(|_| {
+        serde::de::Error::custom("is not a valid duration: write for example `90s` or `4h 30m`")
+    })?;
     parse(&text).map_err(serde::de::Error::custom)
 }
 
@@ -21,7 +22,7 @@ pub(crate) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Duration, D
 pub fn parse(text: &str) -> Result<Duration, String> {
     let hint = "write for example `90s`, `1m 30s` or `4h`";
     let parsed: jiff::SignedDuration =
-        text.parse().map_err(|_| format!("`{text}` is no duration: {hint}"))?;
+        text.parse().map_err(|_| format!("`{text}` is not a valid duration: {hint}"))?;
     Duration::try_from(parsed).map_err(|_| format!("`{text}` is negative: {hint}"))
 }
 
@@ -59,7 +60,7 @@ mod tests {
         assert_eq!(parse("4h").unwrap(), Duration::from_secs(4 * 3600));
         assert_eq!(parse("250ms").unwrap(), Duration::from_millis(250));
         assert!(parse("-3s").unwrap_err().contains("negative"));
-        assert!(parse("soon").unwrap_err().contains("no duration"));
+        assert!(parse("soon").unwrap_err().contains("not a valid duration"));
         for d in [Duration::from_secs(90), Duration::from_millis(1500)] {
             assert_eq!(parse(&text(d)).unwrap(), d);
         }

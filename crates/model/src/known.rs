@@ -83,13 +83,10 @@ impl KnownFindings {
                 });
             };
             if entry.title.chars().all(|c| c == '*' || c.is_whitespace()) {
-                wrong(
-                    "title",
-                    "names every finding: write the title, with `*` where it may differ".to_owned(),
-                );
+                wrong("title", "matches every finding: write the title, with `*` where it varies".to_owned());
             }
             if entry.reason.trim().is_empty() {
-                wrong("reason", "is empty: say why this finding is no news".to_owned());
+                wrong("reason", "is empty: say why this finding is expected".to_owned());
             }
             match date(&entry.expires) {
                 Some(expires) => list.push(KnownFinding {
@@ -99,7 +96,8 @@ impl KnownFindings {
                     expires,
                 }),
                 None => {
-                    let message = format!("`{}` is no date: write for example 2027-01-31", entry.expires);
+                    let message =
+                        format!("`{}` is not a valid date: write for example 2027-01-31", entry.expires);
                     wrong("expires", message);
                 }
             }
@@ -127,12 +125,15 @@ impl Standing<'_> {
             Self::Known(entry) => format!("known: {}, until {}", entry.reason, entry.expires),
             Self::Counts(entry) => {
                 format!(
-                    "listed as known ({}), but seen with the patch only, or more often: it counts",
+                    "listed as known ({}), but counted: it occurs only with the patch, or more often with it",
                     entry.reason
                 )
             }
             Self::Expired(entry) => {
-                format!("known ({}) until it expired on {}: counts as new again", entry.reason, entry.expires)
+                format!(
+                    "known ({}), but the entry expired on {}: reported as new again",
+                    entry.reason, entry.expires
+                )
             }
         })
     }
@@ -265,7 +266,7 @@ mod tests {
         assert_eq!(hung("ubuntu-16.04", true, last), "unlisted ");
         let after = hung("debian-12", true, date(2027, 1, 1));
         assert!(
-            after.starts_with("expired ") && after.contains("expired on 2026-12-31: counts as new again"),
+            after.starts_with("expired ") && after.contains("expired on 2026-12-31: reported as new again"),
             "{after}"
         );
     }
@@ -273,7 +274,7 @@ mod tests {
     #[test]
     fn what_happens_only_with_the_patch_is_excused_by_no_entry() {
         let counts = words("INFO: task hung in f", "debian-12", false, date(2026, 6, 1));
-        assert!(counts.starts_with("counts ") && counts.ends_with("it counts"), "{counts}");
+        assert!(counts.starts_with("counts ") && counts.contains("but counted"), "{counts}");
         for attribution in [Attribution::Patch, Attribution::Unconfirmed, Attribution::NoControl] {
             assert!(!is_of_image(attribution), "{attribution:?}");
         }
@@ -317,9 +318,9 @@ mod tests {
         for (bad, field, text) in [
             ("- {title: '* *', reason: b, expires: 2027-01-31}\n", "title", "every finding"),
             ("- {title: a, reason: ' ', expires: 2027-01-31}\n", "reason", "is empty"),
-            ("- {title: a, reason: b, expires: soon}\n", "expires", "`soon` is no date"),
-            ("- {title: a, reason: b, expires: 2027-01-31T10:00}\n", "expires", "no date"),
-            ("- {title: a, reason: b, expires: 2027-02-30}\n", "expires", "no date"),
+            ("- {title: a, reason: b, expires: soon}\n", "expires", "`soon` is not a valid date"),
+            ("- {title: a, reason: b, expires: 2027-01-31T10:00}\n", "expires", "is not a valid date"),
+            ("- {title: a, reason: b, expires: 2027-02-30}\n", "expires", "is not a valid date"),
             ("- {title: a, reason: b, expires: 2027-01-31, until: x}\n", "until", "unknown field"),
             ("- {title: a, expires: 2027-01-31}\n", "", "missing field `reason`"),
         ] {

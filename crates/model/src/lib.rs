@@ -46,5 +46,5 @@ pub use stats::{fisher, upper_bound};
 pub use tiers::{TierRule, Tiers, check_prior, check_severity};
 pub use verdict::{Outcome, Verdict};
 pub use wait::{Frame, Noted, Wait, Waits, without_address};
-pub use words::{Accel, Arm, Phase, Tier};
+pub use words::{Accel, Arm, Phase, Tier, counted};
 pub use workload::{Run, Scalar, Workload};

@@ -80,7 +80,7 @@ impl Sidecar {
                     file: file.to_owned(),
                     at: yaml::line_of(text, &["cves"]).map(|line| (line, 1)),
                     field: "cves".into(),
-                    message: format!("`{cve}` is no CVE number; write for example CVE-2020-29372"),
+                    message: format!("`{cve}` is not a CVE number; write for example CVE-2020-29372"),
                 });
             }
         }
@@ -121,26 +121,29 @@ impl Patch {
         if data.is_empty() {
             return Err(refuse("is empty"));
         }
-        let elf: ElfFile64<'_, Endianness> = ElfFile64::parse(data)
-            .map_err(|e| refuse(&format!("is no 64-bit ELF file ({e}); give the built module, X.ko")))?;
+        let elf: ElfFile64<'_, Endianness> = ElfFile64::parse(data).map_err(|e| {
+            refuse(&format!("not a 64-bit ELF file ({e}); give the built kernel module (X.ko)"))
+        })?;
         let header = elf.elf_header();
         if header.e_machine(elf.endian()) != EM_X86_64 {
             return Err(refuse("is not for x86-64"));
         }
         if header.e_type(elf.endian()) != ET_REL {
-            return Err(refuse("is an ELF file but no kernel module (not relocatable); give X.ko"));
+            return Err(refuse("is an ELF file but not a kernel module (not relocatable); give X.ko"));
         }
         let info = Modinfo::read(&elf).ok_or_else(|| {
-            refuse("has no .modinfo section: it is an object file, not a linked module; give X.ko")
+            refuse("has no .modinfo section: an object file, not a linked module; give X.ko")
         })?;
-        let vermagic = info
-            .get("vermagic")
-            .ok_or_else(|| refuse("has no vermagic: it is not a finished kernel module; give X.ko as the kernel's build makes it"))?;
+        let vermagic = info.get("vermagic").ok_or_else(|| {
+            refuse(
+                "has no vermagic: not a finished kernel module; give the X.ko produced by the kernel build",
+            )
+        })?;
         let livepatch =
             info.get("livepatch").is_some_and(|v| v.starts_with('Y')) || wants_livepatch_api(&elf);
         if !livepatch {
             return Err(refuse(
-                "is a kernel module but no livepatch (no `livepatch=Y` mark, and it calls neither klp_enable_patch nor klp_register_patch)",
+                "is a kernel module but not a livepatch (no `livepatch=Y` mark, and it calls neither klp_enable_patch nor klp_register_patch)",
             ));
         }
         let name = this_module_name(&elf)
@@ -148,13 +151,13 @@ impl Patch {
             .or_else(|| file.file_stem().map(|s| s.to_string_lossy().replace('-', "_")))
             .unwrap_or_default();
         if !is_module_name(&name) {
-            return Err(refuse(&format!("has the module name {name:?}, which no module can have")));
+            return Err(refuse(&format!("has the module name {name:?}, which is not a valid module name")));
         }
         let depends = info.get("depends").unwrap_or_default().split(',').filter(|s| !s.is_empty());
         let depends: Vec<String> = depends.map(str::to_owned).collect();
         let objects = patched_objects(&elf);
         if let Some(module) = depends.iter().chain(&objects).find(|m| !is_module_name(m)) {
-            return Err(refuse(&format!("needs a module named {module:?}, which no module can be named")));
+            return Err(refuse(&format!("depends on {module:?}, which is not a valid module name")));
         }
         Ok(Self {
             file: file.to_owned(),
@@ -185,7 +188,7 @@ impl Patch {
         Err(PatchError {
             file: self.file.clone(),
             reason: format!(
-                "was built for kernel {}, but image {image} runs {release}: build it again for that kernel, or name the image it was built for",
+                "was built for kernel {}, but image {image} runs {release}: rebuild it for that kernel, or use the image it was built for",
                 self.release()
             ),
         })
@@ -282,14 +285,14 @@ mod tests {
     #[test]
     fn what_is_no_module_is_refused_with_the_reason() {
         assert!(refusal(b"").contains("is empty"));
-        assert!(refusal(b"hello").contains("no 64-bit ELF"));
+        assert!(refusal(b"hello").contains("not a 64-bit ELF"));
         assert!(refusal(b"\xfd7zXZ\0...").contains("unxz"));
     }
 
     #[test]
     fn a_program_is_no_module() {
         let me = std::fs::read(std::env::current_exe().unwrap()).unwrap();
-        assert!(refusal(&me).contains("no kernel module"), "{}", refusal(&me));
+        assert!(refusal(&me).contains("not a kernel module"), "{}", refusal(&me));
     }
 
     #[test]

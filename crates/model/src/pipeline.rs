@@ -334,7 +334,7 @@ impl Pipeline {
         check(
             is_name(&self.name),
             "name",
-            format!("`{}` is no name: use lower-case letters, digits and dashes", self.name),
+            format!("`{}` is not a valid name: use lower-case letters, digits and dashes", self.name),
         );
         check(
             !self.image.is_empty(),
@@ -350,37 +350,33 @@ impl Pipeline {
             check(!self.workloads[..i].contains(name), "workloads", format!("names `{name}` twice"));
         }
         let MachineShape { cpus, memory_mib } = self.machine;
-        check((1..=255).contains(&cpus), "machine.cpus", format!("is {cpus}; 1 to 255 are possible"));
+        check((1..=255).contains(&cpus), "machine.cpus", format!("is {cpus}; must be 1 to 255"));
         check(
             (256..=1 << 20).contains(&memory_mib),
             "machine.memory_mib",
-            format!("is {memory_mib}; 256 or more is needed"),
+            format!("is {memory_mib}; must be 256 or more"),
         );
         for &arm in Arm::ALL {
             let n = self.arms.of(arm).unwrap_or(1);
-            check(n <= 10_000, &format!("arms.{arm}"), format!("is {n}; at most 10000 trials"));
+            check(n <= 10_000, &format!("arms.{arm}"), format!("is {n}; must be at most 10000"));
         }
         check(
             self.arms.loaded != Some(0),
             "arms.loaded",
-            "is 0; without a loaded trial nothing can be said of the patch".into(),
+            "is 0; at least one loaded trial is needed to judge the patch".into(),
         );
         check(
             self.arms.control > 0,
             "arms.control",
-            "is 0; without a control trial no finding can be attributed".into(),
+            "is 0; at least one control trial is needed to attribute findings".into(),
         );
         let Gathering { dump_mib, seconds, .. } = self.evidence;
         check(
             (16..=1 << 20).contains(&dump_mib),
             "evidence.dump_mib",
-            format!("is {dump_mib}; 16 to {} are possible; `dump: never` makes no dump", 1 << 20),
+            format!("is {dump_mib}; must be 16 to {}; write `dump: never` for no dump", 1 << 20),
         );
-        check(
-            (5..=3600).contains(&seconds),
-            "evidence.seconds",
-            format!("is {seconds}; 5 to 3600 are possible"),
-        );
+        check((5..=3600).contains(&seconds), "evidence.seconds", format!("is {seconds}; must be 5 to 3600"));
         let zero = Duration::ZERO;
         let p = &self.phases;
         check(
@@ -391,32 +387,28 @@ impl Pipeline {
         check(
             p.settle >= Duration::from_secs(1),
             "phases.settle",
-            "is too short; the first line of a fork's probe counts what was done before it, so 1s or more"
+            "is too short; 1s or more is needed, because the first report after forking covers earlier work"
                 .into(),
         );
         check(p.soak > zero, "phases.soak", "is zero; 30s or more show what a patch does under load".into());
-        check(
-            (1..=100).contains(&p.cycles),
-            "phases.cycles",
-            format!("is {}; 1 to 100 are possible", p.cycles),
-        );
+        check((1..=100).contains(&p.cycles), "phases.cycles", format!("is {}; must be 1 to 100", p.cycles));
         check(
             self.arms.reapply == 0 || !p.revert.is_zero(),
             "phases.revert",
-            "is zero, but `arms.reapply` takes the patch back".into(),
+            "is zero, but `arms.reapply` reverts the patch".into(),
         );
         let a = &self.aging;
         let wear = u64::from(a.cache_mib) + u64::from(a.fragment_mib);
         check(
             wear < u64::from(memory_mib),
             "aging",
-            format!("fills {wear} MiB of a machine that has {memory_mib} MiB"),
+            format!("needs {wear} MiB, but the machine has {memory_mib} MiB"),
         );
         check(self.budget != Some(zero), "budget", "is zero".into());
         check(
             self.budget.is_none() || self.rotation.is_none(),
             "budget",
-            "says the same as `rotation.duration`; leave it out".into(),
+            "duplicates `rotation.duration`; remove it".into(),
         );
         for (field, message) in self.rotation.iter().flat_map(Rotation::problems) {
             check(false, &field, message);
@@ -434,12 +426,16 @@ impl Pipeline {
             ("console", l.console),
             ("hung_task", l.hung_task),
         ] {
-            check(value >= Duration::from_secs(1), &format!("limits.{field}"), "is below one second".into());
+            check(
+                value >= Duration::from_secs(1),
+                &format!("limits.{field}"),
+                "is shorter than one second".into(),
+            );
         }
         check(
             l.console_flood > 0,
             "limits.console_flood",
-            "is zero: every console line would be a flood".into(),
+            "is zero: every console line would be reported as a flood".into(),
         );
         for (field, value) in
             [("slowdown", l.slowdown), ("latency", l.latency), ("tail", l.tail), ("starved", l.starved)]
@@ -447,14 +443,14 @@ impl Pipeline {
             check(
                 value > 1.0 && value.is_finite(),
                 &format!("limits.{field}"),
-                format!("is {value}; a factor above 1 is needed"),
+                format!("is {value}; must be greater than 1"),
             );
         }
         for (field, value) in [("leak", l.leak), ("growth", l.growth)] {
             check(
                 value > 0.0 && value.is_finite(),
                 &format!("limits.{field}"),
-                format!("is {value}; a rate above 0 is needed"),
+                format!("is {value}; must be greater than 0"),
             );
         }
         found
@@ -490,7 +486,7 @@ mod tests {
             "gate.yaml:6:1: arms.control",
             "machine.cpus",
             "phases.cycles",
-            "aging: fills 2048 MiB of a machine that has 1024 MiB",
+            "aging: needs 2048 MiB, but the machine has 1024 MiB",
             "gate.yaml:10:1: budget: is zero",
         ] {
             assert!(error.contains(expected), "{error}\nlacks {expected}");
@@ -517,9 +513,9 @@ mod tests {
         let error =
             parse(&format!("{base}limits: {{tail: 1, starved: .inf, leak: 0, growth: -1}}\n")).unwrap_err();
         for expected in [
-            "limits.tail: is 1; a factor",
+            "limits.tail: is 1; must be greater than 1",
             "limits.starved: is inf",
-            "limits.leak: is 0; a rate",
+            "limits.leak: is 0; must be greater than 0",
             "limits.growth",
         ] {
             assert!(error.contains(expected), "{error}\nlacks {expected}");
@@ -533,7 +529,7 @@ mod tests {
         assert!(
             error.starts_with("gate.yaml:5:")
                 && error.contains("phases.soak")
-                && error.contains("no duration"),
+                && error.contains("not a valid duration"),
             "{error}"
         );
         let error = parse(&format!("{base}phases:\n  sook: 3s\n")).unwrap_err();
@@ -546,8 +542,8 @@ mod tests {
     fn limits_that_find_everything_are_refused() {
         let base = "name: gate\nimage: debian-12\nworkloads: [a]\nlimits: ";
         for (limits, expected) in [
-            ("{cpu: 100ms}", "limits.cpu: is below one second"),
-            ("{console: 0s}", "limits.console: is below one second"),
+            ("{cpu: 100ms}", "limits.cpu: is shorter than one second"),
+            ("{console: 0s}", "limits.console: is shorter than one second"),
             ("{console_flood: 0}", "limits.console_flood: is zero"),
         ] {
             let error = parse(&format!("{base}{limits}\n")).unwrap_err();

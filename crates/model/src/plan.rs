@@ -215,7 +215,7 @@ impl Plan {
         match pipeline.rotation.as_ref().map(|r| r.duration) {
             Some(duration) if duration < least => {
                 return Err(PlanError::OutOfReach(format!(
-                    "rotation.duration: is {} s, but one round of its {} trials takes about {} s, {} at once: raise it, or take fewer images, loads or trials of each arm",
+                    "rotation.duration: is {} s, but one round of its {} trials takes about {} s, {} at once: raise it, or use fewer images, loads or trials per arm",
                     duration.as_secs(),
                     plan.trials.len(),
                     least.as_secs(),
@@ -226,7 +226,7 @@ impl Plan {
         }
         match pipeline.budget {
             Some(budget) if budget < least && with.trials.is_none() => Err(PlanError::OutOfReach(format!(
-                "budget: is {} s, but the {needed} loaded trials that tier {tier} needs and their company take about {} s, {} at once: raise it",
+                "budget: is {} s, but the {needed} loaded trials required by tier {tier}, plus the other arms, take about {} s with {} machines at once: raise it",
                 budget.as_secs(),
                 least.as_secs(),
                 plan.jobs
@@ -346,7 +346,7 @@ fn sequence(pipeline: &Pipeline, with: &Resolved, needed: u32) -> Result<Vec<Tri
         let relevant = arm == Arm::Loaded || stacked > 1;
         if let Some(most) = most.filter(|most| *most < needed && with.trials.is_none() && relevant) {
             return Err(PlanError::OutOfReach(format!(
-                "arms.{arm}: tier {tier} needs {needed} clean {arm} trials (at most {:.0} % failures at {:.0} % confidence), but the pipeline allows {most}: raise it to {needed} or more, or leave it out; to look for findings only, say --trials {most}",
+                "arms.{arm}: tier {tier} needs {needed} clean {arm} trials (at most {:.0} % failures at {:.0} % confidence), but the pipeline allows {most}: raise it to {needed} or more, or remove it; to only look for findings, use --trials {most}",
                 with.rule.max_failure_rate * 100.0,
                 with.rule.confidence * 100.0,
             )));
@@ -363,7 +363,7 @@ fn has_arms(pipeline: &Pipeline, with: &Resolved) -> Result<(), PlanError> {
     let lacks = |arm: &&Arm| pipeline.arms.of(**arm) == Some(0);
     with.rule.arms.iter().find(lacks).map_or(Ok(()), |arm| {
         Err(PlanError::OutOfReach(format!(
-            "arms.{arm}: tier {} asks for this arm, but the pipeline has 0 trials of it",
+            "arms.{arm}: tier {} requires this arm, but the pipeline has 0 trials of it",
             with.tier
         )))
     })
@@ -382,7 +382,7 @@ fn round(pipeline: &Pipeline, with: &Resolved) -> Result<(Vec<Turn>, Vec<Trial>)
             let kernel = |t: &Turn| t.image.release.clone().unwrap_or_default();
             let kernels: Vec<String> = turns.iter().map(kernel).collect();
             return Err(PlanError::OutOfReach(format!(
-                "patch {}: is for {}, and the images have {}",
+                "patch {}: built for kernel {}, but the images have {}",
                 patch.file.display(),
                 patch.release(),
                 kernels.join(", ")

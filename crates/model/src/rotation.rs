@@ -58,13 +58,17 @@ impl Rotation {
                 found.push((field.to_owned(), message));
             }
         };
-        check(!self.duration.is_zero(), "rotation.duration", "is zero; 8h is a night".into());
+        check(
+            !self.duration.is_zero(),
+            "rotation.duration",
+            "is zero; write for example 8h for a night".into(),
+        );
         for (i, image) in self.images.iter().enumerate() {
             check(!self.images[..i].contains(image), "rotation.images", format!("names `{image}` twice"));
         }
         for (load, names) in &self.loads {
             let field = "rotation.loads";
-            let name = "is no name: use lower-case letters, digits and dashes";
+            let name = "is not a valid name: use lower-case letters, digits and dashes";
             check(is_name(load), field, format!("`{load}` {name}"));
             let empty = "is empty; a patch is never qualified without load";
             check(!names.is_empty(), field, format!("`{load}` {empty}"));
@@ -106,7 +110,7 @@ impl Turn {
         self.patches = (0..patches.len()).filter(|i| fits(&patches[*i])).collect();
         if self.patches.is_empty() && !patches.is_empty() {
             return Err(PlanError::OutOfReach(format!(
-                "rotation.images: no candidate is for {} (kernel {}): give one that was built for it, or leave the image out",
+                "rotation.images: no candidate was built for {} (kernel {}): add one, or remove the image",
                 self.image.name,
                 self.image.release.as_deref().unwrap_or("unknown")
             )));

@@ -75,7 +75,7 @@ impl Tiers {
     pub fn rule(&self, tier: Tier) -> Result<&TierRule, String> {
         self.rules.get(&tier).ok_or_else(|| {
             format!(
-                "{}: defines no tier `{tier}`, only {}; add it there or ask for another",
+                "{}: tier `{tier}` is not defined, only {}; define it or choose another",
                 self.file.display(),
                 list(self.rules.keys())
             )
@@ -99,7 +99,7 @@ impl Tiers {
         if self.rules.is_empty() {
             return vec![(
                 String::new(),
-                format!("defines no tier; write at least one of {}", list(Tier::ALL)),
+                format!("defines no tier; define at least one of {}", list(Tier::ALL)),
             )];
         }
         let mut found = Vec::new();
@@ -116,13 +116,13 @@ impl Tiers {
         if after >= tier {
             return Some((
                 "after",
-                format!("is {after}, which is not below {tier}: the order is {}", list(Tier::ALL)),
+                format!("is {after}, which is not below {tier}; the order is {}", list(Tier::ALL)),
             ));
         }
         (!self.rules.contains_key(&after)).then(|| {
             (
                 "after",
-                format!("is {after}, a tier that this file does not define; define it or leave `after` out"),
+                format!("is {after}, a tier that this file does not define; define it or remove `after`"),
             )
         })
     }
@@ -163,12 +163,12 @@ impl TierRule {
         check(
             possible_rate,
             "max_failure_rate",
-            format!("is {rate}; a share between 0 and 1 is needed, 0.05 for 5 %"),
+            format!("is {rate}; must be between 0 and 1, for example 0.05 for 5 %"),
         );
         check(
             possible_confidence,
             "confidence",
-            format!("is {}; a share from 0.5 to below 1 is needed, 0.95 for 95 %", self.confidence),
+            format!("is {}; must be at least 0.5 and below 1, for example 0.95 for 95 %", self.confidence),
         );
         if possible_rate && possible_confidence {
             let trials = self.trials();
@@ -176,16 +176,15 @@ impl TierRule {
                 trials <= MOST_TRIALS,
                 "max_failure_rate",
                 format!(
-                    "takes {trials} clean trials at confidence {}; at most {MOST_TRIALS} can be planned",
+                    "requires {trials} clean trials at confidence {}, more than the maximum of {MOST_TRIALS}",
                     self.confidence
                 ),
             );
         }
         check(!self.soak.is_zero(), "soak", "is zero; 30s or more show what a patch does under load".into());
-        for (arm, why) in [
-            (Arm::Loaded, "without it nothing can be said of the patch"),
-            (Arm::Control, "without it no finding can be attributed"),
-        ] {
+        for (arm, why) in
+            [(Arm::Loaded, "needed to judge the patch"), (Arm::Control, "needed to attribute findings")]
+        {
             check(self.arms.contains(&arm), "arms", format!("lacks {arm}; {why}"));
         }
         if let Some(arm) = twice(&self.arms) {
@@ -195,19 +194,19 @@ impl TierRule {
             check(
                 self.after.is_some(),
                 "signed_by",
-                "asks for signatures of no verdict: say with `after` which tier comes before".into(),
+                "requires a signature but no earlier tier: set `after` to the tier whose verdict must be signed".into(),
             );
             check(
                 !keys.is_empty(),
                 "signed_by",
-                "is empty, so that no verdict could count; leave it out to ask for no signature".into(),
+                "is empty, so no verdict could ever count; remove it to require no signature".into(),
             );
         }
         if let Some(severities) = &self.severities {
             check(
                 !severities.is_empty(),
                 "severities",
-                "is empty, so that no patch could enter; leave it out to let all".into(),
+                "is empty, so no patch could ever enter; remove it to allow all".into(),
             );
             if let Some(severity) = twice(severities) {
                 check(false, "severities", format!("names {} twice", word(*severity)));
@@ -233,27 +232,27 @@ pub fn check_prior(
     let Some(after) = tiers.rule(tier)?.after else { return Ok(()) };
     let Some(prior) = prior else {
         return Err(format!(
-            "tier {tier} takes only what {after} has qualified: run with --tier {after} first and give its verdict with --prior verdict.json"
+            "tier {tier} requires a verdict that qualifies the patch for {after}: run with --tier {after} first and pass its verdict with --prior verdict.json"
         ));
     };
     let mut wrong = Vec::new();
     if prior.tier != after {
-        wrong.push(format!("it is of tier {}, and {tier} asks for {after}", prior.tier));
+        wrong.push(format!("it is for tier {}, but {tier} requires {after}", prior.tier));
     }
     if prior.verdict != Outcome::Qualified {
-        wrong.push(format!("it says {}, and {tier} asks for {}", prior.verdict, Outcome::Qualified));
+        wrong.push(format!("its outcome is {}, but {tier} requires {}", prior.verdict, Outcome::Qualified));
     }
     let (before, now) = (hashes(tested(prior)), hashes(patches));
     if before != now {
-        wrong.push(format!("it is about patch {before}, and this run about {now}"));
+        wrong.push(format!("it is about patch {before}, but this run is about {now}"));
     }
     if prior.image.hash != image.hash {
         let name = |image: &ImageFacts| format!("{} (hash {})", image.name, image.hash);
-        wrong.push(format!("it ran on image {}, and this run is on {}", name(&prior.image), name(image)));
+        wrong.push(format!("it is for image {}, but this run uses {}", name(&prior.image), name(image)));
     }
     let schema = crate::plan::SCHEMA;
     if prior.schema != schema {
-        wrong.push(format!("it has schema {}, and this klpfarm reads {schema}", prior.schema));
+        wrong.push(format!("it has schema {}, but this klpfarm reads {schema}", prior.schema));
     }
     // Of another tier or outcome it was said what is wrong: whether its numbers would do is then of no interest.
     if wrong.is_empty() {
@@ -262,7 +261,7 @@ pub fn check_prior(
     if wrong.is_empty() {
         Ok(())
     } else {
-        Err(format!("the verdict of --prior does not count: {}", wrong.join("; ")))
+        Err(format!("the verdict given by --prior does not count: {}", wrong.join("; ")))
     }
 }
 
@@ -277,7 +276,7 @@ fn too_little(prior: &Verdict, tier: Tier, rule: &TierRule) -> Vec<String> {
         if !(bound.failure_rate <= rule.max_failure_rate && bound.confidence >= rule.confidence) {
             let turn = bound.turn.as_ref().map(|turn| format!(" on {turn}")).unwrap_or_default();
             wrong.push(format!(
-                "its {} trials of {}{turn} leave a failure rate up to {} possible at {} confidence, and {tier} now asks for {asked}",
+                "its {} trials of {}{turn} show a failure rate of at most {} at {} confidence, but {tier} now requires {asked}",
                 bound.arm,
                 bound.patches.join(" + "),
                 percent(bound.failure_rate),
@@ -294,11 +293,11 @@ fn too_little(prior: &Verdict, tier: Tier, rule: &TierRule) -> Vec<String> {
     }
     let unbounded = unbounded.into_iter();
     wrong
-        .extend(unbounded.map(|what| format!("it has no bound for {what}, and {tier} now asks for {asked}")));
+        .extend(unbounded.map(|what| format!("it has no bound for {what}, but {tier} now requires {asked}")));
     for arm in rule.arms.iter().filter(|arm| **arm != Arm::Stack || names.len() > 1) {
         let clean = prior.arms.get(arm).map_or(0, |n| n.clean);
         if clean == 0 {
-            wrong.push(format!("it has {clean} clean {arm} trials, and {tier} now asks for at least 1"));
+            wrong.push(format!("it has {clean} clean {arm} trials, but {tier} now requires at least 1"));
         }
     }
     wrong
@@ -324,12 +323,12 @@ pub fn check_severity(rule: &TierRule, tier: Tier, patches: &[Patch]) -> Result<
     let refused = patches.iter().filter_map(|patch| match patch.sidecar.severity {
         Some(severity) if allowed.contains(&severity) => None,
         Some(severity) => Some(format!(
-            "{} is of severity {}, and tier {tier} takes {may} only",
+            "{} has severity {}, but tier {tier} only accepts {may}",
             patch.file.display(),
             word(severity)
         )),
         None => Some(format!(
-            "{} states no severity, and tier {tier} takes {may} only; write `severity:` into {}",
+            "{} has no severity, but tier {tier} only accepts {may}; add `severity:` to {}",
             patch.file.display(),
             patch.file.with_extension("yaml").display()
         )),

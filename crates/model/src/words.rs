@@ -29,11 +29,21 @@ macro_rules! words {
             fn from_str(text: &str) -> Result<Self, String> {
                 $name::ALL.iter().copied().find(|w| w.as_str() == text).ok_or_else(|| {
                     let known: Vec<&str> = $name::ALL.iter().map(|w| w.as_str()).collect();
-                    format!("`{text}` is none of {}", known.join(", "))
+                    format!("`{text}` is not one of {}", known.join(", "))
                 })
             }
         }
     };
+}
+
+/// A number and what is counted, in the singular or plural: `1 trial`, `3 processes`.
+pub fn counted(n: impl TryInto<u64>, one: &str) -> String {
+    let n = n.try_into().unwrap_or(u64::MAX);
+    match one {
+        _ if n == 1 => format!("{n} {one}"),
+        _ if one.ends_with('s') => format!("{n} {one}es"),
+        _ => format!("{n} {one}s"),
+    }
 }
 
 words! {

@@ -78,18 +78,17 @@ impl Workload {
         };
         if !is_name(&workload.name) {
             let message =
-                format!("`{}` is no name: use lower-case letters, digits and dashes", workload.name);
+                format!("`{}` is not a valid name: use lower-case letters, digits and dashes", workload.name);
             return Err(problem("name", message));
         }
         if workload.name == crate::AGING {
-            let message =
-                "`aging` is the farm's own workload; choose another name, and see `aging:` of pipelines";
+            let message = "`aging` is reserved for klpfarm's own workload; choose another name (to change it, see `aging:` of pipelines)";
             return Err(problem("name", message.into()));
         }
         match (&workload.run.builtin, &workload.run.command) {
             (Some(_), None) => Ok(workload),
             (None, Some(argv)) if argv.iter().all(String::is_empty) => {
-                Err(problem("run.command", "is empty; name a program of the guest and its arguments".into()))
+                Err(problem("run.command", "is empty; give a program of the guest and its arguments".into()))
             }
             (None, Some(_)) if !workload.run.args.is_empty() => Err(problem(
                 "run.args",
@@ -129,8 +128,8 @@ mod tests {
     #[test]
     fn mistakes_are_named() {
         let cases = [
-            ("name: a b\nrun: {builtin: x}\n", "w.yaml:1:1: name: `a b` is no name"),
-            ("name: aging\nrun: {builtin: aging}\n", "w.yaml:1:1: name: `aging` is the farm's own"),
+            ("name: a b\nrun: {builtin: x}\n", "w.yaml:1:1: name: `a b` is not a valid name"),
+            ("name: aging\nrun: {builtin: aging}\n", "w.yaml:1:1: name: `aging` is reserved"),
             ("name: a\nrun: {}\n", "w.yaml:2:1: run: needs `builtin"),
             ("name: a\nrun: {builtin: x, command: [y]}\n", "has both"),
             ("name: a\nrun:\n  command: []\n", "w.yaml:3:1: run.command: is empty"),

@@ -36,7 +36,7 @@ pub enum FolderError {
     #[error("{} is not empty: a run needs a folder of its own; name another one with --out, or, if a run was cut off in it: klpfarm resume {}", .0.display(), .0.display())]
     NotEmpty(PathBuf),
     /// No run was ever begun in it.
-    #[error("{}: is no run folder: it has no plan.json", .0.display())]
+    #[error("{}: not a run folder: it has no plan.json", .0.display())]
     NoRun(PathBuf),
     /// Another farm works in it.
     #[error("{}: another klpfarm works in it ({owner}); wait for it to end", .dir.display())]

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use junit_report::{Duration, ReportBuilder, TestCase, TestCaseBuilder, TestSuiteBuilder};
+use junit_report::{Duration, OffsetDateTime, ReportBuilder, TestCase, TestCaseBuilder, TestSuiteBuilder};
 use klpfarm_model::event::live;
 use klpfarm_model::verdict::{Attribution, Evidence, Remark, TrialRemark};
 use klpfarm_model::{Arm, Body, Event, Finding, Outcome, Plan, Source, Trial, TrialEnd, Verdict};
@@ -56,6 +56,9 @@ pub fn junit(plan: &Plan, events: &[Event], verdict: &Verdict) -> Vec<u8> {
         }
     }
     let mut suite = TestSuiteBuilder::new(&format!("klpfarm {} {}", plan.pipeline.name, patches(plan)));
+    if let Some(time) = started(events) {
+        suite.set_timestamp(time);
+    }
     let mut counted: BTreeMap<(Arm, &[usize]), u32> = BTreeMap::new();
     for trial in &plan.trials {
         let case = &cases[&trial.number];
@@ -73,6 +76,15 @@ pub fn junit(plan: &Plan, events: &[Event], verdict: &Verdict) -> Vec<u8> {
     // Writing to memory does not fail, and all text was cleaned.
     let _ = report.write_xml(&mut xml);
     xml
+}
+
+/// When the run began. Without it the suite would carry the time at which the report was written, another one at each `klpfarm judge`.
+fn started(events: &[Event]) -> Option<OffsetDateTime> {
+    let time = events.iter().find_map(|event| match &event.body {
+        Body::RunStarted { time, .. } => time.parse::<jiff::Timestamp>().ok(),
+        _ => None,
+    })?;
+    OffsetDateTime::from_unix_timestamp(time.as_second()).ok()
 }
 
 fn patches(plan: &Plan) -> String {

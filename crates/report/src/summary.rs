@@ -4,17 +4,17 @@ use std::fmt::Write;
 use std::path::Path;
 
 use klpfarm_model::known::Standing;
-use klpfarm_model::verdict::{Attribution, Evidence, Remark, TrialRemark, Wear};
-use klpfarm_model::{Noted, Outcome, Verdict};
+use klpfarm_model::verdict::{ArmCount, Attribution, Evidence, Reach, Remark, TrialRemark, Wear};
+use klpfarm_model::{Arm, Noted, Outcome, Verdict, counted};
 
 use crate::{one_line, printable};
 
-/// The verdict as text that a terminal takes for nothing but text, whoever wrote the run folder; `colour` for a terminal.
+/// The verdict as text for a terminal, with `colour` or without. Control characters that an untrusted run folder may contain are removed.
 pub fn summary(verdict: &Verdict, dir: &Path, colour: bool) -> String {
     summary_with_known(verdict, dir, colour, &[])
 }
 
-/// The same with what the list of known findings says of each item of the evidence: what is known stands apart, in a line each.
+/// As [`summary`], with what the list of known findings says of each item of the evidence: known ones are listed at the end, a line each.
 pub fn summary_with_known(verdict: &Verdict, dir: &Path, colour: bool, standings: &[Standing<'_>]) -> String {
     let (on, off) = match (colour, verdict.verdict) {
         (false, _) => ("", ""),
@@ -23,11 +23,11 @@ pub fn summary_with_known(verdict: &Verdict, dir: &Path, colour: bool, standings
         (true, Outcome::Inconclusive) => ("\x1b[1;33m", "\x1b[0m"),
     };
     let word = verdict.verdict.as_str().to_uppercase();
-    format!("{on}{word}{off}{}", printable(&beside_the_word(verdict, dir, standings)))
+    format!("{on}{word}{off}{}", printable(&after_the_outcome(verdict, dir, standings)))
 }
 
-/// All but the first word.
-fn beside_the_word(verdict: &Verdict, dir: &Path, standings: &[Standing<'_>]) -> String {
+/// Everything after the outcome: first what a reader needs to act (causes, where the evidence is), then what it rests on.
+fn after_the_outcome(verdict: &Verdict, dir: &Path, standings: &[Standing<'_>]) -> String {
     let mut out = String::new();
     let _ = writeln!(
         out,
@@ -41,50 +41,109 @@ fn beside_the_word(verdict: &Verdict, dir: &Path, standings: &[Standing<'_>]) ->
     for cause in &verdict.causes {
         let _ = writeln!(out, "  - {}", one_line(cause, 1200));
     }
-    let arms: Vec<String> = verdict
-        .arms
-        .iter()
-        .map(|(arm, n)| {
-            let more = |n: u32, word: &str| if n > 0 { format!(", {n} {word}") } else { String::new() };
-            let more = more(n.unexplained, "unexplained") + &more(n.void, "void");
-            format!("{arm} {} clean, {} failed{more}", n.clean, n.failed)
-        })
-        .collect();
-    for (turn, outcome) in &verdict.turns {
-        let _ = writeln!(out, "  turn:   {}: {outcome}", one_line(turn, 100));
+    if let Some(folder) = evidence_folder(verdict, dir) {
+        let _ = writeln!(out, "  Start reading at {folder}/README.");
     }
-    let _ = writeln!(out, "  trials: {}", arms.join("; "));
+    out.push('\n');
+    out.push_str(&trials(verdict));
     out.push_str(&remarked(&verdict.remarks));
-    let of_turn = |turn: &Option<String>| turn.as_ref().map(|t| format!("{t}: ")).unwrap_or_default();
-    for bound in &verdict.bounds {
-        let _ = writeln!(
-            out,
-            "  bound:  {}{} {}: a failure rate up to {:.1} % is possible, at {:.0} % confidence",
-            of_turn(&bound.turn),
-            bound.patches.join(" + "),
-            bound.arm,
-            bound.failure_rate * 100.0,
-            bound.confidence * 100.0
-        );
-    }
-    for r in &verdict.reach {
-        let rate = |r: Option<f64>| r.map_or_else(|| "not counted".to_owned(), |r| format!("{r:.1} calls/s"));
-        let calls = r.calls.map_or_else(String::new, |calls| {
-            format!("; about {calls} calls with it in {} clean trials", r.counted_trials)
-        });
-        let _ = writeln!(
-            out,
-            "  reach:  {}{}: {} without the patch, {} with it; {} task(s) inside at the moment of applying{calls}",
-            of_turn(&r.turn),
-            one_line(&r.function, 100),
-            rate(r.before_per_s),
-            rate(r.after_per_s),
-            r.inside
-        );
-    }
+    out.push_str(&bounds(verdict));
+    out.push_str(&reach(verdict));
     if let Some(wear) = &verdict.wear {
         out.push_str(&worn(wear));
     }
+    out.push_str(&findings(verdict, dir, standings));
+    if !verdict.blind.is_empty() {
+        let _ = writeln!(out, "\n  Detectors unavailable in this run:");
+        for line in &verdict.blind {
+            let _ = writeln!(out, "    {}", one_line(line, 200));
+        }
+    }
+    let _ = writeln!(out, "\n  verdict: {}", dir.join("verdict.json").display());
+    let _ = writeln!(out, "  JUnit:   {}", dir.join("junit.xml").display());
+    out
+}
+
+/// Folder of the evidence for the first item that counts against the patch and has any.
+fn evidence_folder(verdict: &Verdict, dir: &Path) -> Option<String> {
+    let against = verdict.evidence.iter().filter(|item| item.attribution == Attribution::Patch);
+    let file = against.flat_map(|item| &item.observations).find_map(|seen| seen.files.first())?;
+    Some(dir.join(file).parent()?.display().to_string())
+}
+
+/// How the trials of each arm ended, and the outcome of each turn of a rotation.
+fn trials(verdict: &Verdict) -> String {
+    let arm = |(arm, n): (&Arm, &ArmCount)| {
+        let more = |n: u32, word: &str| if n > 0 { format!(", {n} {word}") } else { String::new() };
+        let more = more(n.unexplained, "unexplained") + &more(n.void, "not counted");
+        format!("{arm} {} clean, {} failed{more}", n.clean, n.failed)
+    };
+    let mut out = String::new();
+    for (turn, outcome) in &verdict.turns {
+        let _ = writeln!(out, "  turn:    {}: {outcome}", one_line(turn, 100));
+    }
+    let _ = writeln!(out, "  trials:  {}", verdict.arms.iter().map(arm).collect::<Vec<_>>().join("; "));
+    out
+}
+
+fn of_turn(turn: Option<&String>) -> String {
+    turn.map(|t| format!("{}: ", one_line(t, 100))).unwrap_or_default()
+}
+
+/// What the trials say about the failure rate. Of a rejected patch nothing is claimed.
+fn bounds(verdict: &Verdict) -> String {
+    let mut out = String::new();
+    for bound in verdict.bounds.iter().filter(|_| verdict.verdict != Outcome::Rejected) {
+        let shown = if bound.failure_rate < 0.995 {
+            let (confidence, rate) = (bound.confidence * 100.0, bound.failure_rate * 100.0);
+            format!("with {confidence:.0} % confidence at most {rate:.1} % of such machines fail")
+        } else {
+            "too few clean trials to bound the failure rate".to_owned()
+        };
+        let of = format!("{}{}", of_turn(bound.turn.as_ref()), bound.patches.join(" + "));
+        let _ = writeln!(out, "  bound:   {of}, {} trials: {shown}", bound.arm);
+    }
+    out
+}
+
+/// How often each patched function was called: of many those called least, which say most about what was not tested.
+fn reach(verdict: &Verdict) -> String {
+    const MOST: usize = 8;
+    let mut out = String::new();
+    let mut rarest: Vec<&Reach> = verdict.reach.iter().collect();
+    if rarest.len() > MOST {
+        rarest.sort_by(|a, b| a.after_per_s.unwrap_or(-1.0).total_cmp(&b.after_per_s.unwrap_or(-1.0)));
+        rarest.truncate(MOST);
+    }
+    for r in &rarest {
+        let rate = |rate: Option<f64>| rate.map_or_else(|| "not counted".to_owned(), |r| format!("{r:.0}/s"));
+        let calls = r.calls.map_or_else(String::new, |calls| {
+            format!(", about {calls} in {}", counted(r.counted_trials, "clean trial"))
+        });
+        let inside = match r.inside {
+            0 => String::new(),
+            1 => "; 1 task was inside it when the patch was applied".to_owned(),
+            n => format!("; {n} tasks were inside it when the patch was applied"),
+        };
+        let _ = writeln!(
+            out,
+            "  calls:   {}{}: {} without the patch; {} with it{calls}{inside}",
+            of_turn(r.turn.as_ref()),
+            one_line(&r.function, 100),
+            rate(r.before_per_s),
+            rate(r.after_per_s),
+        );
+    }
+    if rarest.len() < verdict.reach.len() {
+        let more = counted(verdict.reach.len() - rarest.len(), "more function");
+        let _ = writeln!(out, "           {more}, called more often: see verdict.json");
+    }
+    out
+}
+
+/// The findings in full, but those known in a line each at the end.
+fn findings(verdict: &Verdict, dir: &Path, standings: &[Standing<'_>]) -> String {
+    const MOST: usize = 5;
     let standing = |n: usize| standings.get(n).copied().unwrap_or(Standing::Unlisted);
     let (known, news): (Vec<_>, Vec<_>) = verdict
         .evidence
@@ -92,50 +151,15 @@ fn beside_the_word(verdict: &Verdict, dir: &Path, standings: &[Standing<'_>]) ->
         .enumerate()
         .map(|(n, item)| (item, standing(n)))
         .partition(|(_, standing)| matches!(standing, Standing::Known(_)));
-    for (item, standing) in news.into_iter().take(5) {
-        let word = match item.attribution {
-            Attribution::Patch => "against the patch",
-            Attribution::Unconfirmed => "seen too rarely",
-            Attribution::NoControl => "can't be attributed",
-            Attribution::ControlToo => "without the patch as well",
-            Attribution::BeforeApply => "before applying",
-            Attribution::ControlOnly => "without the patch only",
-        };
-        let _ = writeln!(
-            out,
-            "\n  [{}] {} ({word}, {} observation(s) in {} trial(s))",
-            item.kind,
-            one_line(&item.title, 200),
-            item.count,
-            item.arms.values().map(|h| h.hit).sum::<u32>()
-        );
-        if let Some(words) = standing.in_words() {
-            let _ = writeln!(out, "    {}", one_line(&words, 300));
-        }
-        out.push_str(&waiting(item));
-        // Of all symptoms, the one that names the cause.
-        let lead = item.observations.iter().find(|o| o.title == item.title);
-        if let Some(seen) = lead.or(item.observations.first()) {
-            let _ = writeln!(
-                out,
-                "    trial {} ({}), phase {}, journal event {}:",
-                seen.trial, seen.arm, seen.phase, seen.seq
-            );
-            for line in printable(&seen.excerpt).lines().take(12) {
-                let _ = writeln!(out, "    | {line}");
-            }
-            if let Some(file) = seen.files.first() {
-                let folder = dir.join(file);
-                let _ = writeln!(
-                    out,
-                    "    files: {} (README says what is what)",
-                    folder.parent().unwrap_or(dir).display()
-                );
-            }
-        }
+    let mut out = String::new();
+    for (item, standing) in news.iter().take(MOST) {
+        out.push_str(&finding(item, dir, *standing));
+    }
+    if news.len() > MOST {
+        let _ = writeln!(out, "\n  {} more in verdict.json.", counted(news.len() - MOST, "finding"));
     }
     if !known.is_empty() {
-        out.push_str("\n  known, reported apart:\n");
+        out.push_str("\n  Known findings:\n");
     }
     for (item, standing) in known {
         let _ = writeln!(
@@ -146,18 +170,50 @@ fn beside_the_word(verdict: &Verdict, dir: &Path, standings: &[Standing<'_>]) ->
             one_line(&standing.in_words().unwrap_or_default(), 300)
         );
     }
-    if !verdict.blind.is_empty() {
-        let _ = writeln!(out, "\n  could not fire here:");
-        for line in &verdict.blind {
-            let _ = writeln!(out, "    {}", one_line(line, 200));
-        }
-    }
-    let _ = writeln!(out, "\n  report: {}", dir.join("verdict.json").display());
-    let _ = writeln!(out, "  JUnit:  {}", dir.join("junit.xml").display());
     out
 }
 
-/// Trials that did not simply go through all their phases, a line each.
+/// One item of the evidence: how often it was seen, who waits where, and the observation that names the cause.
+fn finding(item: &Evidence, dir: &Path, standing: Standing<'_>) -> String {
+    let attribution = match item.attribution {
+        Attribution::Patch => "counts against the patch",
+        Attribution::Unconfirmed => "seen only with the patch, too rarely to attribute it",
+        Attribution::NoControl => "cannot be attributed without a control trial",
+        Attribution::ControlToo => "also seen without the patch",
+        Attribution::BeforeApply => "seen before the patch was applied",
+        Attribution::ControlOnly => "seen only without the patch",
+    };
+    let mut out = format!(
+        "\n  [{}] {} ({attribution}; {} in {})\n",
+        item.kind,
+        one_line(&item.title, 200),
+        counted(item.count, "observation"),
+        counted(item.arms.values().map(|h| h.hit).sum::<u32>(), "trial")
+    );
+    if let Some(words) = standing.in_words() {
+        let _ = writeln!(out, "    {}", one_line(&words, 300));
+    }
+    out.push_str(&waiting(item));
+    // Of all symptoms, the one that names the cause.
+    let lead = item.observations.iter().find(|o| o.title == item.title);
+    if let Some(seen) = lead.or(item.observations.first()) {
+        let _ = writeln!(
+            out,
+            "    trial {} ({}), phase {}, journal event {}:",
+            seen.trial, seen.arm, seen.phase, seen.seq
+        );
+        for line in printable(&seen.excerpt).lines().take(12) {
+            let _ = writeln!(out, "    | {line}");
+        }
+        if let Some(file) = seen.files.first() {
+            let folder = dir.join(file);
+            let _ = writeln!(out, "    evidence: {}", folder.parent().unwrap_or(dir).display());
+        }
+    }
+    out
+}
+
+/// Trials that did not simply run to their end, a line each.
 fn remarked(remarks: &[TrialRemark]) -> String {
     const MOST: usize = 12;
     if remarks.is_empty() {
@@ -167,7 +223,7 @@ fn remarked(remarks: &[TrialRemark]) -> String {
     let all = [(Remark::Invalid, "invalid"), (Remark::Lost, "lost"), (Remark::Repeated, "repeated")];
     let counts = all.into_iter().map(|(what, word)| (count(what), word)).filter(|(n, _)| *n > 0);
     let counts: Vec<String> = counts.map(|(n, word)| format!("{n} {word}")).collect();
-    let mut out = format!("  not simply done: {}\n", counts.join(", "));
+    let mut out = format!("  of these: {}\n", counts.join(", "));
     for remark in remarks.iter().take(MOST) {
         let _ = writeln!(out, "    {}", one_line(&remark_in_words(remark), 300));
     }
@@ -180,14 +236,14 @@ fn remarked(remarks: &[TrialRemark]) -> String {
 /// What became of a trial, and why.
 pub(crate) fn remark_in_words(remark: &TrialRemark) -> String {
     let what = match remark.what {
-        Remark::Invalid => "invalid, says nothing of the patch",
-        Remark::Lost => "lost, counts as a failure",
+        Remark::Invalid => "invalid and not counted",
+        Remark::Lost => "lost and counted as a failure",
         Remark::Repeated => "repeated",
     };
-    format!("trial {} ({}) {what}: {}", remark.trial, remark.arm, remark.reason)
+    format!("trial {} ({}) was {what}: {}", remark.trial, remark.arm, remark.reason)
 }
 
-/// Who waits where, a line a place.
+/// Who waits where, a line for each place.
 fn waiting(item: &Evidence) -> String {
     const MOST: usize = 6;
     let mut out = String::new();
@@ -202,35 +258,33 @@ fn waiting(item: &Evidence) -> String {
         let since = group
             .since_apply_ms
             .map_or_else(|| "      ?".to_owned(), |ms| format!("{:+6.1} s", ms as f64 / 1000.0));
-        let word = if group.noted == Noted::Straggler { "hold up the transition" } else { "wait" };
+        let word = if group.noted == Noted::Straggler { "delaying the transition in" } else { "in" };
         let _ = writeln!(
             out,
-            "    {since}  {} task(s) of {} process(es) {word}, state {}: {} ({})",
-            group.tasks,
-            group.processes,
+            "    {since}  {} of {}, state {}, {word} {} ({})",
+            counted(group.tasks, "task"),
+            counted(group.processes, "process"),
             printable(&group.states),
             one_line(&place, 120),
             one_line(&group.names.join(", "), 80)
         );
     }
     if item.waits.len() > MOST {
-        let _ = writeln!(out, "    and {} more place(s); see verdict.json", item.waits.len() - MOST);
+        let _ = writeln!(out, "    and {}; see verdict.json", counted(item.waits.len() - MOST, "more place"));
     }
     if !out.is_empty() {
-        out.insert_str(
-            0,
-            &format!("    tasks of trial {trial}, and when they got on last, seconds after applying:\n"),
-        );
+        let head = format!("    blocked tasks in trial {trial} (last progress, seconds after applying):\n");
+        out.insert_str(0, &head);
     }
     out
 }
 
-/// How old the machines were, beside a fresh one.
+/// How worn the machines were, compared with a freshly booted one.
 fn worn(wear: &Wear) -> String {
     let (fresh, old) = (&wear.fresh, &wear.reached);
     let mib = |kib: u64| kib >> 10;
     format!(
-        "  aged:   up {:.0} s (fresh: {:.0}), {} processes started ({}), {} context switches ({}), {} tasks ({}), page cache {} MiB ({}), slab {} MiB ({}), {:.0} % of free memory in small blocks ({:.0}), journal {} MiB ({})\n",
+        "  aging:   up {:.0} s (freshly booted: {:.0}), {} processes started ({}), {} context switches ({}), {} tasks ({}), page cache {} MiB ({}), slab {} MiB ({}), {:.0} % of free memory in small blocks ({:.0}), journal {} MiB ({})\n",
         old.uptime_s,
         fresh.uptime_s,
         old.forks,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
-use klpfarm_model::{Body, Event, Plan, Scope, SoFar, Start, TrialEnd};
+use klpfarm_model::{Body, Event, Plan, Scope, SoFar, Start, TrialEnd, counted};
 
 use crate::one_line;
 
@@ -117,14 +117,14 @@ impl Terminal {
         let next = next.and_then(|t| Some((self.plan.turns.get(t.turn)?.name(), t.arm)));
         let left = rotation.duration.saturating_sub(Duration::from_millis(event.at_ms));
         Some(format!(
-            "{} run: {} trials ended, loaded {} clean, {} with a finding: a failure rate up to {:.1} % is possible, at {:.0} % confidence{}; {}; ends in {}",
+            "{} run: {} ended; loaded: {} clean, {} failed, with {:.0} % confidence at most {:.1} % fail{}; {}; {} left",
             stamp(event),
-            done.ended,
+            counted(done.ended, "trial"),
             done.clean,
             done.failed,
-            done.bound(confidence) * 100.0,
             confidence * 100.0,
-            if done.void > 0 { format!("; {} say nothing", done.void) } else { String::new() },
+            done.bound(confidence) * 100.0,
+            if done.void > 0 { format!("; {} not counted", done.void) } else { String::new() },
             next.map(|(turn, arm)| format!("next: {turn} {arm}")).unwrap_or_default(),
             hours(left)
         ))
@@ -196,7 +196,13 @@ impl Terminal {
     /// The line of a trial that is redrawn.
     fn live_line(&self, scope: Scope) -> String {
         let (rate, findings) = self.trials.get(&scope.trial).map_or((0.0, 0), |s| (s.rate, s.findings));
-        format!("{:<19} {:<10} {:>8.0} ops/s  {} finding(s)", self.place(scope), scope.phase, rate, findings)
+        format!(
+            "{:<19} {:<10} {:>8.0} ops/s  {}",
+            self.place(scope),
+            scope.phase,
+            rate,
+            counted(findings, "finding")
+        )
     }
 
     fn draw(&mut self, event: &Event) {
@@ -256,12 +262,12 @@ fn eprint_line(text: &str) {
 fn end_in_words(end: &TrialEnd, findings: u32) -> String {
     match end {
         TrialEnd::Completed if findings == 0 => "clean".to_owned(),
-        TrialEnd::Completed | TrialEnd::Stopped => format!("ended with {findings} finding(s)"),
-        TrialEnd::FarmError { message } => format!("farm error: {}", one_line(message, 300)),
-        TrialEnd::Void { reason } => format!("void: {}", one_line(reason, 300)),
+        TrialEnd::Completed | TrialEnd::Stopped => format!("ended with {}", counted(findings, "finding")),
+        TrialEnd::FarmError { message } => format!("klpfarm failed: {}", one_line(message, 300)),
+        TrialEnd::Void { reason } => format!("invalid: {}", one_line(reason, 300)),
         TrialEnd::Interrupted => "interrupted".to_owned(),
-        TrialEnd::Unneeded => "not needed any more".to_owned(),
-        TrialEnd::OutOfBudget => "time or disk is used up".to_owned(),
+        TrialEnd::Unneeded => "no longer needed".to_owned(),
+        TrialEnd::OutOfBudget => "out of time or disk space".to_owned(),
     }
 }
 
@@ -270,16 +276,17 @@ fn plain(event: &Event) -> Option<String> {
     let text = match &event.body {
         Body::RunStarted { accel, qemu, .. } => format!("started under {accel}, {}", one_line(qemu, 100)),
         Body::RunResumed { void, .. } => match void.len() {
-            0 => "goes on".to_owned(),
-            n => format!("goes on; {n} trial(s) that had not ended are done again"),
+            0 => "resumed".to_owned(),
+            n => format!("resumed; repeating {} that had not ended", counted(n, "trial")),
         },
         Body::TrialStarted => "machine starts".to_owned(),
         Body::PhaseStarted => format!("phase {}", event.scope?.phase),
         Body::Checkpoint(c) => format!(
-            "trials are forks of {}, up for {:.0} s ({})",
+            "trials fork from checkpoint {}, up for {:.0} s ({})",
             c.id,
             c.reached.uptime_s,
-            c.made_ms.map_or_else(|| "kept from before".to_owned(), |ms| format!("made in {} s", ms / 1000))
+            c.made_ms
+                .map_or_else(|| "from an earlier run".to_owned(), |ms| format!("made in {} s", ms / 1000))
         ),
         Body::Vitals(v) => format!(
             "up for {:.0} s: {} processes started, page cache {} MiB, slab {} MiB, {:.0} % of free memory in small blocks",
@@ -310,7 +317,7 @@ fn plain(event: &Event) -> Option<String> {
         }
         Body::Reverted { patch, unloaded: true } => format!("{patch} disabled and unloaded"),
         Body::Reverted { patch, unloaded: false } => {
-            format!("{patch} disabled (this kernel can't unload it)")
+            format!("{patch} disabled (this kernel cannot unload it)")
         }
         Body::Progress { rates, ssh_ms } => {
             let rates: Vec<String> = rates.iter().map(|(w, r)| format!("{w} {r:.0}/s")).collect();
@@ -328,15 +335,15 @@ fn plain(event: &Event) -> Option<String> {
         Body::Evidence { .. } => return None,
         Body::Note { text } => format!("note: {}", one_line(text, 200)),
         Body::Blind { detector, reason } => {
-            format!("can't detect {}: {}", one_line(detector, 40), one_line(reason, 160))
+            format!("detector {} unavailable: {}", one_line(detector, 40), one_line(reason, 160))
         }
-        Body::TrialEnded { end } => format!("ended: {}", end_in_words_plain(end)),
+        Body::TrialEnded { end } => end_in_words_plain(end),
         Body::RunEnded { interrupted } => (if *interrupted { "interrupted" } else { "ended" }).to_owned(),
         Body::StallEnded { title, lasted_ms } => {
             format!("progress again after {:.1} s: {}", *lasted_ms as f64 / 1000.0, one_line(title, 200))
         }
         Body::CpuShare { share } if *share < SHORT => {
-            format!("the host gave the machine {:.0} % of its planned CPU time", share * 100.0)
+            format!("host overloaded: the machine got {:.0} % of its planned CPU time", share * 100.0)
         }
         Body::Measured(_) | Body::Waits(_) | Body::CpuShare { .. } => return None,
     };
@@ -358,8 +365,8 @@ fn stamp(event: &Event) -> String {
 
 fn end_in_words_plain(end: &TrialEnd) -> String {
     match end {
-        TrialEnd::Completed => "all phases done".to_owned(),
-        TrialEnd::Stopped => "stopped on a finding".to_owned(),
+        TrialEnd::Completed => "completed".to_owned(),
+        TrialEnd::Stopped => "ended early by a finding".to_owned(),
         TrialEnd::FarmError { .. }
         | TrialEnd::Void { .. }
         | TrialEnd::Interrupted
@@ -386,7 +393,7 @@ mod tests {
     #[test]
     fn a_trial_that_the_host_starved_says_so_and_no_other() {
         let words = said(Body::CpuShare { share: 0.42 });
-        assert_eq!(words.as_deref(), Some("the host gave the machine 42 % of its planned CPU time"));
+        assert_eq!(words.as_deref(), Some("host overloaded: the machine got 42 % of its planned CPU time"));
         assert_eq!((said(Body::CpuShare { share: 0.7 }), said(Body::CpuShare { share: 1.0 })), (None, None));
     }
 

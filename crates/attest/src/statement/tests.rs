@@ -126,7 +126,7 @@ fn a_statement_that_contradicts_its_verdict_is_not_believed() {
         (changed(&|s| s.predicate.image.hash = "22".into()), "image: "),
         (changed(&|s| s.predicate.plan = "dd".into()), "plan: "),
         (changed(&|s| drop(s.subject.remove(0))), "subject: the statement says two.ko, verdict.json"),
-        (changed(&|s| drop(s.subject.pop())), "about another verdict.json: sha256 none was signed"),
+        (changed(&|s| drop(s.subject.pop())), "for another verdict.json: sha256 none was signed"),
         (changed(&|s| s.subject[0].digest.clear()), "subject: "),
     ] {
         assert!(said.contains(part), "{said} lacks {part}");

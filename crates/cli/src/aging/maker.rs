@@ -36,7 +36,7 @@ impl Maker {
         interrupts: &Interrupts,
     ) -> Result<(Checkpoint, Option<u64>), Failure> {
         let mut waiting = |_: klpfarm_image::Progress| {
-            tell!("klpfarm: another klpfarm is making checkpoint {}; waiting", key.id());
+            tell!("klpfarm: waiting for another klpfarm that is making checkpoint {}", key.id());
         };
         let begun = interrupts
             .until_first(store.begin(key, &mut waiting))
@@ -61,13 +61,13 @@ impl Maker {
                 let _held = parent.hold().map_err(Failure::farm)?;
                 verified(parent).await?;
                 parent.copy_into(&draft).map_err(Failure::farm)?;
-                tell!("klpfarm: aging checkpoint {} for {} s more", parent.id(), more.as_secs());
+                tell!("klpfarm: aging checkpoint {} for another {} s", parent.id(), more.as_secs());
                 (Origin::Continue(files), Some(*more))
             }
             None => {
                 let uptime = self.plan.pipeline.aging.uptime.as_secs();
                 tell!(
-                    "klpfarm: no checkpoint of such a machine yet: aging one to an uptime of {uptime} s ({})",
+                    "klpfarm: no checkpoint of this machine yet: aging one to an uptime of {uptime} s ({})",
                     key.id()
                 );
                 (Origin::Template(files), None)
@@ -121,7 +121,7 @@ impl Maker {
         let aged = aged.ok_or_else(|| Failure::Interrupted("interrupted".into()))?;
         aged.map_err(|error| match full.get() {
             Some(why) => {
-                Failure::farm(format!("aging was ended before the disk is full: {why}: {}", disk::ADVICE))
+                Failure::farm(format!("aging was stopped before the disk is full: {why}: {}", disk::ADVICE))
             }
             None => self.failed(error, &console_of(bench)),
         })

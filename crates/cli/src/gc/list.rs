@@ -52,7 +52,7 @@ pub(crate) fn all(home: &Path, with_checkpoints: bool) -> Result<Vec<Thing>, Fai
         let of = Checkpoint {
             id: checkpoint.id().to_owned(),
             parent: key.parent.clone(),
-            useless: (!has_image).then_some("its image is gone"),
+            useless: (!has_image).then_some("its image no longer exists"),
             busy: checkpoints.is_busy(checkpoint.id()).map_err(Failure::farm)?,
         };
         let what = What::Checkpoint(of);
@@ -66,7 +66,7 @@ pub(crate) fn all(home: &Path, with_checkpoints: bool) -> Result<Vec<Thing>, Fai
     for id in checkpoints.of_other_schema().map_err(Failure::farm)? {
         let path = checkpoints.dir().join(&id);
         let busy = checkpoints.is_busy(&id).map_err(Failure::farm)?;
-        let useless = Some("another version of klpfarm made it");
+        let useless = Some("made by another version of klpfarm");
         let of = Checkpoint { id, parent: None, useless, busy };
         let at = modified(&path.join("manifest.json"));
         things.push(Thing { what: What::Checkpoint(of), bytes: disk::used(&path), at, path });

@@ -41,7 +41,7 @@ impl What {
     pub(crate) fn as_str(&self) -> &'static str {
         match self {
             Self::Process(_) => "process",
-            Self::Folder | Self::HalfImage => "left over",
+            Self::Folder | Self::HalfImage => "leftovers",
             Self::Group => "group",
             Self::Run(_) => "run",
             Self::Log => "log",
@@ -98,8 +98,8 @@ pub(crate) fn what_goes(listing: &[Thing], policy: &Policy, now: SystemTime) -> 
     let mut going: Vec<Going> = Vec::new();
     for (thing, left) in listing.iter().enumerate() {
         let why = match &left.what {
-            What::Process(owner) => format!("its farm (process {}) is gone", owner.pid),
-            What::Folder | What::HalfImage | What::Group => "whoever made it is gone".to_owned(),
+            What::Process(owner) => format!("its run (process {}) has ended", owner.pid),
+            What::Folder | What::HalfImage | What::Group => "its run has ended".to_owned(),
             What::Run(_) | What::Log | What::Checkpoint(_) => continue,
         };
         going.push(Going { thing, why });
@@ -128,9 +128,9 @@ fn runs(listing: &[Thing], policy: &Policy, now: SystemTime) -> Vec<Going> {
         let thing = &listing[i];
         let age = age(thing, now);
         let because = if age > policy.age {
-            format!("{} old, {} are kept", days(age), days(policy.age))
+            format!("{} old, limit {}", days(age), days(policy.age))
         } else if total > policy.size {
-            format!("the oldest, and all runs take {}, {} are kept", size(total), size(policy.size))
+            format!("the oldest; all runs take {}, limit {}", size(total), size(policy.size))
         } else {
             continue;
         };
@@ -181,7 +181,7 @@ fn checkpoints(listing: &[Thing], limit: Duration, now: SystemTime, gone: &BTree
             continue;
         }
         let more = c.useless.map(|why| format!(", and {why}")).unwrap_or_default();
-        going.push(Going { thing: i, why: format!("{} old, {} are kept{more}", days(age), days(limit)) });
+        going.push(Going { thing: i, why: format!("{} old, limit {}{more}", days(age), days(limit)) });
     }
     going
 }
@@ -248,7 +248,7 @@ mod tests {
         let listing = [run("qualified", 3, 400), run("inconclusive", 5, 400), run("qualified", 1, 400)];
         assert_eq!(goes(&listing, &POLICY), [1]);
         let why = what_goes(&listing, &POLICY, now()).remove(0).why;
-        assert!(why.contains("all runs take 1.2 KiB, 1000 B are kept"), "{why}");
+        assert!(why.contains("all runs take 1.2 KiB, limit 1000 B"), "{why}");
         // What stays counts as well.
         let listing = [run("rejected", 9, 900), run("qualified", 3, 400), run("qualified", 1, 50)];
         assert_eq!(goes(&listing, &POLICY), [1]);
@@ -288,7 +288,7 @@ mod tests {
         let asked = Policy { checkpoints: Some(Duration::from_secs(60 * DAY)), ..POLICY };
         assert_eq!(goes(&listing, &asked), [0, 1, 3]);
         // The youngest of a lineage whose image is gone is of no use; one that machines run from stays.
-        for (at, change) in [(2, (Some("its image is gone"), false)), (3, (None, true))] {
+        for (at, change) in [(2, (Some("its image no longer exists"), false)), (3, (None, true))] {
             let What::Checkpoint(c) = &mut listing[at].what else { unreachable!() };
             (c.useless, c.busy) = change;
         }

@@ -20,6 +20,9 @@ pub(super) const AGAIN: u32 = 2;
 /// Groups of functions that a trial with patches counts, at most. Trials of a kind take turns, so that none is left out.
 const GROUPS: usize = 4;
 
+/// Seconds for which the end of a count is waited for when it has taken too long.
+pub(super) const PATIENCE: u64 = 120;
+
 /// The counting of one trial.
 #[derive(Debug, Default)]
 pub(super) struct Counting {
@@ -34,12 +37,14 @@ pub(super) struct Counting {
     calls: BTreeMap<String, (u64, u64)>,
     /// Why they can't be counted, by key.
     unable: BTreeMap<String, String>,
+    /// It takes too long: its end is waited for, and what has not been counted by then is not counted.
+    given_up: bool,
 }
 
 impl Counting {
     fn new(keys: &BTreeSet<String>, trial: &Trial, plan: &Plan) -> Self {
         let (functions, unable) = calls::countable(keys);
-        let mut groups: Vec<Vec<Function>> = functions.chunks(GROUP).map(<[Function]>::to_vec).collect();
+        let mut groups = grouped(functions);
         let control = trial.arm == Arm::Control;
         let most = if control { ROUNDS as usize } else { GROUPS }.min(groups.len());
         let alike =
@@ -80,12 +85,22 @@ impl Counting {
 
     fn take(&mut self, out: &str) {
         let mut answers = calls::read(out);
-        for key in std::mem::take(&mut self.now) {
+        let now = std::mem::take(&mut self.now);
+        let hidden = |key: &String| matches!(answers.get(key), Some(Answer::Hidden));
+        let hidden: BTreeSet<String> = now.iter().filter(|key| hidden(key)).cloned().collect();
+        // Without those that were seen, so that each time there are fewer.
+        if !hidden.is_empty() && hidden.len() < now.len() {
+            self.groups.push(self.functions.iter().filter(|f| hidden.contains(&f.key)).cloned().collect());
+        }
+        for key in now {
             match answers.remove(&key) {
                 Some(Answer::Calls(n)) => {
                     let (calls, ms) = self.calls.entry(key).or_default();
                     *calls += n;
                     *ms += SECONDS * 1000;
+                }
+                Some(Answer::Hidden) => {
+                    self.unable.insert(key, "other functions are called too often beside it".to_owned());
                 }
                 Some(Answer::Unable(why)) => {
                     self.unable.insert(key, why);
@@ -115,6 +130,21 @@ impl Counting {
     }
 }
 
+/// Groups of functions that can be told apart in one trace, which names no modules.
+fn grouped(functions: Vec<Function>) -> Vec<Vec<Function>> {
+    let mut groups: Vec<Vec<Function>> = Vec::new();
+    for function in functions {
+        let fits = |group: &&mut Vec<Function>| {
+            group.len() < GROUP && group.iter().all(|f| calls::name(&f.key) != calls::name(&function.key))
+        };
+        match groups.iter_mut().rev().find(fits) {
+            Some(group) => group.push(function),
+            None => groups.push(vec![function]),
+        }
+    }
+    groups
+}
+
 impl Dispatcher {
     /// Count calls, once the soak is judged: without the patch in the control arm, elsewhere with the patch in force. On 4.4.220 a function
     /// tracer counts as well with a patch on the same function (measured: 2665 calls before, 411 in force, 750 after enabling it again, no
@@ -139,13 +169,22 @@ impl Dispatcher {
 
     pub(super) fn counted(&mut self, now: Duration, out: &str) {
         self.counting.take(out);
-        self.count_next(now);
+        if self.counting.given_up { self.count_done(now) } else { self.count_next(now) }
     }
 
-    /// What has not been counted by now is not counted.
+    /// As long as the tracer is being taken away it holds a lock that taking back a livepatch needs: going on would find a transition
+    /// that does not end, and blame the patch.
     pub(super) fn count_late(&mut self, now: Duration) {
-        self.emit(Body::Blind { detector: "reach".into(), reason: "counting calls did not end".into() });
-        self.count_done(now);
+        if self.counting.given_up {
+            self.farm_error("counting calls did not end, and the patch can't be taken back meanwhile".into());
+            return;
+        }
+        self.emit(Body::Blind {
+            detector: "reach".into(),
+            reason: "counting calls did not end in time".into(),
+        });
+        self.counting.given_up = true;
+        self.deadline = now + self.scaled(PATIENCE);
     }
 
     fn count_done(&mut self, now: Duration) {

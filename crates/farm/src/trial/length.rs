@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use klpfarm_model::{Plan, Trial};
 
-use super::counting::{ROUNDS, SECONDS};
+use super::counting::{PATIENCE, ROUNDS, SECONDS};
 use super::script::{Op, Origin, script};
 
 /// What a step takes at most that waits for the probe or for the workloads.
@@ -24,7 +24,7 @@ pub(crate) fn longest(plan: &Plan, trial: &Trial, origin: Origin) -> Duration {
         Op::AgeUntil(uptime) => uptime * 2,
         Op::Apply(_) => plan.scaled(switch) * 2,
         Op::Revert(_) => plan.scaled(switch) * 3,
-        Op::Count => plan.scaled(Duration::from_secs(30 + SECONDS)) * ROUNDS,
+        Op::Count => plan.scaled(Duration::from_secs(30 + SECONDS) * ROUNDS + Duration::from_secs(PATIENCE)),
         _ => plan.scaled(STEP),
     });
     plan.scaled(boot + STEP * 5 + evidence + patience * 2) + steps.sum::<Duration>()

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::near::{FEWEST, Margin, NEAREST};
 use super::{CONTROLS, ENOUGH_CPU, LOADED, LeftOut, PATCHED, usable};
 use crate::judge::TrialRecord;
-use crate::{Arm, Plan};
+use crate::{Arm, Plan, counted};
 
 /// Something that was not compared in a trial.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -40,8 +40,8 @@ impl Count {
     fn why(&self) -> String {
         let of = |(why, n): (&LeftOut, &usize)| match why {
             LeftOut::Absent => None,
-            LeftOut::Unfinished => Some(format!("{n} did not go through the soak in order")),
-            LeftOut::Unmeasured => Some(format!("{n} have no measurements")),
+            LeftOut::Unfinished => Some(format!("{n} did not complete the soak")),
+            LeftOut::Unmeasured => Some(format!("{n} without measurements")),
             LeftOut::Starved => {
                 Some(format!("{n} got less than {:.0} % of the planned CPU time", ENOUGH_CPU * 100.0))
             }
@@ -60,8 +60,8 @@ pub(super) fn sentences(
     let mut said = Vec::new();
     if control.compared < CONTROLS {
         said.push(format!(
-            "comparison: no slow-down or leak can be seen with {} control trials to compare with; {CONTROLS} are needed{}",
-            control.compared,
+            "comparison: no slow-down or leak can be detected with {}: {CONTROLS} are needed{}",
+            counted(control.compared, "control trial"),
             control.why()
         ));
     } else {
@@ -70,14 +70,14 @@ pub(super) fn sentences(
     for Set { arm, names, count, .. } in &patched {
         if count.compared < LOADED {
             said.push(format!(
-                "comparison: slow-downs and leaks of {names} can't be separated from chance with {} {arm} trials to compare; {LOADED} are needed{}",
-                count.compared,
+                "comparison: no slow-down or leak of {names} can be detected with {}: {LOADED} are needed{}",
+                counted(count.compared, &format!("{arm} trial")),
                 count.why()
             ));
         } else if count.unseen() > 0 {
             said.push(format!(
-                "comparison: slow-downs and leaks of {names} were looked for in {} {arm} trials only{}",
-                count.compared,
+                "comparison: only {} of {names} could be compared for slow-downs and leaks{}",
+                counted(count.compared, &format!("{arm} trial")),
                 count.why()
             ));
         }
@@ -124,7 +124,7 @@ fn few(controls: usize) -> Option<String> {
     let enough = (each..=NEAREST).find(|n| Margin::of(*n).left <= 1.0)? + 1;
     (left > 1.0).then(|| {
         format!(
-            "comparison: with {controls} control trials a difference may have to be {left} times the limit to be seen; with {enough} the limit is enough"
+            "comparison: with {controls} control trials, only differences of {left} times the limit are sure to be detected; with {enough}, the limit itself"
         )
     })
 }

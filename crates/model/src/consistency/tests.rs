@@ -306,7 +306,7 @@ fn a_plan_that_contradicts_itself() {
             change(p);
         })
     };
-    let schema = format!("plan.json: schema: is 1, and this klpfarm reads {}", plan::SCHEMA);
+    let schema = format!("plan.json: schema: is 1, but this klpfarm reads {}", plan::SCHEMA);
     assert_eq!(one(|p| p.schema = 1), [schema]);
     assert_eq!(one(|p| p.scale = 9.0), ["plan.json: scale: is 9, and under tcg it is 2"]);
     assert_eq!(
@@ -315,7 +315,7 @@ fn a_plan_that_contradicts_itself() {
     );
     assert_eq!(
         one(|p| p.rule.max_failure_rate = 1.0),
-        ["plan.json: rule.max_failure_rate: is 1; a share between 0 and 1 is needed, 0.05 for 5 %"]
+        ["plan.json: rule.max_failure_rate: is 1; must be between 0 and 1, for example 0.05 for 5 %"]
     );
     assert_eq!(one(|p| p.start = Start::Boot), ["plan.json: checkpoint: is there, and the trials boot"]);
     assert_eq!(one(|p| p.trials[4].number = 4)[0], "plan.json: trials[4].number: is 4, and 5 comes here");

@@ -82,9 +82,9 @@ fn rounds_are_alike_but_for_their_seeds() {
 #[test]
 fn what_can_not_go_round_is_refused() {
     let said = plan(TWO, &[("x", "5.10")]).unwrap_err();
-    assert!(said.contains("no candidate is for new (kernel 6.12)"), "{said}");
+    assert!(said.contains("no candidate was built for new (kernel 6.12)"), "{said}");
     let said = plan(TWO, &[("x", "5.10"), ("x", "6.12"), ("y", "4.4")]).unwrap_err();
-    assert!(said.contains("patch y.ko: is for 4.4"), "{said}");
+    assert!(said.contains("patch y.ko: built for kernel 4.4"), "{said}");
     let said = plan(&TWO.replace("8h", "1m"), &[("x", "5.10"), ("x", "6.12")]).unwrap_err();
     assert!(said.starts_with("rotation.duration: is 60 s, but one round of its 12 trials takes"), "{said}");
     let said = pipeline(
@@ -94,10 +94,10 @@ fn what_can_not_go_round_is_refused() {
     for part in [
         "soak.yaml:4:1: rotation.duration: is zero",
         "soak.yaml:5:1: rotation.images: names `a` twice",
-        "soak.yaml:6:1: rotation.loads: `Night` is no name",
+        "soak.yaml:6:1: rotation.loads: `Night` is not a valid name",
         "soak.yaml:6:1: rotation.loads: `Night` is empty",
         "soak.yaml:6:1: rotation.loads: `day` names `w` twice",
-        "budget: says the same as `rotation.duration`",
+        "budget: duplicates `rotation.duration`",
     ] {
         assert!(said.contains(part), "{part}\nin\n{said}");
     }

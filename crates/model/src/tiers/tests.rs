@@ -36,12 +36,12 @@ fn a_file_may_define_some_tiers_only() {
     assert_eq!(tiers.rule(Tier::Updates).unwrap().severities, None);
     assert_eq!(
         tiers.rule(Tier::Stable).unwrap_err(),
-        "tiers.yaml: defines no tier `stable`, only updates; add it there or ask for another"
+        "tiers.yaml: tier `stable` is not defined, only updates; define it or choose another"
     );
     for empty in ["{}\n", "", "# nothing\n"] {
         let error = parse(empty).unwrap_err();
         assert!(
-            error.contains("tiers.yaml: defines no tier; write at least one of proposed, updates, stable"),
+            error.contains("tiers.yaml: defines no tier; define at least one of proposed, updates, stable"),
             "{error}"
         );
     }
@@ -61,7 +61,7 @@ fn numbers_out_of_range() {
     for rate in ["0", "1", "-0.1", "20", ".nan"] {
         let error = problem("0.2", rate);
         assert!(error.starts_with("tiers.yaml:2:1: proposed.max_failure_rate: is "), "{error}");
-        assert!(error.ends_with("a share between 0 and 1 is needed, 0.05 for 5 %"), "{error}");
+        assert!(error.ends_with("must be between 0 and 1, for example 0.05 for 5 %"), "{error}");
     }
     for confidence in ["0.4", "1", "95", ".nan"] {
         let error = problem("0.95", confidence);
@@ -71,7 +71,7 @@ fn numbers_out_of_range() {
     assert!(error.starts_with("tiers.yaml:4:1: proposed.soak: is zero"), "{error}");
     assert_eq!(
         problem("0.2", "0.0001"),
-        "tiers.yaml:2:1: proposed.max_failure_rate: takes 31086 clean trials at confidence 0.95; at most 10000 can be planned"
+        "tiers.yaml:2:1: proposed.max_failure_rate: requires 31086 clean trials at confidence 0.95, more than the maximum of 10000"
     );
 }
 
@@ -79,8 +79,8 @@ fn numbers_out_of_range() {
 fn arms_and_severities() {
     let error = problem("[loaded, control]", "[reapply, quiescent, reapply]");
     for expected in [
-        "tiers.yaml:5:1: proposed.arms: lacks loaded; without it nothing can be said of the patch",
-        "tiers.yaml:5:1: proposed.arms: lacks control; without it no finding can be attributed",
+        "tiers.yaml:5:1: proposed.arms: lacks loaded; needed to judge the patch",
+        "tiers.yaml:5:1: proposed.arms: lacks control; needed to attribute findings",
         "tiers.yaml:5:1: proposed.arms: names reapply twice",
     ] {
         assert!(error.contains(expected), "{error}\nlacks {expected}");
@@ -96,14 +96,14 @@ fn a_tier_follows_a_lower_one_that_is_there() {
     let not_lower = problem("30s", "30s\n  after: stable");
     assert_eq!(
         not_lower,
-        "tiers.yaml:5:1: proposed.after: is stable, which is not below proposed: the order is proposed, updates, stable"
+        "tiers.yaml:5:1: proposed.after: is stable, which is not below proposed; the order is proposed, updates, stable"
     );
     let itself = problem("30s", "30s\n  after: proposed");
     assert!(itself.contains("is proposed, which is not below proposed"), "{itself}");
     let missing = parse(&format!("stable:\n  {BASE}  after: updates\n")).unwrap_err();
     assert_eq!(
         missing,
-        "tiers.yaml:6:1: stable.after: is updates, a tier that this file does not define; define it or leave `after` out"
+        "tiers.yaml:6:1: stable.after: is updates, a tier that this file does not define; define it or remove `after`"
     );
     assert!(parse(&format!("proposed:\n  {BASE}stable:\n  {BASE}  after: proposed\n")).is_ok());
 }
@@ -117,7 +117,7 @@ fn keys_are_found_beside_the_tiers() {
     assert_eq!(tiers.signers().collect::<Vec<_>>(), [(Tier::Updates, keys)]);
     let without = problem("30s", "30s\n  signed_by: [a.pub]");
     assert!(
-        without.starts_with("tiers.yaml:5:1: proposed.signed_by: asks for signatures of no verdict"),
+        without.starts_with("tiers.yaml:5:1: proposed.signed_by: requires a signature but no earlier tier"),
         "{without}"
     );
     let empty = parse(&text.replace("a.pub, /k/b.pub", "")).unwrap_err();
@@ -236,28 +236,31 @@ fn without_after_no_prior_verdict_is_asked_for() {
 fn each_misfit_of_a_prior_verdict_has_its_words() {
     assert_eq!(
         said(None).unwrap_err(),
-        "tier updates takes only what proposed has qualified: run with --tier proposed first and give its verdict with --prior verdict.json"
+        "tier updates requires a verdict that qualifies the patch for proposed: run with --tier proposed first and pass its verdict with --prior verdict.json"
     );
     for (prior, words) in [
-        (Verdict { tier: Tier::Stable, ..verdict() }, "it is of tier stable, and updates asks for proposed"),
+        (Verdict { tier: Tier::Stable, ..verdict() }, "it is for tier stable, but updates requires proposed"),
         (
             Verdict { verdict: Outcome::Inconclusive, ..verdict() },
-            "it says inconclusive, and updates asks for qualified",
+            "its outcome is inconclusive, but updates requires qualified",
         ),
         (
             Verdict { patches: vec![patch("bb", None)], ..verdict() },
-            "it is about patch sha256 bb, and this run about sha256 aa",
+            "it is about patch sha256 bb, but this run is about sha256 aa",
         ),
         (
             Verdict { image: image("22"), ..verdict() },
-            "it ran on image debian-12 (hash 22), and this run is on debian-12 (hash 11)",
+            "it is for image debian-12 (hash 22), but this run uses debian-12 (hash 11)",
         ),
     ] {
-        assert_eq!(said(Some(prior)).unwrap_err(), format!("the verdict of --prior does not count: {words}"));
+        assert_eq!(
+            said(Some(prior)).unwrap_err(),
+            format!("the verdict given by --prior does not count: {words}")
+        );
     }
     let older = said(Some(Verdict { schema: 1, ..verdict() })).unwrap_err();
-    let words = format!("it has schema 1, and this klpfarm reads {}", crate::plan::SCHEMA);
-    assert_eq!(older, format!("the verdict of --prior does not count: {words}"));
+    let words = format!("it has schema 1, but this klpfarm reads {}", crate::plan::SCHEMA);
+    assert_eq!(older, format!("the verdict given by --prior does not count: {words}"));
 }
 
 /// A verdict counts only if it shows what its tier asks for now: one loaded trial by a rule that asked for next to nothing does not.
@@ -266,7 +269,7 @@ fn a_prior_verdict_shows_what_its_tier_asks_for_now() {
     let with = |change: fn(&mut Verdict)| {
         let mut prior = verdict();
         change(&mut prior);
-        said(Some(prior)).map_err(|e| e.replace("the verdict of --prior does not count: ", ""))
+        said(Some(prior)).map_err(|e| e.replace("the verdict given by --prior does not count: ", ""))
     };
     let weaker = with(|v| {
         v.bounds[0] = Bound { clean: 1, failure_rate: 0.95, confidence: 0.5, ..v.bounds[0].clone() };
@@ -274,16 +277,16 @@ fn a_prior_verdict_shows_what_its_tier_asks_for_now() {
     });
     assert_eq!(
         weaker.unwrap_err(),
-        "its loaded trials of x leave a failure rate up to 95 % possible at 50 % confidence, and proposed now asks for at most 20 % at 95 % confidence"
+        "its loaded trials of x show a failure rate of at most 95 % at 50 % confidence, but proposed now requires at most 20 % at 95 % confidence"
     );
     let rate = with(|v| v.bounds[0].failure_rate = 0.200_1).unwrap_err();
-    assert!(rate.contains("up to 20.01 % possible at 95 % confidence, and proposed"), "{rate}");
+    assert!(rate.contains("at most 20.01 % at 95 % confidence, but proposed"), "{rate}");
     let confidence = with(|v| v.bounds[0].confidence = 0.9).unwrap_err();
-    assert!(confidence.contains("possible at 90 % confidence, and proposed"), "{confidence}");
+    assert!(confidence.contains("at 90 % confidence, but proposed"), "{confidence}");
     assert!(with(|v| v.bounds[0].failure_rate = f64::NAN).is_err());
     assert_eq!(with(|v| v.bounds[0].confidence = 0.99), Ok(()), "more than is asked for");
     assert_eq!(with(|v| v.bounds[0].failure_rate = 0.05), Ok(()), "more than is asked for");
-    let none = "it has no bound for x, and proposed now asks for at most 20 % at 95 % confidence";
+    let none = "it has no bound for x, but proposed now requires at most 20 % at 95 % confidence";
     assert_eq!(with(|v| v.bounds.clear()).unwrap_err(), none);
     assert_eq!(with(|v| v.bounds[0].arm = Arm::Stack).unwrap_err(), none);
     assert_eq!(with(|v| v.bounds[0].patches.push("y".into())).unwrap_err(), none);
@@ -291,12 +294,14 @@ fn a_prior_verdict_shows_what_its_tier_asks_for_now() {
         let other = Bound { turn: Some("b/all".into()), failure_rate: 0.5, ..v.bounds[0].clone() };
         v.bounds.push(other);
     });
-    assert!(turn.unwrap_err().starts_with("its loaded trials of x on b/all leave a failure rate up to 50 %"));
+    assert!(
+        turn.unwrap_err().starts_with("its loaded trials of x on b/all show a failure rate of at most 50 %")
+    );
     let control = with(|v| v.arms.retain(|arm, _| *arm != Arm::Control)).unwrap_err();
-    assert_eq!(control, "it has 0 clean control trials, and proposed now asks for at least 1");
+    assert_eq!(control, "it has 0 clean control trials, but proposed now requires at least 1");
     let reapply = said_by(", reapply", Some(verdict())).unwrap_err();
     assert!(
-        reapply.ends_with("it has 0 clean reapply trials, and proposed now asks for at least 1"),
+        reapply.ends_with("it has 0 clean reapply trials, but proposed now requires at least 1"),
         "{reapply}"
     );
     assert_eq!(said_by(", stack", Some(verdict())), Ok(()), "one patch makes no stack");
@@ -310,7 +315,7 @@ fn a_prior_verdict_on_a_stack_bounds_the_stack() {
     let check = |prior: &Verdict| check_prior(&tiers, Tier::Updates, Some(prior), &stack, &image("11"));
     assert_eq!(
         check(&prior).unwrap_err(),
-        "the verdict of --prior does not count: it has no bound for y, and proposed now asks for at most 20 % at 95 % confidence; it has no bound for x + y, and proposed now asks for at most 20 % at 95 % confidence"
+        "the verdict given by --prior does not count: it has no bound for y, but proposed now requires at most 20 % at 95 % confidence; it has no bound for x + y, but proposed now requires at most 20 % at 95 % confidence"
     );
     let x = prior.bounds[0].clone();
     prior.bounds.push(Bound { patches: vec!["y".into()], ..x.clone() });
@@ -331,7 +336,7 @@ fn a_prior_verdict_on_one_patch_says_nothing_of_a_stack() {
     let tiers = parse(&format!("proposed:\n  {BASE}updates:\n  {BASE}  after: proposed\n")).unwrap();
     let error = check_prior(&tiers, Tier::Updates, Some(&verdict()), &stack, &image("11")).unwrap_err();
     assert!(
-        error.ends_with("it is about patch sha256 aa, and this run about sha256 aa, sha256 bb"),
+        error.ends_with("it is about patch sha256 aa, but this run is about sha256 aa, sha256 bb"),
         "{error}"
     );
 }
@@ -348,7 +353,7 @@ fn severities_that_may_enter() {
     assert_eq!(check(&high, &[critical, Some(Severity::High)]), Ok(()));
     assert_eq!(
         check(&high, &[critical, low, None]).unwrap_err(),
-        "built/aa.ko is of severity low, and tier updates takes high, critical only\n\
-         built/aa.ko states no severity, and tier updates takes high, critical only; write `severity:` into built/aa.yaml"
+        "built/aa.ko has severity low, but tier updates only accepts high, critical\n\
+         built/aa.ko has no severity, but tier updates only accepts high, critical; add `severity:` to built/aa.yaml"
     );
 }

@@ -43,31 +43,32 @@ fn every_trial_that_was_not_simply_done_is_listed() {
     let remarks = vec![
         remark(3, Remark::Invalid, "the host slept for 60 s"),
         remark(7, Remark::Lost, "QEMU died\nsignal 9"),
-        remark(8, Remark::Repeated, "the run was cut off"),
+        remark(8, Remark::Repeated, "the run was interrupted"),
         remark(8, Remark::Lost, "QEMU died"),
     ];
-    let expected = "  trials: loaded 12 clean, 0 failed, 2 unexplained, 1 void; control 4 clean, 0 failed
-  not simply done: 1 invalid, 2 lost, 1 repeated
-    trial 3 (loaded) invalid, says nothing of the patch: the host slept for 60 s
-    trial 7 (loaded) lost, counts as a failure: QEMU died signal 9
-    trial 8 (loaded) repeated: the run was cut off
-    trial 8 (loaded) lost, counts as a failure: QEMU died
+    let expected =
+        "  trials:  loaded 12 clean, 0 failed, 2 unexplained, 1 not counted; control 4 clean, 0 failed
+  of these: 1 invalid, 2 lost, 1 repeated
+    trial 3 (loaded) was invalid and not counted: the host slept for 60 s
+    trial 7 (loaded) was lost and counted as a failure: QEMU died signal 9
+    trial 8 (loaded) was repeated: the run was interrupted
+    trial 8 (loaded) was lost and counted as a failure: QEMU died
 
-  report: run/verdict.json
+  verdict: run/verdict.json
 ";
     let text = summary(&verdict(remarks), Path::new("run"), false);
     assert!(text.contains(expected), "{text}");
     let none = summary(&verdict(Vec::new()), Path::new("run"), false);
-    assert!(!none.contains("not simply done"), "{none}");
+    assert!(!none.contains("of these"), "{none}");
 }
 
 #[test]
 fn of_many_the_first_are_listed_and_the_rest_are_counted() {
     let lost = |n: u32| (1..=n).map(|trial| remark(trial, Remark::Lost, "QEMU died")).collect();
     let text = summary(&verdict(lost(15)), Path::new("run"), false);
-    assert_eq!(text.matches("lost, counts as a failure").count(), 12, "{text}");
+    assert_eq!(text.matches("was lost and counted as a failure").count(), 12, "{text}");
     assert!(
-        text.contains("  not simply done: 15 lost\n") && text.contains("    and 3 more, see verdict.json\n"),
+        text.contains("  of these: 15 lost\n") && text.contains("    and 3 more, see verdict.json\n"),
         "{text}"
     );
     let text = summary(&verdict(lost(12)), Path::new("run"), false);

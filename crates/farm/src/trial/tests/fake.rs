@@ -105,6 +105,10 @@ pub(super) struct Faults {
     pub(super) functions: Vec<String>,
     /// In how many counts no function is called.
     pub(super) silent_counts: u32,
+    /// Of each group one function is called so often that nothing of the others is seen.
+    pub(super) one_is_hot: bool,
+    /// Counting calls does not end.
+    pub(super) count_mute: bool,
     /// Seconds that gathering evidence takes.
     pub(super) collecting_s: Option<u64>,
     /// The soak of the plan, if not 30 s, and the pause after reverting, if not 2 s.
@@ -340,6 +344,7 @@ impl Fake {
             Ask::Load { .. } => self.faults.load_mute,
             Ask::Exec { argv, .. } => {
                 self.faults.unload_mute && argv.iter().any(|line| line.starts_with("rmmod"))
+                    || self.faults.count_mute && argv.iter().any(|line| line.contains("set_ftrace_filter"))
             }
             _ => false,
         };
@@ -443,8 +448,12 @@ impl Fake {
             self.counts += 1;
             let silent = self.faults.unreached || self.counts <= self.faults.silent_counts;
             let calls = if silent { 0 } else { 90 };
-            let keys = line.lines().filter(|l| l.starts_with("end "));
-            return keys.map(|l| format!("calls {} {calls}\n", l.split(' ').next_back().unwrap())).collect();
+            let keys = line.lines().filter(|l| l.starts_with("find ")).enumerate();
+            // The first function of a group fills the buffer.
+            let word = |n: usize| if self.faults.one_is_hot && n > 0 { "hidden" } else { "calls" };
+            return keys
+                .map(|(n, l)| format!("{} {} {calls}\n", word(n), l.split(' ').next_back().unwrap()))
+                .collect();
         }
         String::new()
     }

@@ -119,10 +119,10 @@ fn too_few_control_trials_are_said_with_the_reason() {
         }
     });
     assert!(stopped.found().is_empty());
-    let parts = ["with 2 control trials", "3 are needed", "2 did not go through the soak"];
+    let parts = ["with 2 control trials", "3 are needed", "2 did not complete the soak"];
     assert!(says(&stopped.blind(), &parts), "{:?}", stopped.blind());
     let unmeasured = Run::new(4, 14, &["x"]).change(Arm::Control, |_, r| r.measured.clear());
-    assert!(says(&unmeasured.blind(), &["with 0 control trials", "4 have no measurements"]));
+    assert!(says(&unmeasured.blind(), &["with 0 control trials", "4 without measurements"]));
 }
 
 /// Loaded trials are counted by patch: those of another one say nothing.
@@ -138,8 +138,11 @@ fn too_few_trials_of_one_patch_are_said() {
         }
     });
     let blind = lost.blind();
-    assert!(says(&blind, &["leaks of b", "3 loaded trials", "4 are needed", "3 did not go"]), "{blind:?}");
-    assert!(!says(&blind, &["leaks of a"]), "{blind:?}");
+    assert!(
+        says(&blind, &["leak of b", "3 loaded trials", "4 are needed", "3 did not complete"]),
+        "{blind:?}"
+    );
+    assert!(!says(&blind, &["leak of a"]), "{blind:?}");
 }
 
 /// Few control trials take a wider margin, and more of them lift it.
@@ -167,7 +170,7 @@ fn trials_without_their_cpu_time_are_left_out() {
     };
     for (share, hits) in [(Some(0.69), 0), (Some(0.7), 3), (Some(1.0), 3), (None, 3)] {
         assert_eq!(run(share).hits(Arm::Loaded, RATE), hits, "{share:?}");
-        let parts = ["looked for in 11 loaded trials only", "3 got less than 70 %"];
+        let parts = ["only 11 loaded trials of x could be compared", "3 got less than 70 %"];
         assert_eq!(says(&run(share).blind(), &parts), hits == 0, "{:?}", run(share).blind());
     }
     let controls =

@@ -48,9 +48,9 @@ fn a_tier_out_of_reach_is_said_with_the_number_needed() {
     let few = Resolved { trials: Some(5), ..resolved(&["x"]) };
     assert_eq!(try_plan("", few).unwrap().trials.iter().filter(|t| t.arm == Arm::Loaded).count(), 5);
     let error = try_plan("arms: {reapply: 0}\n", resolved(&["x"])).unwrap_err();
-    assert!(error.contains("asks for this arm"), "{error}");
+    assert!(error.contains("requires this arm"), "{error}");
     let error = try_plan("budget: 60s\n", resolved(&["x"])).unwrap_err();
-    assert!(error.contains("the 14 loaded trials that tier proposed needs"), "{error}");
+    assert!(error.contains("the 14 loaded trials required by tier proposed"), "{error}");
 }
 
 #[test]
