@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-/// Exit codes are API: README, "Exit codes".
+/// Exit codes are API: docs/reference.md, "Exit codes".
 pub(crate) mod code {
     pub(crate) const INPUT: u8 = 2;
     pub(crate) const FARM: u8 = 4;

@@ -379,7 +379,7 @@ pub struct Reach {
 }
 
 impl Verdict {
-    /// The process exit code that goes with the verdict (README, "Exit codes").
+    /// The process exit code that goes with the verdict (docs/reference.md, "Exit codes").
     pub fn exit_code(&self) -> u8 {
         match self.verdict {
             Outcome::Qualified => 0,
