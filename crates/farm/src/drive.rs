@@ -280,6 +280,7 @@ impl Driver<'_> {
                 }
                 Action::Login { limit } => self.login(limit),
                 Action::Rekey { limit } => self.rekey(limit),
+                Action::Sysrq(key) => self.sysrq(key),
                 Action::Cpus => self.cpus(),
                 Action::Status => self.status(),
                 Action::Ssh { command, input, limit } => self.over_ssh(command, input, limit),

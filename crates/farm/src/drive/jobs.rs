@@ -47,6 +47,14 @@ impl Driver<'_> {
         });
     }
 
+    pub(super) fn sysrq(&mut self, key: &'static str) {
+        let Some(machine) = self.machine.clone() else { return };
+        self.jobs.spawn(async move {
+            machine.sysrq(key).await;
+            Done::Input(Input::Tick)
+        });
+    }
+
     pub(super) fn cpus(&mut self) {
         let Some(machine) = self.machine.clone() else { return };
         self.jobs.spawn(async move {
