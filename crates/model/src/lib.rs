@@ -35,7 +35,7 @@ pub use corpus::{Corpus, Example};
 pub use event::{Body, Event, Scope, TrialEnd};
 pub use finding::{FarmKind, Finding, FindingKind, Source};
 pub use judge::{is_decided, judge, next_trial};
-pub use kernel::rewrites_itself;
+pub use kernel::{rewrites_itself, version};
 pub use patch::{Patch, PatchError, Severity, Sidecar, file_names, hex, needed_modules};
 pub use pipeline::{AGING, Aging, Arms, Dump, Gathering, Limits, MachineShape, Phases, Pipeline};
 pub use plan::{ImageFacts, Plan, PlanError, Resolved, Start, Trial};
