@@ -159,6 +159,7 @@ impl Driver<'_> {
             modules: plan.names(&self.trial).map(str::to_owned).collect(),
             image: plan.checkpoint.clone().unwrap_or_else(|| plan.image.name.clone()),
             release: what.release.clone(),
+            symbols: self.bench.symbols.clone(),
             machine: format!("{} CPUs, {} MiB, {}", spec.cpus, spec.memory_mib, plan.accel),
             findings: what.findings.clone(),
         }
