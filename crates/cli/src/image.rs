@@ -264,7 +264,11 @@ mod tests {
         std::fs::write(&file, recipe).unwrap();
         let file = file.to_str().unwrap();
         assert!(error(file).ends_with(&format!("run `klpfarm image build {file}`")), "{}", error(file));
-        assert!(error("debian-13").ends_with("run `klpfarm image build debian-13`"), "{}", error("debian-13"));
+        assert!(
+            error("debian-13").ends_with("run `klpfarm image build debian-13`"),
+            "{}",
+            error("debian-13")
+        );
         assert!(error("./none.yaml").contains("none.yaml"), "{}", error("./none.yaml"));
         assert!(named(&store, "debian-12-44-b937c8eb4684").unwrap().is_none(), "it may be a checkpoint");
     }

@@ -31,7 +31,7 @@ pub mod yaml;
 pub use apart::judge_apart;
 pub use compare::ENOUGH_CPU;
 pub use consistency::consistency;
-pub use corpus::{Corpus, Example};
+pub use corpus::{Corpus, Elsewhere, Example};
 pub use event::{Body, Event, Scope, TrialEnd};
 pub use finding::{FarmKind, Finding, FindingKind, Source};
 pub use judge::{is_decided, judge, next_trial};
