@@ -222,6 +222,36 @@ mod tests {
         assert_eq!((filter(0).trim(), filter(1).trim()), ("ext4_sync_file:mod:ext4", "do_exit"));
     }
 
+    /// On 4.4.220 the filter refuses `sys_madvise` (EIO or EINVAL) and then stands for all functions; it knows `SyS_madvise`.
+    #[test]
+    fn a_function_with_two_names_is_counted_by_the_one_that_the_tracer_knows() {
+        for key in ["vmlinux/sys_madvise", "vmlinux/sys_madvise,1"] {
+            let dir = tempfile::tempdir().unwrap();
+            std::fs::create_dir_all(dir.path().join("instances")).unwrap();
+            let symbols = dir.path().join("kallsyms");
+            std::fs::write(
+                &symbols,
+                "ffffffff81160380 T SyS_madvise\nffffffff81160380 T sys_madvise\nffffffff81160790 T SyS_mremap\n",
+            )
+            .unwrap();
+            let (functions, bad) = countable(&keys(&[key]));
+            assert!(bad.is_empty(), "{bad:?}");
+            let refused = r"printf '#### all functions enabled ####\n' > $F";
+            let line = count(&functions, 0)
+                .replace("echo $3 > $F", refused)
+                .replace("/proc/kallsyms", symbols.to_str().unwrap())
+                .replace("/per_cpu/cpu*/stats", "/stats")
+                .replace("echo 0 > $i/tracing_on", "cat $i/set_ftrace_filter >&3")
+                .replace("{ begin", "exec 3>&1; { begin");
+            // As each CPU's buffer tells it.
+            let line = line.replace(
+                "mkdir $i &&",
+                "mkdir $i && printf 'entries: 204\\noverrun: 7\\nbytes: 11424\\n' > $i/stats &&",
+            );
+            assert_eq!(run(dir.path(), &line), format!("SyS_madvise\ncalls {key} 211\n"));
+        }
+    }
+
     /// What 6.1 lists of a name that the kernel has once and modules have as well, and what is then taken out.
     #[test]
     fn functions_of_other_modules_are_taken_out_of_the_filter() {

@@ -6,6 +6,7 @@ mod fake;
 mod forged;
 mod lasting;
 mod modules;
+mod old;
 mod silence;
 mod standing;
 
