@@ -37,6 +37,14 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Put a kernel's modules onto a raw disk with an ext file system and no partitions, such as a copy of one of klpfarm's own. Needs no root.
+    AddModules {
+        /// The disk, from which no machine may run now.
+        #[arg(long, value_name = "DISK")]
+        disk: PathBuf,
+        /// Folder of the modules, DIR/lib/modules/RELEASE.
+        modules: PathBuf,
+    },
     /// Remove an image.
     Rm {
         /// Name (all of that name) or id.
@@ -82,6 +90,10 @@ pub(crate) async fn run(command: Command) -> Result<u8, Failure> {
         }
         Command::List { json } => list(json)?,
         Command::Show { name, json } => show(&name, json)?,
+        Command::AddModules { disk, modules } => {
+            let disk = std::path::absolute(&disk).map_err(Failure::input)?;
+            add_modules(&disk, &modules).await?;
+        }
         Command::Rm { name } => {
             for id in store()?.remove(&name).await.map_err(failure)? {
                 print(&format!("removed {id}\n"));
@@ -96,6 +108,24 @@ pub(crate) async fn run_module(command: ModuleCommand) -> Result<u8, Failure> {
     let module = module(&find(&image)?, &source, &out).await?;
     print(&format!("{}\n", module.display()));
     Ok(0)
+}
+
+/// Machines and checkpoints hold what they changed on a disk beside it, which a change of the disk itself would break: of those that klpfarm made
+/// none is written to, and an image of a user's own disk has to be built again.
+async fn add_modules(disk: &Path, modules: &Path) -> Result<(), Failure> {
+    let store = store()?;
+    if disk.starts_with(store.dir()) {
+        return Err(Failure::input(format!(
+            "{} is an image's own disk, from which machines run: copy it (`cp --sparse=always`), and give the copy",
+            disk.display()
+        )));
+    }
+    let number = klpfarm_image::add_modules(disk, modules).await.map_err(Failure::input)?;
+    print(&format!("{number} files written to {}\n", disk.display()));
+    for image in store.list().map_err(failure)?.iter().filter(|image| image.disk().0 == disk) {
+        tell!("klpfarm: image {} was made of this disk: run `klpfarm image build` for it again", image.id());
+    }
+    Ok(())
 }
 
 /// Build the module in `source` into `out`. The sidecar goes along, so that a run of the module finds it.
