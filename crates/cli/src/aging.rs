@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use klpfarm_farm::Bench;
+use klpfarm_farm::{Bench, Symbols};
 use klpfarm_image::{Checkpoint, CheckpointStore, Image, Key};
 use klpfarm_model::event::CheckpointFacts;
 use klpfarm_model::{Accel, Arm, Pipeline, Plan, Resolved, Rotation, TierRule, Workload};
@@ -22,7 +22,7 @@ use crate::{catalog, disk, home, host, image};
 /// Age a machine under load and save it as a checkpoint; starting from a checkpoint adds to its uptime.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// An image's name, or a checkpoint's id (see `klpfarm checkpoint list`).
+    /// An image's name or id, its recipe (a name or a YAML file), or a checkpoint's id (see `klpfarm checkpoint list`).
     from: String,
     /// How long to age: from an image up to this uptime, from a checkpoint this much longer.
     #[arg(long = "for", value_name = "2h", value_parser = klpfarm_model::duration::parse)]
@@ -52,21 +52,19 @@ pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
     let home = home::home()?;
     let images = image::store()?;
     let store = CheckpointStore::open(&home).map_err(Failure::farm)?;
-    let (plan, image, parent) = match images
-        .list()
-        .map_err(Failure::farm)?
-        .iter()
-        .find(|i| i.manifest.name == args.from || i.id() == args.from)
-    {
+    let (plan, image, parent) = match image::named(&images, &args.from)? {
         Some(image) => {
             let loaded = catalog::load(&args.pipeline)?;
             let mut pipeline = loaded.pipeline;
             pipeline.aging.uptime = args.more;
-            (plan(&pipeline, loaded.workloads, image, accel)?, image.clone(), None)
+            (plan(&pipeline, loaded.workloads, &image, accel)?, image, None)
         }
         None => {
             let parent = store.find(&args.from).map_err(|e| {
-                Failure::input(format!("`{}` is neither a built image nor a checkpoint: {e}", args.from))
+                Failure::input(format!(
+                    "`{}` is neither an image, nor a recipe, nor a checkpoint: {e}",
+                    args.from
+                ))
             })?;
             parent.fits(&qemu, &host::processor(accel)).map_err(Failure::input)?;
             let image = image_of(&parent, &images.list().map_err(Failure::farm)?)?;
@@ -109,7 +107,7 @@ fn image_of(checkpoint: &Checkpoint, images: &[Image]) -> Result<Image, Failure>
     images.iter().find(|i| i.id() == key.image).cloned().ok_or_else(|| {
         let id = checkpoint.id();
         Failure::input(format!(
-            "checkpoint {id} was made from image {}, which is not on this host: build it with `klpfarm image build`",
+            "checkpoint {id} was made from image {}, which is not on this host: build it from its recipe with `klpfarm image build RECIPE`",
             key.image
         ))
     })
@@ -326,11 +324,21 @@ pub(crate) fn bench(
         plan: Arc::clone(plan),
         spec,
         login,
+        symbols: symbols(image),
         rekey: false,
         patches: Arc::new(patches.to_vec()),
         run_dir: dir.to_owned(),
         scratch: scratch.to_owned(),
     })
+}
+
+/// Where the debug symbols of an image's kernel are: an image that was made from packages has its root file system beside it.
+fn symbols(image: &Image) -> Symbols {
+    match image.headers() {
+        _ if image.rootfs().is_some() => Symbols::Package,
+        Some(tree) if tree.join("vmlinux").is_file() => Symbols::Tree(tree),
+        _ => Symbols::Builder,
+    }
 }
 
 /// QEMU's temporary files: on the same disk as everything else, not on a small `/tmp`.

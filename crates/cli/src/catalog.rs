@@ -49,7 +49,7 @@ pub(crate) struct LoadedTurn {
 }
 
 /// Whether a name is a path to a file rather than the name of something known.
-fn is_path(name: &str) -> bool {
+pub(crate) fn is_path(name: &str) -> bool {
     name.contains('/') || name.ends_with(".yaml") || name.ends_with(".yml")
 }
 

@@ -37,6 +37,14 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Put a kernel's modules onto a raw disk with an ext file system and no partitions, such as a copy of one of klpfarm's own. Needs no root.
+    AddModules {
+        /// The disk, from which no machine may run now.
+        #[arg(long, value_name = "DISK")]
+        disk: PathBuf,
+        /// Folder of the modules, DIR/lib/modules/RELEASE.
+        modules: PathBuf,
+    },
     /// Remove an image.
     Rm {
         /// Image name or id; a name removes all images built from that recipe.
@@ -82,6 +90,10 @@ pub(crate) async fn run(command: Command) -> Result<u8, Failure> {
         }
         Command::List { json } => list(json)?,
         Command::Show { name, json } => show(&name, json)?,
+        Command::AddModules { disk, modules } => {
+            let disk = std::path::absolute(&disk).map_err(Failure::input)?;
+            add_modules(&disk, &modules).await?;
+        }
         Command::Rm { name } => {
             for id in store()?.remove(&name).await.map_err(failure)? {
                 print(&format!("removed {id}\n"));
@@ -98,6 +110,24 @@ pub(crate) async fn run_module(command: ModuleCommand) -> Result<u8, Failure> {
     Ok(0)
 }
 
+/// Machines and checkpoints hold what they changed on a disk beside it, which a change of the disk itself would break: of those that klpfarm made
+/// none is written to, and an image of a user's own disk has to be built again.
+async fn add_modules(disk: &Path, modules: &Path) -> Result<(), Failure> {
+    let store = store()?;
+    if disk.starts_with(store.dir()) {
+        return Err(Failure::input(format!(
+            "{} is an image's own disk, from which machines run: copy it (`cp --sparse=always`), and give the copy",
+            disk.display()
+        )));
+    }
+    let number = klpfarm_image::add_modules(disk, modules).await.map_err(Failure::input)?;
+    print(&format!("{number} files written to {}\n", disk.display()));
+    for image in store.list().map_err(failure)?.iter().filter(|image| image.disk().0 == disk) {
+        tell!("klpfarm: image {} was made of this disk: run `klpfarm image build` for it again", image.id());
+    }
+    Ok(())
+}
+
 /// Build the module in `source` into `out`. The sidecar goes along, so that a run of the module finds it.
 pub(crate) async fn module(image: &Image, source: &Path, out: &Path) -> Result<PathBuf, Failure> {
     let module = image.build_module(source, out).await.map_err(failure)?;
@@ -111,20 +141,37 @@ pub(crate) async fn module(image: &Image, source: &Path, out: &Path) -> Result<P
 /// An image by name, id or recipe.
 fn find(name: &str) -> Result<Image, Failure> {
     let store = store()?;
+    named(&store, name)?
+        .ok_or_else(|| failure(Error::NoImage { name: name.to_owned(), dir: store.dir().to_owned() }))
+}
+
+/// The image of this name or id, or of this recipe, which then must have been built; `None` if it is none of the three.
+pub(crate) fn named(store: &Store, name: &str) -> Result<Option<Image>, Failure> {
     match store.lookup(name) {
-        Ok(image) => Ok(image),
-        Err(missing) => {
-            let recipe = catalog::recipe(Path::new("."), name).map_err(|_| failure(missing))?;
-            built(&store, &recipe)
-        }
+        Ok(image) => return Ok(Some(image)),
+        Err(Error::NoImage { .. }) => {}
+        Err(error) => return Err(failure(error)),
     }
+    match catalog::recipe(Path::new("."), name) {
+        Ok(recipe) => built(store, &recipe).map(Some),
+        Err(problem) if catalog::is_path(name) => Err(Failure::input(problem)),
+        Err(_) => Ok(None),
+    }
+}
+
+/// What `klpfarm image build` must be given for this recipe: its name, where that leads to it, else its file.
+fn buildable(recipe: &klpfarm_image::Recipe) -> String {
+    let by_name = catalog::recipe(Path::new("."), &recipe.name).is_ok_and(|r| r.source == recipe.source);
+    if by_name { recipe.name.clone() } else { recipe.file.display().to_string() }
 }
 
 /// The image of a recipe, which must have been built.
 pub(crate) fn built(store: &Store, recipe: &klpfarm_image::Recipe) -> Result<Image, Failure> {
     store.get(recipe).map_err(failure)?.ok_or_else(|| {
-        let name = &recipe.name;
-        Failure::input(format!("image {name} is not built (or its recipe or files have changed): run `klpfarm image build {name}`"))
+        let (name, how) = (&recipe.name, buildable(recipe));
+        Failure::input(format!(
+            "image {name} is not built (or its recipe or files have changed): run `klpfarm image build {how}`"
+        ))
     })
 }
 
@@ -197,6 +244,7 @@ fn facts(image: &Image) -> serde_json::Value {
         "initrd": image.initrd(),
         "headers": image.headers(),
         "rootfs": image.rootfs(),
+        "ssh": image.ssh(),
         "manifest": image.manifest,
     })
 }
@@ -209,8 +257,9 @@ fn show(name: &str, json: bool) -> Result<(), Failure> {
     }
     let path = |p: Option<PathBuf>| p.map_or_else(|| "-".to_owned(), |p| p.display().to_string());
     let m = &image.manifest;
+    let ssh = image.ssh();
     print(&format!(
-        "id        {}\nkernel    {}\ncreated   {}\ndisk      {}\nvmlinuz   {}\ninitrd    {}\nheaders   {}\nrootfs    {}\nsources   {}\npackages  {}\n",
+        "id        {}\nkernel    {}\ncreated   {}\ndisk      {}\nvmlinuz   {}\ninitrd    {}\nheaders   {}\nrootfs    {}\nlogin     {}, key {}\nsources   {}\npackages  {}\n",
         m.id,
         m.release.as_deref().unwrap_or("unknown until first boot"),
         m.created,
@@ -219,8 +268,38 @@ fn show(name: &str, json: bool) -> Result<(), Failure> {
         path(image.initrd()),
         path(image.headers()),
         path(image.rootfs()),
+        ssh.user,
+        ssh.key.display(),
         m.sources.join("\n          "),
         m.packages.len(),
     ));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is suggested is what works: a recipe that was given as a file is not found by its name.
+    #[test]
+    fn an_image_that_is_not_built_says_how_to_build_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let error = |name: &str| match named(&store, name) {
+            Err(Failure::Input(text)) => text,
+            other => panic!("{name}: {:?}", other.map(|i| i.map(|i| i.dir))),
+        };
+        let file = dir.path().join("mine.yaml");
+        let recipe = "name: my-guest\nprebuilt:\n  disk: {path: disk.img, format: raw}\n  ssh: {user: root, key: key}\n";
+        std::fs::write(&file, recipe).unwrap();
+        let file = file.to_str().unwrap();
+        assert!(error(file).ends_with(&format!("run `klpfarm image build {file}`")), "{}", error(file));
+        assert!(
+            error("debian-13").ends_with("run `klpfarm image build debian-13`"),
+            "{}",
+            error("debian-13")
+        );
+        assert!(error("./none.yaml").contains("none.yaml"), "{}", error("./none.yaml"));
+        assert!(named(&store, "debian-12-44-b937c8eb4684").unwrap().is_none(), "it may be a checkpoint");
+    }
 }

@@ -1,17 +1,19 @@
 //! `klpfarm qualify-detectors`: the farm's own acceptance test. Every example patch is run, and the verdicts are held against what the
 //! corpus says of it: no fault escapes, no good patch is held up.
 
+mod sources;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use klpfarm_image::Image;
 use klpfarm_model::{
-    Accel, Corpus, Event, Example, Outcome, Plan, Row, Score, counted, hex, judge, needed_detectors, score,
+    Accel, Corpus, Event, Example, Outcome, Plan, Row, Score, counted, judge, needed_detectors, score,
 };
 use klpfarm_report::{Run, one_line, write_atomically};
 use serde_json::json;
-use sha2::{Digest, Sha256};
+use sources::Unbuilt;
 
 use crate::failure::{Failure, code, print, print_json};
 use crate::interrupt::Interrupts;
@@ -19,6 +21,9 @@ use crate::judge::documents_agree;
 use crate::plan::{Choice, resolve};
 use crate::run::{execute, run_dir};
 use crate::{catalog, disk, home, image};
+
+/// Its result, in the run folder.
+const RESULT: &str = "qualification.json";
 
 /// Validate the detectors: run the example patches and report which faults were caught, by what, and which good patches passed.
 #[derive(Debug, clap::Args)]
@@ -69,7 +74,12 @@ pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
         let run = Run::open(dir).map_err(Failure::input)?;
         documents_agree(dir, &run.plan, &run.events)?;
         let examples = examples_of(&run.plan, &corpus, &args.corpus)?;
-        return Ok(conclude(&run.plan, &run.events, &examples, dir, args.json));
+        let facts = &run.plan.image;
+        let images = image::store()?.list().map_err(Failure::farm)?;
+        let image =
+            images.iter().find(|i| i.manifest.name == facts.name && i.manifest.recipe_hash == facts.hash);
+        let examples = expected(examples, facts.release.as_deref().unwrap_or_default(), image);
+        return Ok(conclude(&run.plan, &run.events, &examples, unbuilt_of(dir), dir, args.json));
     }
     let examples = chosen(corpus, &args)?;
     let mut loaded = catalog::load(&args.pipeline)?;
@@ -93,7 +103,13 @@ pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
     }
     let home = home::home()?;
     let base = args.corpus.parent().unwrap_or(Path::new(".")).to_owned();
-    let patches = modules(&built, &base, &examples, &home).await?;
+    sources::check(&args.corpus, &corpus_text(&args.corpus)?, &base, &examples)?;
+    let examples = expected(examples, release, Some(&built));
+    let (made, unbuilt) = sources::modules(&built, &base, examples, &home).await?;
+    if made.is_empty() {
+        return Err(Failure::input("none of the examples could be built"));
+    }
+    let (examples, patches): (Vec<Example>, Vec<PathBuf>) = made.into_iter().unzip();
     let choice = Choice {
         pipeline: args.pipeline.clone(),
         patches,
@@ -116,15 +132,31 @@ pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
     };
     let verdict = judge(&planned.plan, &events);
     Run::conclude(&dir, &planned.plan, &events, &verdict).map_err(Failure::farm)?;
-    let right = conclude(&planned.plan, &events, &examples, &dir, args.json);
+    let right = conclude(&planned.plan, &events, &examples, unbuilt, &dir, args.json);
     Ok(if interrupts.first.is_cancelled() { code::INTERRUPTED } else { right })
 }
 
-fn corpus(file: &Path) -> Result<Corpus, Failure> {
-    let text = fs::read_to_string(file).map_err(|e| {
+fn corpus_text(file: &Path) -> Result<String, Failure> {
+    fs::read_to_string(file).map_err(|e| {
         Failure::input(format!("{}: {e}; give the table of examples with --corpus", file.display()))
-    })?;
-    Corpus::parse(file, &text).map_err(|errors| Failure::inputs(&errors))
+    })
+}
+
+fn corpus(file: &Path) -> Result<Corpus, Failure> {
+    Corpus::parse(file, &corpus_text(file)?).map_err(|errors| Failure::inputs(&errors))
+}
+
+/// What is expected of examples on this kernel. Of one whose configuration is not at hand nothing is known to be missing.
+fn expected(examples: Vec<Example>, release: &str, image: Option<&Image>) -> Vec<Example> {
+    let lacks = |option: &str| image.and_then(|i| i.lacks_option(option)) == Some(true);
+    examples.into_iter().map(|example| example.on(release, &lacks)).collect()
+}
+
+/// What a run that is judged again could not build.
+fn unbuilt_of(dir: &Path) -> Vec<Unbuilt> {
+    let text = fs::read_to_string(dir.join(RESULT)).unwrap_or_default();
+    let mut value: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+    serde_json::from_value(value["unbuilt"].take()).unwrap_or_default()
 }
 
 /// The examples that are asked for.
@@ -155,53 +187,15 @@ fn examples_of(plan: &Plan, corpus: &Corpus, file: &Path) -> Result<Vec<Example>
     plan.patches.iter().map(found).collect()
 }
 
-/// Build what is not built yet: a module is kept below the home by what it is made of.
-async fn modules(
-    image: &Image,
-    base: &Path,
-    examples: &[Example],
-    home: &Path,
-) -> Result<Vec<PathBuf>, Failure> {
-    let mut built = Vec::new();
-    let shelf = home.join("modules").join(image.id());
-    for (n, example) in examples.iter().enumerate() {
-        let source = base.join(&example.patch);
-        let digest = digest(&source).map_err(|e| Failure::input(format!("{}: {e}", source.display())))?;
-        let place = shelf.join(digest);
-        let module = place.join(format!("{}.ko", example.name()));
-        if !module.is_file() {
-            tell!("klpfarm: building {} ({} of {})", example.patch, n + 1, examples.len());
-            image::module(image, &source, &place).await?;
-        }
-        built.push(module);
-    }
-    Ok(built)
-}
-
-/// The first digits of the SHA-256 of all files in a folder, those it links to included.
-fn digest(dir: &Path) -> std::io::Result<String> {
-    let mut files = Vec::new();
-    let mut left = vec![dir.to_owned()];
-    while let Some(dir) = left.pop() {
-        for entry in fs::read_dir(&dir)? {
-            let path = entry?.path();
-            if fs::metadata(&path)?.is_dir() { left.push(path) } else { files.push(path) }
-        }
-    }
-    files.sort();
-    let mut hash = Sha256::new();
-    for file in files {
-        let data = fs::read(&file)?;
-        hash.update(file.strip_prefix(dir).unwrap_or(&file).as_os_str().as_encoded_bytes());
-        hash.update([0]);
-        hash.update((data.len() as u64).to_le_bytes());
-        hash.update(data);
-    }
-    Ok(hex(&hash.finalize()[..6]))
-}
-
 /// Print and keep the matrix; the exit code.
-fn conclude(plan: &Plan, events: &[Event], examples: &[Example], dir: &Path, as_json: bool) -> u8 {
+fn conclude(
+    plan: &Plan,
+    events: &[Event],
+    examples: &[Example],
+    unbuilt: Vec<Unbuilt>,
+    dir: &Path,
+    as_json: bool,
+) -> u8 {
     let rows = score(plan, events, examples);
     let needed = needed_detectors(&rows);
     let value = json!({
@@ -210,8 +204,9 @@ fn conclude(plan: &Plan, events: &[Event], examples: &[Example], dir: &Path, as_
         "soak_ms": plan.soak().as_millis() as u64,
         "rows": rows,
         "alone": needed,
+        "unbuilt": unbuilt,
     });
-    let file = dir.join("qualification.json");
+    let file = dir.join(RESULT);
     let text = serde_json::to_string_pretty(&value).unwrap_or_default() + "\n";
     if let Err(error) = write_atomically(&file, text.as_bytes()) {
         tell!("klpfarm: {error}");
@@ -220,9 +215,12 @@ fn conclude(plan: &Plan, events: &[Event], examples: &[Example], dir: &Path, as_
         print_json(&value);
     } else {
         print(&matrix(plan, &rows));
+        for Unbuilt { patch, reason } in &unbuilt {
+            print(&format!("NOT BUILT    {patch}  ({})\n", one_line(reason, 160)));
+        }
         print(&format!("\nrun folder: {}\n", file.display()));
     }
-    u8::from(!rows.iter().all(|r| r.score.is_right()))
+    u8::from(!unbuilt.is_empty() || !rows.iter().all(|r| r.score.is_right()))
 }
 
 fn matrix(plan: &Plan, rows: &[Row]) -> String {

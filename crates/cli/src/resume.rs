@@ -97,8 +97,8 @@ fn image_of(facts: &ImageFacts, images: &[Image]) -> Result<Image, Failure> {
     let same = |i: &&Image| i.manifest.name == facts.name && i.manifest.recipe_hash == facts.hash;
     images.iter().find(same).cloned().ok_or_else(|| {
         Failure::input(format!(
-            "image {} (recipe {}) of this run no longer exists: build it with `klpfarm image build {}`",
-            facts.name, facts.hash, facts.name
+            "image {} (recipe {}) of this run no longer exists: run `klpfarm image build` with the recipe that its pipeline named",
+            facts.name, facts.hash
         ))
     })
 }

@@ -103,6 +103,15 @@ pub(crate) fn console(why: &str) -> Body {
     body("console", format!("{why}: none of the detectors that read the kernel's reports sees anything"))
 }
 
+/// Magic sysrq on the serial line is not answered.
+pub(crate) fn sysrq() -> Body {
+    body(
+        "sysrq",
+        "magic sysrq over the serial line is not answered: of a machine whose probe is dead, evidence has no stacks but those of an NMI"
+            .to_owned(),
+    )
+}
+
 /// The virtual CPUs' registers can't be had, and why.
 pub(crate) fn cpus(why: &str) -> Body {
     body(

@@ -6,6 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Functions that are counted at once.
 pub(crate) const GROUP: usize = 32;
 
+/// What the shell says where nothing can be counted.
+const NO_TRACEFS: &str = "no tracefs";
+
 /// A function as sysfs names it below a livepatch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Function {
@@ -83,7 +86,7 @@ pub(crate) fn count(functions: &[Function], seconds: u64) -> String {
         functions.iter().map(|f| format!("find {} {} {}\n", f.object, f.name, f.key)).collect();
     format!(
         r#"T=/sys/kernel/tracing; [ -d $T/instances ] || T=/sys/kernel/debug/tracing
-[ -d $T/instances ] || {{ echo "no tracefs"; exit 1; }}
+[ -d $T/instances ] || {{ echo "{NO_TRACEFS}"; exit 1; }}
 i=$T/instances/klpfarm; l=$T/instances/klpfarm_look; A=$i/set_ftrace_filter; F=$l/set_ftrace_filter; names=; unknown=
 away() {{ [ -d $1 ] && echo nop > $1/current_tracer && rmdir $1; }}
 look() {{ n=0; ms=; while read -r f m; do case $f in '#'*) ;; *) n=$((n+1)); g=$f; m=${{m#\[}}; m=${{m%%[] ]*}}; ms="$ms $m";; esac; done < $F; }}
@@ -123,6 +126,17 @@ pub(crate) enum Answer {
     Hidden,
     /// They can't be counted, and why.
     Unable(String),
+}
+
+/// Why an answer does not have a function that was to be counted, in a few words: the rest of the answer is of other functions.
+pub(crate) fn silence(text: &str) -> &'static str {
+    if text.lines().any(|line| line == NO_TRACEFS) {
+        "the guest has no tracefs with instances: is CONFIG_FUNCTION_TRACER on?"
+    } else if text.trim().is_empty() {
+        "the guest did not answer"
+    } else {
+        "the guest's answer lacks it"
+    }
 }
 
 /// The guest's answer, by key.
@@ -187,6 +201,17 @@ mod tests {
             matches!(&all["vmlinux/b,1"], Answer::Unable(why) if why.contains("cannot be determined: 2"))
         );
         assert_eq!(all.len(), 3);
+        assert!(silence("no tracefs\n").contains("CONFIG_FUNCTION_TRACER"));
+        assert!(silence(" \n").contains("did not answer"));
+        assert!(!silence("calls vmlinux/a,1 17\nx: not found\n").contains("vmlinux"));
+    }
+
+    #[test]
+    fn a_guest_without_a_tracer_says_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let (functions, _) = countable(&keys(&["vmlinux/f,1"]));
+        let line = count(&functions, 0).replace("/sys/kernel/debug/tracing", "/nowhere");
+        assert_eq!(run(dir.path(), &line), format!("{NO_TRACEFS}\n"));
     }
 
     /// Runs the shell line with a folder in place of tracefs, whose files hold what was written.

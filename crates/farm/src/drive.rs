@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinError, JoinSet};
 
 use crate::code::Code;
+use crate::evidence::Symbols;
 use crate::fair::{Fair, TICK};
 use crate::host::{Host, Look};
 use crate::nonce;
@@ -31,6 +32,8 @@ pub struct Bench {
     pub spec: Spec,
     /// How to log in.
     pub login: Login,
+    /// Where the debug symbols of its kernel are.
+    pub symbols: Symbols,
     /// A machine that is aged is to get SSH keys of its own: those it has were made by the farm.
     pub rekey: bool,
     /// Contents of the patch files, as hashed in the plan and in its order.
@@ -280,6 +283,7 @@ impl Driver<'_> {
                 }
                 Action::Login { limit } => self.login(limit),
                 Action::Rekey { limit } => self.rekey(limit),
+                Action::Sysrq(key) => self.sysrq(key),
                 Action::Cpus => self.cpus(),
                 Action::Status => self.status(),
                 Action::Ssh { command, input, limit } => self.over_ssh(command, input, limit),

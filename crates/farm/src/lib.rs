@@ -18,6 +18,7 @@ mod stop;
 mod trial;
 
 pub use drive::Bench;
+pub use evidence::Symbols;
 pub use guest::digest;
 pub use past::unfinished;
 pub use run::{AgeError, Aged, Beginning, Sink, age, is_over, run};

@@ -41,9 +41,29 @@ pub(crate) fn has_module(folder: &Path, name: &str) -> Option<bool> {
     Some(loadable.lines().chain(builtin.lines()).any(|line| file(line) == wanted))
 }
 
+/// Whether a kernel's configuration has this option, built in or as a module.
+pub(crate) fn has_option(config: &str, option: &str) -> bool {
+    let values = config.lines().filter_map(|line| line.strip_prefix(option)?.strip_prefix('='));
+    values.last().is_some_and(|value| value != "n")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn options_are_read_from_a_configuration() {
+        let config = "CONFIG_A=y\nCONFIG_AB=m\n# CONFIG_C is not set\nCONFIG_D=\"text\"\nCONFIG_E=n\n";
+        for (option, there) in [
+            ("CONFIG_A", true),
+            ("CONFIG_AB", true),
+            ("CONFIG_C", false),
+            ("CONFIG_D", true),
+            ("CONFIG_E", false),
+        ] {
+            assert_eq!(has_option(config, option), there, "{option}");
+        }
+    }
 
     #[test]
     fn modules_are_found_in_the_lists_of_files_and_of_what_is_built_in() {

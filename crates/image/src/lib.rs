@@ -7,6 +7,7 @@
 //!
 //! A [`CheckpointStore`] keeps [`Checkpoint`]s of machines in the same way.
 
+mod add_modules;
 mod archive;
 mod check;
 mod checkpoint;
@@ -28,6 +29,7 @@ mod seed;
 mod sparse;
 mod store;
 
+pub use add_modules::add_modules;
 pub use checkpoint::{
     CHECKPOINT_FILES, CHECKPOINT_KEY, CHECKPOINT_SCHEMA, Checkpoint, CheckpointFile, CheckpointManifest, Key,
     Made,

@@ -156,6 +156,16 @@ impl Image {
         kernel::has_module(&folder, name)
     }
 
+    /// Whether the kernel was built without this option (`CONFIG_DEBUG_LIST`); `None` where its configuration is not at hand, neither in the root
+    /// file system nor in the build tree.
+    pub fn lacks_option(&self, option: &str) -> Option<bool> {
+        let packaged = || Some(self.rootfs()?.join(format!("boot/config-{}", self.release()?)));
+        let built = || Some(self.headers()?.join(".config"));
+        let files = [packaged(), built()];
+        let text = files.into_iter().flatten().find_map(|file| std::fs::read_to_string(file).ok())?;
+        Some(!kernel::has_option(&text, option))
+    }
+
     /// Which making of the image this is, as SHA-256 in hex of its manifest: images of one recipe made twice differ in their
     /// keys, their packages and where files lie on the disk, and what was changed on one disk fits no other.
     pub fn identity(&self) -> String {

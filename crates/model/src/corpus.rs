@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::yaml::{self, YamlError};
-use crate::{FindingKind, Outcome};
+use crate::{FindingKind, Outcome, version};
 
 /// All example patches.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -32,6 +32,54 @@ pub struct Example {
     /// Kernels that it can be built for, as the start of a release (`6.1`); empty: all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub kernels: Vec<String>,
+    /// Kernels on which something else is expected: the first that fits counts instead of `caught_by` and `outcome`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub elsewhere: Vec<Elsewhere>,
+}
+
+/// What is expected of an example on some kernels: those for which all conditions that are given hold.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Elsewhere {
+    /// Kernels older than this version and patch level (`4.9`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<String>,
+    /// Kernels that were built without this option (`CONFIG_DEBUG_LIST`), as far as their configuration is at hand.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub without: Option<String>,
+    /// As [`Example::caught_by`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub caught_by: Vec<FindingKind>,
+    /// As [`Example::outcome`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<Outcome>,
+}
+
+impl Elsewhere {
+    fn fits(&self, release: &str, lacks: &dyn Fn(&str) -> bool) -> bool {
+        let older = |limit: &String| match (version(release), version(limit)) {
+            (Some(release), Some(limit)) => release < limit,
+            _ => false,
+        };
+        self.before.as_ref().is_none_or(older) && self.without.as_ref().is_none_or(|option| lacks(option))
+    }
+
+    /// What is wrong with it, by field.
+    fn problem(&self) -> Option<(&'static str, String)> {
+        if let Some(limit) = self.before.as_ref().filter(|limit| version(limit).is_none()) {
+            return Some(("before", format!("`{limit}` is not a kernel version such as `4.9`")));
+        }
+        if let Some(option) = self.without.as_ref().filter(|option| !option.starts_with("CONFIG_")) {
+            return Some(("without", format!("`{option}` is not an option such as `CONFIG_DEBUG_LIST`")));
+        }
+        (self.before.is_none() && self.without.is_none())
+            .then(|| ("elsewhere", "it names no kernels: give `before`, `without` or both".to_owned()))
+    }
+}
+
+/// What is caught is rejected.
+fn contradicts(caught_by: &[FindingKind], outcome: Option<Outcome>) -> bool {
+    !caught_by.is_empty() && outcome.is_some_and(|o| o != Outcome::Rejected)
 }
 
 impl Corpus {
@@ -65,7 +113,13 @@ impl Corpus {
             if self.examples[..n].iter().any(|e| e.name() == example.name()) {
                 wrong("patch", format!("there are two examples named `{}`", example.name()));
             }
-            if !example.caught_by.is_empty() && example.outcome.is_some_and(|o| o != Outcome::Rejected) {
+            for elsewhere in &example.elsewhere {
+                if let Some((field, message)) = elsewhere.problem() {
+                    wrong(field, message);
+                }
+            }
+            let mut all = example.elsewhere.iter().map(|e| (&e.caught_by, e.outcome));
+            if contradicts(&example.caught_by, example.outcome) || all.any(|(c, o)| contradicts(c, o)) {
                 wrong("outcome", "`caught_by` implies a rejection: remove `outcome` or `caught_by`".into());
             }
         }
@@ -86,6 +140,16 @@ impl Example {
             None if self.caught_by.is_empty() => Outcome::Qualified,
             None => Outcome::Rejected,
         }
+    }
+
+    /// The example as it is expected on the kernel of this release; `lacks` tells whether that was built without an option.
+    #[must_use]
+    pub fn on(mut self, release: &str, lacks: &dyn Fn(&str) -> bool) -> Self {
+        if let Some(elsewhere) = self.elsewhere.iter().find(|e| e.fits(release, lacks)) {
+            (self.caught_by, self.outcome) = (elsewhere.caught_by.clone(), elsewhere.outcome);
+        }
+        self.elsewhere.clear();
+        self
     }
 
     /// Whether it can be built for the kernel of this release.
@@ -116,6 +180,24 @@ mod tests {
     }
 
     #[test]
+    fn some_kernels_show_a_fault_in_another_way() {
+        let text = "examples:\n- patch: faulty/a\n  class: x\n  caught_by: [stack-overflow]\n  elsewhere:\n  - {before: \"4.9\", without: CONFIG_B, outcome: inconclusive}\n  - {before: \"4.9\", caught_by: [panic]}\n  - {without: CONFIG_A, caught_by: [oops]}\n";
+        let example = &Corpus::parse(Path::new("corpus.yaml"), text).unwrap().examples[0];
+        let on = |release: &str, lacks: &str| {
+            let example = example.clone().on(release, &|option| option == lacks);
+            let kinds: Vec<String> = example.caught_by.iter().map(|k| k.as_str().to_owned()).collect();
+            (example.expected(), kinds.concat())
+        };
+        let rejected = |kind: &str| (Outcome::Rejected, kind.to_owned());
+        assert_eq!(on("6.1.0-50-cloud-amd64", ""), rejected("stack-overflow"));
+        assert_eq!(on("4.9.0-1", ""), rejected("stack-overflow"), "4.9 is not before 4.9");
+        assert_eq!(on("4.4.220-mine", ""), rejected("panic"));
+        assert_eq!(on("4.4.220-mine", "CONFIG_B"), (Outcome::Inconclusive, String::new()));
+        assert_eq!(on("4.10.0", "CONFIG_A"), rejected("oops"), "4.10 is not before 4.9");
+        assert_eq!(on("", ""), rejected("stack-overflow"), "nothing is known of the kernel");
+    }
+
+    #[test]
     fn what_is_wrong_has_its_line() {
         let parse = |text: &str| {
             let errors = Corpus::parse(Path::new("c.yaml"), text).unwrap_err();
@@ -126,6 +208,17 @@ mod tests {
         let twice = parse(
             "examples:\n- {patch: a, class: x}\n- {patch: good/a, class: x}\n- {patch: ../b, class: x}\n",
         );
+        let odd = parse(
+            "examples:\n- {patch: one, class: x, elsewhere: [{before: old}, {without: DEBUG_LIST}, {caught_by: [oops]}]}\n- {patch: two, class: x, elsewhere: [{before: \"4.9\", caught_by: [oops], outcome: qualified}]}\n",
+        );
+        for wanted in [
+            "c.yaml:2:1: examples: before: `old` is not a kernel version",
+            "without: `DEBUG_LIST` is not an option",
+            "elsewhere: it names no kernels",
+            "c.yaml:3:1: examples: outcome: `caught_by` implies a rejection",
+        ] {
+            assert!(odd.contains(wanted), "{odd}\nlacks {wanted}");
+        }
         assert!(
             twice.contains("c.yaml:3:1: examples: patch: there are two examples named `a`")
                 && twice.contains("`../b` is not a folder"),

@@ -70,11 +70,12 @@ pub fn without_address(line: &str) -> &str {
 
 impl<'a> Frame<'a> {
     /// Read a line as the kernel prints it: `FUNCTION+0x1/0x2 [MODULE]`, or `[MODULE BUILDID]` with `CONFIG_STACKTRACE_BUILD_ID`. None for
-    /// a frame that the unwinder doubts, `? FUNCTION+0x1/0x2`: it is a leftover of an earlier call.
+    /// a frame that the unwinder doubts, `? FUNCTION+0x1/0x2`: it is a leftover of an earlier call; and none for an address in no function, such as the
+    /// `0xffffffffffffffff` that ends a stack before 4.20.
     pub fn read(line: &'a str) -> Option<Self> {
         let mut words = without_address(line).split_whitespace();
         let symbol = words.next()?.split('+').next()?;
-        let function = symbol.split('.').next().filter(|f| *f != "?")?;
+        let function = symbol.split('.').next().filter(|f| *f != "?" && !f.starts_with("0x"))?;
         let module = words.find_map(|w| w.strip_prefix('[')).map(|m| m.trim_end_matches(']'));
         (!function.is_empty()).then_some(Self { symbol, function, module })
     }
@@ -99,5 +100,8 @@ mod tests {
         assert_eq!(read("f+0x5c/0x70 [x 6e2a9d2ffa5e0b5d4f2c7ab1b0f8e6b2]"), Some(("f", Some("x"))));
         assert_eq!(read("? klp_wait+0x5c/0x70 [klp_held]"), None);
         assert_eq!(read("[<0>] ? klp_wait+0x5c/0x70 [klp_held]"), None);
+        // As 4.4.220 ends every stack.
+        assert_eq!(read("[<ffffffffffffffff>] 0xffffffffffffffff"), None);
+        assert_eq!(read("0xffffffffffffffff"), None);
     }
 }

@@ -1,5 +1,5 @@
-//! The guest side of klpfarm: the probe (`serve`), the stressors it runs (`work`), and three small helpers of theirs
-//! (`reader`, `load`, `child`). One static binary, so that it runs in any guest from Linux 4.4 on.
+//! The guest side of klpfarm: the probe (`serve`), the stressors it runs (`work`), and four small helpers of theirs
+//! (`reader`, `console`, `load`, `child`). One static binary, so that it runs in any guest from Linux 4.4 on.
 
 mod load;
 mod params;
@@ -31,6 +31,7 @@ fn main() -> ExitCode {
         Some("list") => work::list(),
         Some("load") => load::main(rest),
         Some("reader") => serve::reader::main(),
+        Some("console") => serve::console::main(),
         Some("child") => work::child::main(rest),
         Some("help" | "--help" | "-h") => {
             println!("{USAGE}");

@@ -47,6 +47,14 @@ impl Driver<'_> {
         });
     }
 
+    pub(super) fn sysrq(&mut self, key: &'static str) {
+        let Some(machine) = self.machine.clone() else { return };
+        self.jobs.spawn(async move {
+            machine.sysrq(key).await;
+            Done::Input(Input::Tick)
+        });
+    }
+
     pub(super) fn cpus(&mut self) {
         let Some(machine) = self.machine.clone() else { return };
         self.jobs.spawn(async move {
@@ -151,6 +159,7 @@ impl Driver<'_> {
             modules: plan.names(&self.trial).map(str::to_owned).collect(),
             image: plan.checkpoint.clone().unwrap_or_else(|| plan.image.name.clone()),
             release: what.release.clone(),
+            symbols: self.bench.symbols.clone(),
             machine: format!("{} CPUs, {} MiB, {}", spec.cpus, spec.memory_mib, plan.accel),
             findings: what.findings.clone(),
         }

@@ -41,6 +41,18 @@ const PAGE: usize = 60_000;
 /// Pages fetched of one file at most.
 const PAGES: usize = 24;
 
+/// Where the debug symbols of a guest's kernel are to be had.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Symbols {
+    /// In a package of the distribution that the kernel came from.
+    #[default]
+    Package,
+    /// In a build tree of the user's own, on this host.
+    Tree(PathBuf),
+    /// With whoever built the kernel.
+    Builder,
+}
+
 /// What evidence is of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct About {
@@ -55,6 +67,8 @@ pub(crate) struct About {
     pub(crate) image: String,
     /// Kernel release; empty if the guest has not told it.
     pub(crate) release: String,
+    /// Where the debug symbols of its kernel are.
+    pub(crate) symbols: Symbols,
     /// The virtual hardware in words.
     pub(crate) machine: String,
     /// Findings so far.
@@ -73,6 +87,7 @@ impl Default for About {
             modules: Vec::new(),
             image: text(),
             release: text(),
+            symbols: Symbols::default(),
             machine: text(),
             findings: Vec::new(),
         }

@@ -63,16 +63,15 @@ async fn scripted(script: Script, trial: Trial, mut wires: Wires) -> Ended {
         Some(end) => end,
         None => {
             let found = script(&trial);
-            if trial.arm == Arm::Control {
-                let calls = Body::Reach { function: "f".into(), calls: 9, window_ms: 1000 };
-                tell(Phase::Reach, calls).await;
-            } else {
+            if trial.arm != Arm::Control {
                 let functions = vec!["vmlinux/f".to_owned()];
                 let applied =
                     Body::Applied { patch: "x".into(), took_ms: 1, functions, inside: BTreeMap::new() };
                 tell(Phase::Apply, applied).await;
                 tell(Phase::Transition, Body::TransitionDone { took_ms: 2, per_task: true }).await;
             }
+            let calls = Body::Reach { function: "f".into(), calls: 9, window_ms: 1000 };
+            tell(Phase::Reach, calls).await;
             if let Some(kind) = found {
                 tell(Phase::Soak, Body::Finding(Box::new(finding(kind)))).await;
             }

@@ -46,8 +46,15 @@ pub(crate) struct Console {
     awaited: VecDeque<(u64, Duration)>,
     heard: bool,
     deaf: bool,
+    /// What came out since a magic-sysrq key was pressed holds the answer; none was pressed otherwise.
+    sysrq: Option<bool>,
     /// What the guest said when the latest one could not be written.
     refused: String,
+}
+
+/// The kernel's answer to any key: `sysrq: HELP : ...`, or `SysRq : HELP : ...` on older kernels.
+fn says_sysrq(text: &[u8]) -> bool {
+    text.windows(5).any(|w| w.eq_ignore_ascii_case(b"sysrq"))
 }
 
 /// What is wrong with a console.
@@ -77,6 +84,7 @@ impl Console {
             awaited: VecDeque::new(),
             heard: false,
             deaf: false,
+            sysrq: None,
             refused: String::new(),
         }
     }
@@ -109,8 +117,22 @@ impl Console {
         // Pieces are small but for a flood, in which a heartbeat may hide anywhere.
         self.tail.extend_from_slice(bytes);
         self.listen();
+        if self.sysrq == Some(false) {
+            self.sysrq = Some(says_sysrq(&self.tail));
+        }
         let cut = self.tail.len().saturating_sub(KEPT);
         self.tail.drain(..cut);
+    }
+
+    /// A magic-sysrq key is pressed now.
+    pub(crate) fn press(&mut self) {
+        self.sysrq = Some(false);
+        self.tail.clear();
+    }
+
+    /// Whether the kernel has said since what it makes of it.
+    pub(crate) fn sysrq_answered(&self) -> bool {
+        self.sysrq == Some(true)
     }
 
     fn in_window(&self) -> u64 {
@@ -251,6 +273,28 @@ mod tests {
         assert!(matches!(console.tick(s(21)), Some(Trouble::Silent(e)) if e.contains("heartbeat 2")));
         console.push(s(22), line(2).as_bytes());
         assert_eq!(console.tick(s(40)), None);
+    }
+
+    #[test]
+    fn the_answer_to_sysrq_is_one_that_comes_after_the_key() {
+        // As 4.4.220 prints it.
+        let help =
+            b"[   46.750668] sysrq: HELP : loglevel(0-9) reboot(b) crash(c) terminate-all-tasks(e) \r\n";
+        for old in [&help[..], b"[  1.0] SysRq : HELP : loglevel(0-9) \r\n"] {
+            let mut console = console();
+            console.push(s(1), old);
+            assert!(!console.sysrq_answered(), "no key was pressed");
+            console.press();
+            console.push(s(2), b"[   46.0] x\r\n");
+            assert!(!console.sysrq_answered());
+            console.push(s(3), &old[..18]);
+            console.push(s(3), &old[18..]);
+            assert!(console.sysrq_answered());
+        }
+        let mut classifier = klpfarm_kmsg::Classifier::new();
+        let mut signals = classifier.push(help);
+        signals.extend(classifier.finish());
+        assert!(signals.is_empty(), "{signals:?}");
     }
 
     /// A line that a guest makes up, or prints again, must not strike off what is still to come.

@@ -106,8 +106,7 @@ impl Counting {
                     self.unable.insert(key, why);
                 }
                 None => {
-                    let said = out.lines().last().unwrap_or("no answer").trim().to_owned();
-                    self.unable.insert(key, format!("not on this kernel: {said}"));
+                    self.unable.insert(key, calls::silence(out).to_owned());
                 }
             }
         }

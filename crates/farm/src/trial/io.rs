@@ -57,6 +57,8 @@ pub(crate) enum Action {
         /// At most so long.
         limit: Duration,
     },
+    /// Press this magic-sysrq key on the serial line.
+    Sysrq(&'static str),
     /// Look at the virtual CPUs.
     Cpus,
     /// Ask QEMU whether they run, and why not.

@@ -66,6 +66,8 @@ enum Step {
     Hello,
     Refresh,
     Rekey,
+    /// The answer to a magic-sysrq key is awaited on the console.
+    Sysrq,
     Vitals,
     /// Replies of so many workloads are awaited.
     StartLoad(usize),
@@ -309,6 +311,7 @@ impl Dispatcher {
         match self.script.pop_front() {
             None => self.close(now),
             Some(Op::Rekey) => self.rekey(now),
+            Some(Op::Sysrq) => self.press_sysrq(now),
             Some(Op::Vitals) => {
                 self.step = Step::Vitals;
                 self.ask(now, Ask::Vitals, self.scaled(20));

@@ -60,6 +60,25 @@ impl Dispatcher {
         }
     }
 
+    /// Evidence from a machine whose probe is dead comes by magic sysrq: whether it is answered must be known before that. The key is one
+    /// that only lists the others.
+    pub(super) fn press_sysrq(&mut self, now: Duration) {
+        self.step = Step::Sysrq;
+        self.console.press();
+        self.deadline = now + self.scaled(10);
+        self.out.push_back(Action::Sysrq("h"));
+    }
+
+    pub(super) fn await_sysrq(&mut self, now: Duration, late: bool) {
+        let answered = self.console.sysrq_answered();
+        if !answered && late {
+            self.emit(blind::sysrq());
+        }
+        if answered || late {
+            self.next_op(now);
+        }
+    }
+
     pub(super) fn vitals(&mut self, now: Duration, out: &str) {
         match serde_json::from_str::<wire::Vitals>(out) {
             Ok(v) => {

@@ -20,6 +20,8 @@ pub(crate) enum Origin {
 pub(super) enum Op {
     /// Give the machine SSH keys of its own.
     Rekey,
+    /// Learn whether magic sysrq is answered.
+    Sysrq,
     /// Learn how old and worn the machine is.
     Vitals,
     /// Start what makes the machine old.
@@ -60,7 +62,15 @@ pub(super) fn script(plan: &Plan, trial: &Trial, origin: Origin) -> Vec<Op> {
             let uptime = plan.pipeline.aging.uptime;
             // The wear comes first: beside the load it would take many times as long.
             let wear = Op::Run(Phase::Age, (uptime / 4).min(Duration::from_secs(30)));
-            ops.extend([Op::Vitals, Op::StartAging, wear, Op::StartLoad, Op::AgeUntil(uptime), Op::Vitals]);
+            ops.extend([
+                Op::Sysrq,
+                Op::Vitals,
+                Op::StartAging,
+                wear,
+                Op::StartLoad,
+                Op::AgeUntil(uptime),
+                Op::Vitals,
+            ]);
         }
         Origin::Older(more) => ops.extend([Op::Run(Phase::Age, more), Op::Vitals]),
         Origin::Fork => {}
@@ -186,6 +196,6 @@ mod tests {
         let more = Duration::from_secs(9);
         let older = [Op::Rekey, Op::Run(Phase::Age, more), Op::Vitals];
         assert_eq!(script(&plan, &trial, Origin::Older(more)), older);
-        assert_eq!(script(&plan, &trial, Origin::Boot).len(), 7);
+        assert_eq!(script(&plan, &trial, Origin::Boot).len(), 8);
     }
 }

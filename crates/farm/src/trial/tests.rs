@@ -6,6 +6,7 @@ mod fake;
 mod forged;
 mod lasting;
 mod modules;
+mod old;
 mod silence;
 mod standing;
 
@@ -53,6 +54,22 @@ fn a_loaded_trial_goes_through_all_phases() {
         _ => None,
     });
     assert_eq!(inside, Some(BTreeMap::from([("vmlinux/do_it,1".to_owned(), 3)])));
+}
+
+/// Known before it is needed: on a dead machine it would be too late.
+#[test]
+fn sysrq_that_is_not_answered_is_a_blind_detector() {
+    let blind = |told: &fake::Told| {
+        told.bodies.iter().any(|(_, b)| matches!(b, Body::Blind { detector, .. } if detector == "sysrq"))
+    };
+    let deaf = tell_of_aging(Faults { no_sysrq: true, ..Faults::default() });
+    assert_eq!((&deaf.end, blind(&deaf)), (&TrialEnd::Completed, true));
+    let sound = tell_of_aging(Faults::default());
+    assert_eq!((&sound.end, blind(&sound)), (&TrialEnd::Completed, false));
+    assert!(sound.commands.contains(&"sysrq h".to_owned()), "{:?}", sound.commands);
+    // A fork knows it from its checkpoint.
+    let fork = tell(Arm::Loaded, Faults { forked: true, ..Faults::default() });
+    assert!(!fork.commands.iter().any(|c| c.starts_with("sysrq")), "{:?}", fork.commands);
 }
 
 #[test]

@@ -236,6 +236,7 @@ impl Dispatcher {
                 "the probe did not answer: neither on the virtio port nor on the second UART".into(),
             ),
             Step::Hello if now >= self.poll_at => self.hello(now),
+            Step::Sysrq => self.await_sysrq(now, late),
             Step::Refresh | Step::Modules | Step::Upload(..) | Step::Vitals if late => {
                 self.farm_error(format!("the probe did not answer in phase {}", self.phase));
             }

@@ -73,13 +73,13 @@ fn run(plan: &Plan) -> (Vec<Event>, BTreeMap<String, u32>) {
         started.insert(trial.number);
         let name = plan.names(&trial).next().unwrap_or("control").to_owned();
         let mut bodies = Vec::new();
+        let call = |name: &str| Body::Reach {
+            function: format!("f_{name}"),
+            calls: u64::from(name != "idle"),
+            window_ms: 1000,
+        };
         if trial.arm == Arm::Control {
-            let call = |p: &Patch| Body::Reach {
-                function: format!("f_{}", p.name),
-                calls: u64::from(p.name != "idle"),
-                window_ms: 1000,
-            };
-            bodies.extend(plan.patches.iter().map(call));
+            bodies.extend(plan.patches.iter().map(|p| call(&p.name)));
         } else {
             bodies.push(Body::Applied {
                 patch: name.clone(),
@@ -88,6 +88,7 @@ fn run(plan: &Plan) -> (Vec<Event>, BTreeMap<String, u32>) {
                 inside: BTreeMap::new(),
             });
             bodies.push(Body::TransitionDone { took_ms: 2, per_task: true });
+            bodies.push(call(&name));
         }
         let found = findings(&name);
         let end = if found.is_empty() { TrialEnd::Completed } else { TrialEnd::Stopped };

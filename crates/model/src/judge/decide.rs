@@ -228,30 +228,30 @@ impl Facts<'_> {
         let function = for_people(&r.function);
         let of_it = |reason: &String| reason.contains(function) || !reason.starts_with("calls of ");
         let uncounted = || self.record.uncounted.iter().any(of_it);
-        let workload = words::workload_for(function);
+        let never = || {
+            Some(match words::workload_for(function) {
+                Some(workload) => {
+                    format!("the workloads never call {function}: {workload} might; add it to the pipeline")
+                }
+                None => {
+                    format!("the workloads never call {function}: add a workload to the pipeline that does")
+                }
+            })
+        };
         match (r.before_per_s, r.after_per_s) {
             (_, Some(after)) if after > 0.0 => None,
             (Some(before), Some(_)) if before > 0.0 => Some(format!(
                 "{function} is called {before:.1} times a second without the patch, and not once while the patch was in force and calls were counted: its new code never ran"
             )),
-            (Some(before), None) if before > 0.0 && !uncounted() => None,
-            (None, None) if r.inside > 0 && !uncounted() => None,
-            (Some(_), _) | (None, Some(_)) if !uncounted() || r.after_per_s.is_some() => {
-                Some(match workload {
-                    Some(workload) => {
-                        format!(
-                            "the workloads never call {function}: {workload} might; add it to the pipeline"
-                        )
-                    }
-                    None => {
-                        format!(
-                            "the workloads never call {function}: add a workload to the pipeline that does"
-                        )
-                    }
-                })
-            }
+            // Before 4.12 a patch is in force at once, and who is inside stays in the old code: that it is reached says nothing of the new.
+            (_, Some(_)) if r.inside > 0 => Some(format!(
+                "{} task(s) were inside {function} when the patch was applied, and it was not called once while the patch was in force and calls were counted: its new code never ran",
+                r.inside
+            )),
+            (Some(before), None) if before == 0.0 && !uncounted() => never(),
+            (_, Some(_)) => never(),
             _ => Some(format!(
-                "it can't be told whether the workloads call {function}: its calls could not be counted with the patch in force"
+                "it can't be told whether the new code of {function} ever ran: its calls were not counted with the patch in force"
             )),
         }
     }

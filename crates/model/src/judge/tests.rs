@@ -327,24 +327,44 @@ fn a_function_whose_calls_could_not_be_counted_is_never_qualified() {
     let verdict = blind(Story::default(), L0).rest_clean().judge();
     assert_eq!(verdict.verdict, Outcome::Inconclusive);
     assert!(
-        verdict.causes[0].contains("can't be told whether the workloads call do_it"),
+        verdict.causes[0].contains("can't be told whether the new code of do_it ever ran"),
         "{:?}",
         verdict.causes
     );
     // That the kernel's own function is called says nothing of the new one.
-    let verdict = blind(Story::default().reach(500), L0).rest_clean().judge();
+    let verdict = blind(Story::default().called(C0, 500), L0).rest_clean().judge();
     assert_eq!(verdict.verdict, Outcome::Inconclusive, "{:?}", verdict.causes);
+    let verdict = Story::default().called(C0, 500).rest_clean().judge();
+    assert_eq!(verdict.verdict, Outcome::Inconclusive, "{:?}", verdict.causes);
+}
+
+/// On 4.4 a patch of a function in which a task sleeps for ever (`kthreadd`) is in force at once, and the task stays in the old code.
+#[test]
+fn a_function_with_tasks_inside_is_not_one_whose_new_code_ran() {
+    let inside = |story: Story| {
+        let functions = vec!["vmlinux/do_it".into()];
+        let inside = BTreeMap::from([("vmlinux/do_it".to_owned(), 1)]);
+        let applied = Body::Applied { patch: "x".into(), took_ms: 1, functions, inside };
+        story.add(L0, Phase::Apply, applied).applied(L0)
+    };
+    let verdict = inside(Story::default()).rest_clean().judge();
+    assert_eq!(verdict.verdict, Outcome::Inconclusive, "never counted: {:?}", verdict.causes);
+    let verdict = inside(Story::default().reach(0)).rest_clean().judge();
+    assert_eq!(verdict.verdict, Outcome::Inconclusive, "{:?}", verdict.causes);
+    assert!(verdict.causes[0].contains("1 task(s) were inside do_it"), "{:?}", verdict.causes);
+    let verdict = inside(Story::default().reach(9)).rest_clean().judge();
+    assert_eq!(verdict.verdict, Outcome::Qualified, "{:?}", verdict.causes);
 }
 
 /// The load calls the function, and with the patch in force nothing arrives at its new code.
 #[test]
 fn a_function_whose_new_code_never_runs_is_never_qualified() {
     let count = |calls| Body::Reach { function: "vmlinux/do_it".into(), calls, window_ms: 1000 };
-    let verdict = Story::default().reach(500).add(L0, Phase::Reach, count(0)).rest_clean().judge();
+    let verdict = Story::default().called(C0, 500).add(L0, Phase::Reach, count(0)).rest_clean().judge();
     assert_eq!(verdict.verdict, Outcome::Inconclusive);
     assert!(verdict.causes[0].contains("its new code never ran"), "{:?}", verdict.causes);
     let verdict =
-        Story::default().reach(500).applied(L0).add(L0, Phase::Reach, count(20)).rest_clean().judge();
+        Story::default().called(C0, 500).applied(L0).add(L0, Phase::Reach, count(20)).rest_clean().judge();
     assert_eq!(verdict.verdict, Outcome::Qualified, "{:?}", verdict.causes);
     let reach = &verdict.reach[0];
     assert_eq!((reach.before_per_s, reach.after_per_s), (Some(500.0), Some(20.0)));

@@ -120,13 +120,12 @@ fn each_turn_is_judged_by_its_own_trials() {
         add(scope(Phase::Boot), Body::TrialStarted);
         let calls = Body::Reach { function: "f".into(), calls: 1, window_ms: 1000 };
         let functions = vec!["vmlinux/f".to_owned()];
-        if trial.arm == Arm::Control {
-            add(scope(Phase::Reach), calls);
-        } else {
+        if trial.arm != Arm::Control {
             let applied = Body::Applied { patch: "x".into(), took_ms: 1, functions, inside: BTreeMap::new() };
             add(scope(Phase::Apply), applied);
             add(scope(Phase::Transition), Body::TransitionDone { took_ms: 2, per_task: true });
         }
+        add(scope(Phase::Reach), calls);
         let bad = trial.arm == Arm::Loaded && plan.turns[trial.turn].name() == "new/memory";
         if bad {
             let finding = crate::Finding {

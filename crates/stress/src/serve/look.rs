@@ -158,6 +158,11 @@ mod tests {
         write("old/enabled", "0\n");
         let old = livepatch_in(dir.path(), "old").unwrap();
         assert_eq!(old, "listed\nenabled 0\nfunction vmlinux/sys_madvise\n");
+        // Distributions' 4.4 has the names of 4.5.
+        make("ubuntu/vmlinux/sys_madvise,1");
+        write("ubuntu/enabled", "1\n");
+        let ubuntu = livepatch_in(dir.path(), "ubuntu").unwrap();
+        assert_eq!(ubuntu, "listed\nenabled 1\nfunction vmlinux/sys_madvise,1\n");
         assert_eq!(livepatch_in(dir.path(), "none").unwrap(), "");
     }
 

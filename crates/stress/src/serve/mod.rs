@@ -5,6 +5,7 @@
 
 mod asks;
 mod blocked;
+pub(crate) mod console;
 mod exec;
 mod faults;
 mod look;
@@ -177,7 +178,11 @@ use shared;
 impl Probe {
     fn new(paths: Vec<String>) -> io::Result<Self> {
         keep_memory();
-        let spawner = spawner::Spawner::start()?;
+        let mut spawner = spawner::Spawner::start()?;
+        // A probe that is told its port is not the one of a guest, and leaves the machine's console alone.
+        if paths.is_empty() {
+            spawner.spawn(console::request(), &[])?;
+        }
         raise(true);
         let slots_fd = slots::create()?;
         let area = slots::map(slots_fd.as_fd())?;

@@ -101,12 +101,17 @@ impl Story {
         let number = self.number(place);
         let trial = self.plan.trials.iter().find(|t| t.number == number).unwrap().clone();
         let names: Vec<String> = self.plan.names(&trial).map(str::to_owned).collect();
-        names.into_iter().fold(self, |story, patch| {
+        let reached = self.events.iter().rev().find_map(|e| match &e.body {
+            Body::Reach { function, .. } if function == "do_it" => Some(e.body.clone()),
+            _ => None,
+        });
+        let story = names.into_iter().fold(self, |story, patch| {
             let functions = vec!["vmlinux/do_it".into()];
             let applied = Body::Applied { patch, took_ms: 1, functions, inside: BTreeMap::new() };
             let done = Body::TransitionDone { took_ms: 2, per_task: true };
             story.add(place, Phase::Transition, applied).add(place, Phase::Transition, done)
-        })
+        });
+        reached.into_iter().fold(story, |story, reach| story.add(place, Phase::Reach, reach))
     }
 
     /// All that have not ended complete their phases; of the loaded ones, as many as are needed.
@@ -122,8 +127,18 @@ impl Story {
         })
     }
 
+    /// So many calls a second without the patch, and with it in force in each trial that applies it after this.
     pub(super) fn reach(self, calls: u64) -> Self {
         self.add(C0, Phase::Reach, Body::Reach { function: "do_it".into(), calls, window_ms: 1000 })
+    }
+
+    /// So many calls a second in this trial.
+    pub(super) fn called(self, place: Place, calls: u64) -> Self {
+        self.add(
+            place,
+            Phase::Reach,
+            Body::Reach { function: "vmlinux/do_it".into(), calls, window_ms: 1000 },
+        )
     }
 
     pub(super) fn judge(&self) -> Verdict {
