@@ -11,11 +11,13 @@ use crate::calls::{self, Answer, Function, GROUP};
 /// How long calls are counted at a time.
 pub(super) const SECONDS: u64 = 2;
 
-/// Rounds in the control arm, as long as a function was not called at all.
-pub(super) const ROUNDS: u32 = 12;
+/// Seconds for which functions that were not called at all are counted once more: in the control arm, where it is to be known whether the
+/// load calls them, and elsewhere. One long count and not many short ones, because setting one up takes seconds in a starved guest.
+pub(super) const AGAIN_CONTROL: u64 = 22;
+pub(super) const AGAIN: u64 = 4;
 
-/// Rounds more than one for each group elsewhere, for functions that were not called with the patch in force.
-pub(super) const AGAIN: u32 = 2;
+/// Groups that a control trial counts at most.
+pub(super) const ROUNDS: u32 = 12;
 
 /// Groups of functions that a trial with patches counts, at most. Trials of a kind take turns, so that none is left out.
 const GROUPS: usize = 4;
@@ -31,8 +33,10 @@ pub(super) struct Counting {
     now: BTreeSet<String>,
     /// Groups that are still to be counted for the first time.
     groups: Vec<Vec<Function>>,
-    /// Rounds that may follow when these are through.
-    again: u32,
+    /// Seconds of the count that may follow when these are through.
+    again: Option<u64>,
+    /// Seconds of the count that is going on.
+    seconds: u64,
     /// Calls, and milliseconds, by key.
     calls: BTreeMap<String, (u64, u64)>,
     /// Why they can't be counted, by key.
@@ -57,9 +61,9 @@ impl Counting {
         groups.truncate(most);
         // Patches that share control trials bring many functions, of which some are rare for sure, and many such trials.
         let again = match control {
-            true if plan.apart => 0,
-            true => ROUNDS.saturating_sub(u32::try_from(most).unwrap_or(ROUNDS)),
-            false => AGAIN,
+            true if plan.apart => None,
+            true => Some(AGAIN_CONTROL),
+            false => Some(AGAIN),
         };
         groups.reverse();
         Self {
@@ -73,11 +77,14 @@ impl Counting {
 
     /// What is to be counted next, if anything.
     fn next(&mut self) -> Option<Vec<Function>> {
+        self.seconds = SECONDS;
         let group = self.groups.pop().or_else(|| {
+            self.seconds = self.again.take()?;
             let never = |f: &&Function| self.calls.get(&f.key).is_some_and(|(calls, _)| *calls == 0);
-            let again: Vec<Function> = self.functions.iter().filter(never).take(GROUP).cloned().collect();
-            self.again = self.again.checked_sub(1).filter(|_| !again.is_empty())?;
-            Some(again)
+            let again = self.functions.iter().filter(never).cloned().collect();
+            let mut groups = grouped(again);
+            groups.truncate(1);
+            groups.pop()
         })?;
         self.now = group.iter().map(|f| f.key.clone()).collect();
         Some(group)
@@ -97,7 +104,7 @@ impl Counting {
                 Some(Answer::Calls(n)) => {
                     let (calls, ms) = self.calls.entry(key).or_default();
                     *calls += n;
-                    *ms += SECONDS * 1000;
+                    *ms += self.seconds * 1000;
                 }
                 Some(Answer::Hidden) => {
                     self.unable.insert(key, "other functions are called too often beside it".to_owned());
@@ -161,7 +168,10 @@ impl Dispatcher {
 
     fn count_next(&mut self, now: Duration) {
         match self.counting.next() {
-            Some(group) => self.exec(now, &calls::count(&group, SECONDS), self.scaled(30 + SECONDS)),
+            Some(group) => {
+                let seconds = self.counting.seconds;
+                self.exec(now, &calls::count(&group, seconds), self.scaled(30 + seconds));
+            }
             None => self.count_done(now),
         }
     }
