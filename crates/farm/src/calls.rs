@@ -78,33 +78,40 @@ pub(crate) fn countable(keys: &BTreeSet<String>) -> (Vec<Function>, BTreeMap<Str
 /// that do not occur there are `hidden` by the others and are to be counted without these.
 ///
 /// A filter takes every function of a name, wherever it is: those of other modules are taken out again, and what then stands in the
-/// filter is counted only if it is one function. That is tried in an instance without a tracer. What the shell can do itself is not left
-/// to programs: starting one takes long in a loaded guest. A function that the filter does not know may be known to it by another name at
-/// the same address: before 4.17 a system call is `sys_X` to a livepatch and `SyS_X` to the tracer.
+/// filter is counted only if it is one function. Each name that is written costs a walk over all functions of the kernel, seconds for
+/// 32 of them in a starved guest, so that each is written once and all are looked at together. A function that the filter does not know may
+/// be known to it by another name at the same address: before 4.17 a system call is `sys_X` to a livepatch and `SyS_X` to the tracer.
 pub(crate) fn count(functions: &[Function], seconds: u64) -> String {
-    let lines: String =
-        functions.iter().map(|f| format!("find {} {} {}\n", f.object, f.name, f.key)).collect();
+    let in_filter = |f: &Function| match f.object.as_str() {
+        "vmlinux" => f.name.clone(),
+        module => format!("{}:mod:{module}", f.name),
+    };
+    let filters: Vec<String> = functions.iter().map(in_filter).collect();
+    let wanted: Vec<String> =
+        functions.iter().map(|f| format!("{} {} {}", f.name, f.key, f.object)).collect();
     format!(
-        r#"T=/sys/kernel/tracing; [ -d $T/instances ] || T=/sys/kernel/debug/tracing
+        r##"T=/sys/kernel/tracing; [ -d $T/instances ] || T=/sys/kernel/debug/tracing
 [ -d $T/instances ] || {{ echo "{NO_TRACEFS}"; exit 1; }}
-i=$T/instances/klpfarm; l=$T/instances/klpfarm_look; A=$i/set_ftrace_filter; F=$l/set_ftrace_filter; names=; unknown=
-away() {{ [ -d $1 ] && echo nop > $1/current_tracer && rmdir $1; }}
-look() {{ n=0; ms=; while read -r f m; do case $f in '#'*) ;; *) n=$((n+1)); g=$f; m=${{m#\[}}; m=${{m%%[] ]*}}; ms="$ms $m";; esac; done < $F; }}
-try() {{ x=; if [ $1 = vmlinux ]; then echo $2 > $F; look; x=$ms
-for m in $x; do echo "!$2:mod:$m" >> $F; done
-else echo "$2:mod:$1" > $F; fi; look; }}
-add() {{ if [ $1 = vmlinux ]; then echo $2 >> $A; for m in $x; do echo "!$2:mod:$m" >> $A; done
-else echo "$2:mod:$1" >> $A; fi; names="$names $g $3"; }}
-find() {{ try $1 $2; case $n in 1) add $1 $2 $3;;
-0) if [ $1 = vmlinux ]; then unknown="$unknown $2 $3"; else echo "untraceable $3"; fi;; *) echo "ambiguous $3 $n";; esac; }}
-others() {{ awk -v names="$unknown" 'BEGIN {{ n = split(names, w, " "); for (k = 1; k < n; k += 2) key[w[k]] = w[k + 1] }}
-FNR == 1 {{ pass++ }} pass == 1 && $3 in key && !/^0+ / {{ at[$1] = $3 }} pass == 2 && $1 in at && $3 != at[$1] {{ print at[$1], key[at[$1]], $3 }}' /proc/kallsyms /proc/kallsyms; }}
-again() {{ known=; while read -r f k o; do case " $known " in *" $k "*) ;; *) try vmlinux $o; [ $n = 1 ] && add vmlinux $o $k && known="$known $k";; esac; done <<END
+i=$T/instances/klpfarm; A=$i/set_ftrace_filter; names=; unknown=
+away() {{ [ -d $i ] && echo nop > $i/current_tracer && rmdir $i; }}
+listed() {{ awk -v wanted="$1" '!/^#/ {{ m = $2; gsub(/[][]/, "", m); n[$1, m]++; if (m != "") mods[$1] = mods[$1] " " m }}
+END {{ last = split(wanted, w, " "); for (k = 1; k < last; k += 3) {{ f = w[k]; o = w[k + 2] == "vmlinux" ? "" : w[k + 2]; c = n[f, o] + 0
+if (c == 1) print "good", f, w[k + 1]; else if (c > 1) {{ print "ambiguous", w[k + 1], c; print "drop", f }} else print "unknown", f, w[k + 1] " " w[k + 2]
+if (o == "") {{ l = split(mods[f], g, " "); for (j = 1; j <= l; j++) print "drop", f ":mod:" g[j] }} }} }}' $A; }}
+take() {{ while read -r w a b; do case $w in good) names="$names $a $b";; drop) echo "!$a" >> $A;; unknown) unknown="$unknown $a $b";;
+ambiguous) echo "$w $a $b";; esac; done <<END
+$(listed "$1")
+END
+}}
+others() {{ awk -v names="$unknown" 'BEGIN {{ n = split(names, w, " "); for (k = 1; k < n; k += 3) if (w[k + 2] == "vmlinux") key[w[k]] = w[k + 1] }}
+FNR == 1 {{ pass++ }} pass == 1 && $3 in key && !/^0+ / {{ at[$1] = $3 }} pass == 2 && $1 in at && $3 != at[$1] {{ print $3, key[at[$1]] }}' /proc/kallsyms /proc/kallsyms; }}
+again() {{ more=; while read -r o k; do [ -n "$o" ] && echo $o >> $A && more="$more $o $k vmlinux"; done <<END
 $1
 END
-set -- $unknown; while [ $# -gt 1 ]; do case " $known " in *" $2 "*) ;; *) echo "untraceable $2";; esac; shift 2; done; }}
-{{ away $i; away $l; mkdir $i && mkdir $l && echo 64 > $i/buffer_size_kb || {{ echo "no tracing instance"; exit 1; }}
-{lines}[ -n "$unknown" ] && again "$(others)"
+set -- $unknown; while [ $# -gt 2 ]; do echo "untraceable $2"; shift 3; done; take "$more"; }}
+{{ away; mkdir $i && echo 64 > $i/buffer_size_kb || {{ echo "no tracing instance"; exit 1; }}
+for f in {filters}; do echo $f >> $A; done
+take "{wanted}"; [ -n "$unknown" ] && again "$(others)"
 [ -n "$names" ] && if echo function > $i/current_tracer; then
 sleep {seconds}; echo 0 > $i/tracing_on
 set -- $(awk '/^entries:|^overrun:/ {{ n += $2 }} /^overrun:/ {{ o += $2 }} END {{ print n + 0, o + 0 }}' $i/per_cpu/cpu*/stats)
@@ -112,8 +119,10 @@ awk -v total=$1 -v lost=$2 -v names="$names" '/<-/ {{ for (k = 2; k <= NF; k++) 
 END {{ n = split(names, w, " "); for (k = 1; k < n; k += 2) {{ x = c[w[k]] + 0; if (n == 2) x = total; else if (lost && x) x = int(x * total / all + 0.5)
 print (lost && !x ? "hidden" : "calls"), w[k + 1], x }} }}' $i/trace
 else for f in $names; do case $f in */*) echo "untraceable $f";; esac; done; fi
-away $i; away $l; }} 2>/dev/null
-exit 0"#
+away; }} 2>/dev/null
+exit 0"##,
+        filters = filters.join(" "),
+        wanted = wanted.join(" "),
     )
 }
 
@@ -221,12 +230,17 @@ mod tests {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// The shell line without tracefs: what the tracer would have left is there once it is switched on.
-    fn line(functions: &[Function], stats: &str, trace: &str) -> String {
+    /// The shell line without tracefs: what the filter lists once it is written, and what the tracer leaves once it is switched on.
+    fn line(functions: &[Function], listed: &str, stats: &str, trace: &str) -> String {
+        let shown = |text: &str| text.replace('\n', "\\n");
         let traced = format!(
-            "mkdir -p $i/per_cpu/cpu0 && printf '{stats}' > $i/per_cpu/cpu0/stats && printf '{trace}' > $i/trace"
+            "mkdir -p $i/per_cpu/cpu0 && printf '{}' > $i/per_cpu/cpu0/stats && printf '{}' > $i/trace",
+            shown(stats),
+            shown(trace)
         );
-        count(functions, 0).replace("echo function > $i/current_tracer", &traced)
+        count(functions, 0)
+            .replace("; do echo $f >> $A; done", &format!("; do :; done; printf '{}' > $A", shown(listed)))
+            .replace("echo function > $i/current_tracer", &traced)
     }
 
     fn instances() -> tempfile::TempDir {
@@ -235,50 +249,53 @@ mod tests {
         dir
     }
 
-    const TWO: &[&str] = &["vmlinux/do_exit,1", "ext4/ext4_sync_file,1"];
-
     #[test]
     fn a_shell_counts_what_its_filter_holds() {
-        let dir = instances();
-        let (functions, _) = countable(&keys(TWO));
+        let (functions, _) = countable(&keys(&["vmlinux/do_exit,1", "ext4/ext4_sync_file,1"]));
         // As 6.1 and 4.4 write it, under names with blanks as well.
         let trace = "# tracer: function\n#\n           <...>-512   [000] ...1.   100.1: do_exit <-do_group_exit\n \
                      my prog-7 [001] ....   100.2: do_exit <-__x64_sys_exit\n";
-        let line = line(&functions, "entries: 2\noverrun: 0\n", &trace.replace('\n', "\\n"));
+        let dir = instances();
+        let listed = "do_exit\next4_sync_file [ext4]\n";
+        let line = line(&functions, listed, "entries: 2\noverrun: 0\n", trace);
         assert_eq!(run(dir.path(), &line), "calls ext4/ext4_sync_file,1 0\ncalls vmlinux/do_exit,1 2\n");
-        let filter = std::fs::read_to_string(dir.path().join("instances/klpfarm/set_ftrace_filter")).unwrap();
-        assert_eq!(filter, "ext4_sync_file:mod:ext4\ndo_exit\n");
+        let written = count(&functions, 0);
+        assert!(written.contains("for f in ext4_sync_file:mod:ext4 do_exit; do"), "{written}");
     }
 
     #[test]
     fn what_the_buffer_lost_is_shared_out_and_what_it_hides_is_said() {
         let (functions, _) = countable(&keys(&["vmlinux/a,1", "vmlinux/b,1", "vmlinux/c,1"]));
-        let trace = "x-1 [0] 1: a <-m\\nx-1 [0] 1: a <-m\\nx-1 [0] 1: a <-m\\nx-1 [0] 1: b <-m\\n";
+        let trace = "x-1 [0] 1: a <-m\nx-1 [0] 1: a <-m\nx-1 [0] 1: a <-m\nx-1 [0] 1: b <-m\n";
         let dir = instances();
-        let said = run(dir.path(), &line(&functions, "entries: 4\\noverrun: 396\\n", trace));
+        let said = run(dir.path(), &line(&functions, "a\nb\nc\n", "entries: 4\noverrun: 396\n", trace));
         assert_eq!(said, "calls vmlinux/a,1 300\ncalls vmlinux/b,1 100\nhidden vmlinux/c,1 0\n");
         // One alone needs no trace.
         let dir = instances();
-        let said = run(dir.path(), &line(&functions[..1], "entries: 4\\noverrun: 396\\n", ""));
+        let said = run(dir.path(), &line(&functions[..1], "a\n", "entries: 4\noverrun: 396\n", ""));
         assert_eq!(said, "calls vmlinux/a,1 400\n");
     }
 
     /// What 6.1 lists of a name that the kernel has once and modules have as well, and what is then taken out.
     #[test]
     fn functions_of_other_modules_are_taken_out_of_the_filter() {
-        let dir = instances();
         let (functions, _) = countable(&keys(&["vmlinux/get_block,1"]));
-        let listed = r"printf 'get_block\nget_block [ext4]\nget_block [xfs 6e2a9d2f]\n#### all\n' > $F";
-        let line = count(&functions, 0).replace("echo $2 > $F", listed);
-        // A file forgets nothing: what was to be taken out is two lines more.
-        assert_eq!(run(dir.path(), &line), "ambiguous vmlinux/get_block,1 5\n");
-        let filter =
-            std::fs::read_to_string(dir.path().join("instances/klpfarm_look/set_ftrace_filter")).unwrap();
+        let said = |listed: &str| {
+            let dir = instances();
+            let said = run(dir.path(), &line(&functions, listed, "entries: 7\noverrun: 0\n", ""));
+            let filter =
+                std::fs::read_to_string(dir.path().join("instances/klpfarm/set_ftrace_filter")).unwrap();
+            (said, filter)
+        };
+        let (calls, filter) = said("get_block\nget_block [ext4]\nget_block [xfs 6e2a9d2f]\n#### all\n");
+        assert_eq!(calls, "calls vmlinux/get_block,1 7\n");
         assert!(filter.ends_with("#### all\n!get_block:mod:ext4\n!get_block:mod:xfs\n"), "{filter}");
-        let dir = instances();
-        let nothing = "printf '#### all functions enabled ####\\n' > $F";
-        let line = count(&functions, 0).replace("echo $2 > $F", nothing);
-        assert_eq!(run(dir.path(), &line), "untraceable vmlinux/get_block,1\n");
+        let (ambiguous, filter) = said("get_block\nget_block\n");
+        assert_eq!(ambiguous, "ambiguous vmlinux/get_block,1 2\n");
+        assert!(filter.ends_with("!get_block\n"), "{filter}");
+        // An empty filter stands for all functions, and is not traced.
+        assert_eq!(said("#### all functions enabled ####\n").0, "untraceable vmlinux/get_block,1\n");
+        assert_eq!(said("get_block [ext4]\n").0, "untraceable vmlinux/get_block,1\n");
     }
 
     /// As 4.4 knows system calls: `sys_X` to livepatch, `SyS_X` to the tracer, both at one address.
@@ -288,17 +305,19 @@ mod tests {
         let symbols =
             "ffffffff811b5e10 T SyS_madvise\nffffffff811b5e10 T sys_madvise\nffffffff811b6000 T sys_getpid\n";
         std::fs::write(dir.path().join("kallsyms"), symbols).unwrap();
-        let (functions, _) = countable(&keys(&["vmlinux/sys_madvise", "vmlinux/sys_getpid", "vmlinux/gone"]));
-        // The filter refuses what it does not know, and then is empty.
-        let knows = "{ case $2 in SyS_*|sys_getpid) echo $2;; esac; } > $F";
-        let line = line(&functions, "entries: 9\\noverrun: 0\\n", "x-1 [0] 1: SyS_madvise <-do_syscall\\n")
-            .replace("/proc/kallsyms", dir.path().join("kallsyms").to_str().unwrap())
-            .replace("echo $2 > $F", knows);
-        let mut said: Vec<String> = run(dir.path(), &line).lines().map(str::to_owned).collect();
-        said.sort();
-        assert_eq!(
-            said,
-            ["calls vmlinux/sys_getpid 0", "calls vmlinux/sys_madvise 1", "untraceable vmlinux/gone"]
-        );
+        let (functions, _) =
+            countable(&keys(&["vmlinux/sys_madvise,1", "vmlinux/sys_getpid", "vmlinux/gone"]));
+        let line = line(
+            &functions,
+            "sys_getpid\n",
+            "entries: 9\noverrun: 0\n",
+            "x-1 [0] 1: SyS_madvise <-do_syscall\n",
+        )
+        .replace("/proc/kallsyms", dir.path().join("kallsyms").to_str().unwrap());
+        let said = run(dir.path(), &line);
+        let said = read(&said);
+        assert_eq!(said["vmlinux/sys_madvise,1"], Answer::Calls(1));
+        assert_eq!(said["vmlinux/sys_getpid"], Answer::Calls(0));
+        assert!(matches!(said["vmlinux/gone"], Answer::Unable(_)));
     }
 }

@@ -455,12 +455,11 @@ impl Fake {
             self.counts += 1;
             let silent = self.faults.unreached || self.counts <= self.faults.silent_counts;
             let calls = if silent { 0 } else { 90 };
-            let keys = line.lines().filter(|l| l.starts_with("find ")).enumerate();
+            let wanted = line.lines().find_map(|l| l.strip_prefix("take \"")?.split('"').next()).unwrap();
+            let keys = wanted.split(' ').skip(1).step_by(3).enumerate();
             // The first function of a group fills the buffer.
             let word = |n: usize| if self.faults.one_is_hot && n > 0 { "hidden" } else { "calls" };
-            return keys
-                .map(|(n, l)| format!("{} {} {calls}\n", word(n), l.split(' ').next_back().unwrap()))
-                .collect();
+            return keys.map(|(n, key)| format!("{} {key} {calls}\n", word(n))).collect();
         }
         String::new()
     }
