@@ -16,6 +16,17 @@ struct Function {
 }
 
 impl Code {
+    /// Made up: name, beginning and end of each function.
+    #[cfg(test)]
+    pub(crate) fn of(functions: &[(&str, u64, u64)]) -> Self {
+        let function = |(name, start, end): &(&str, u64, u64)| Function {
+            start: *start,
+            end: *end,
+            name: (*name).to_owned(),
+        };
+        Self(functions.iter().map(function).collect())
+    }
+
     /// Read a module's file; nothing is known of one that can't be read.
     ///
     /// The kernel puts the sections with code first, in the order of the file and each aligned, and code that is needed while loading

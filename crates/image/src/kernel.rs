@@ -43,8 +43,8 @@ pub(crate) fn has_module(folder: &Path, name: &str) -> Option<bool> {
 
 /// Whether a kernel's configuration has this option, built in or as a module.
 pub(crate) fn has_option(config: &str, option: &str) -> bool {
-    let values = config.lines().filter_map(|line| line.strip_prefix(option)?.strip_prefix('='));
-    values.last().is_some_and(|value| value != "n")
+    let mut values = config.lines().filter_map(|line| line.strip_prefix(option)?.strip_prefix('='));
+    values.next_back().is_some_and(|value| value != "n")
 }
 
 #[cfg(test)]

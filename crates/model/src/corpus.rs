@@ -185,7 +185,7 @@ mod tests {
         let example = &Corpus::parse(Path::new("corpus.yaml"), text).unwrap().examples[0];
         let on = |release: &str, lacks: &str| {
             let example = example.clone().on(release, &|option| option == lacks);
-            let kinds: Vec<String> = example.caught_by.iter().map(|k| k.as_str().to_owned()).collect();
+            let kinds: Vec<String> = example.caught_by.iter().map(ToString::to_string).collect();
             (example.expected(), kinds.concat())
         };
         let rejected = |kind: &str| (Outcome::Rejected, kind.to_owned());

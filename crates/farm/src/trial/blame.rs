@@ -61,6 +61,18 @@ fn module(line: &str) -> Option<&str> {
     rest.trim_start().strip_prefix('[')?.split([' ', ']']).next()
 }
 
+/// The CPUs that stall RCU, by its report: `\t1-...: (3185 ticks this GP) ...`, with letters and signs in place of the dots that tell what RCU
+/// knows of them.
+pub(super) fn stalling_cpus(report: &str) -> Vec<u32> {
+    let cpu = |line: &str| {
+        let (head, _) = line.split_once(": (")?;
+        let (number, flags) = head.rsplit(char::is_whitespace).next()?.split_once('-')?;
+        let marks = |c: char| matches!(c, '.' | '!' | '?' | 'O' | 'o' | 'N' | 'D');
+        (flags.len() >= 3 && flags.chars().all(marks)).then(|| number.parse().ok())?
+    };
+    report.lines().filter_map(cpu).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -98,6 +110,19 @@ mod tests {
              [    9.1] IP: [<ffffffffc0012345>] klp_f+0x5/0x20 [x]\n"
         ));
         assert!(blames("[    9.1] WARNING: CPU: 1 PID: 12 at /root/x.c:33 klp_f+0x9e/0xb0 [x]()\n"));
+    }
+
+    #[test]
+    fn the_cpus_that_stall_rcu() {
+        let report = "[  462.3] INFO: rcu_sched detected stalls on CPUs/tasks:\n\
+             [  462.3] \t1-...: (3185 ticks this GP) idle=5e1/140000000000000/0 softirq=19072/19072 fqs=3692 \n\
+             [  462.3] \t(detected by 0, t=5255 jiffies, g=8107, c=8106, q=19806)\n";
+        assert_eq!(stalling_cpus(report), [1]);
+        // 6.1, two at once.
+        let report = "[  9.0] rcu: \t0-...!: (1 GPs behind) idle=4c54/1/0x4000000000000000\n\
+             [  9.0] rcu: \t12-O.?D: (0 ticks this GP) idle=1\n[  9.0] x: a-b: (c)\n";
+        assert_eq!(stalling_cpus(report), [0, 12]);
+        assert!(stalling_cpus("rcu: INFO: rcu_preempt self-detected stall on CPU\n1-2-3: (x)\n").is_empty());
     }
 
     #[test]

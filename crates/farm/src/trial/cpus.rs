@@ -6,7 +6,7 @@
 //! at least one of them it is in user space, sleeps, or takes interrupts. And where it is seen differs, while a CPU that goes round
 //! in a circle is found in the same few places.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use klpfarm_vm::CpuLook;
@@ -23,12 +23,18 @@ const LEAST_LOOKS_ANYWHERE: usize = 20;
 const FEW: usize = 4;
 const PLACE_BITS: u32 = 8;
 
+/// Looks that are kept of each CPU, and that it takes at least to say where one has been.
+const RECENT: usize = 10;
+const LEAST_RECENT: usize = 5;
+
 /// The CPUs of one machine.
 #[derive(Debug)]
 pub(crate) struct Cpus {
     limit: Duration,
     /// CPUs that have had interrupts off in every look since.
     off: BTreeMap<u32, Off>,
+    /// Where each CPU was in the kernel at the latest looks; `None` in user space and halted.
+    recent: BTreeMap<u32, VecDeque<Option<u64>>>,
     modules: Vec<Module>,
     /// Functions of modules whose file is at hand, by name.
     code: BTreeMap<String, Code>,
@@ -63,6 +69,15 @@ pub(crate) struct Stuck {
     pub(crate) function: Option<String>,
 }
 
+/// A CPU that goes round in a patch's code.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Circle {
+    pub(crate) patch: String,
+    pub(crate) function: String,
+    /// At so many looks, of so many.
+    pub(crate) looks: (usize, usize),
+}
+
 impl Stuck {
     /// The same wherever the kernel put the module.
     pub(crate) fn title(&self, in_patch: bool) -> String {
@@ -91,12 +106,20 @@ impl Stuck {
 impl Cpus {
     /// `limit`: how long a CPU must have been so.
     pub(crate) fn new(limit: Duration) -> Self {
-        Self { limit, off: BTreeMap::new(), modules: Vec::new(), code: BTreeMap::new(), known: false }
+        Self {
+            limit,
+            off: BTreeMap::new(),
+            recent: BTreeMap::new(),
+            modules: Vec::new(),
+            code: BTreeMap::new(),
+            known: false,
+        }
     }
 
     /// The machine stood still: what was seen before says nothing any more.
     pub(crate) fn forget(&mut self) {
         self.off.clear();
+        self.recent.clear();
     }
 
     /// The machine stood still for so long through no fault of its own.
@@ -150,10 +173,29 @@ impl Cpus {
         before.max_by_key(|m| m.start).filter(|m| address - m.start < m.size)
     }
 
+    /// The patch in whose code a CPU goes round, and the function: it has been in the kernel at each of the latest looks, and there at half of
+    /// them or more. What it calls meanwhile is in the kernel as well.
+    pub(crate) fn goes_round_in(&self, cpu: u32, patches: &[String]) -> Option<Circle> {
+        let places: Vec<u64> = self.recent.get(&cpu)?.iter().copied().collect::<Option<_>>()?;
+        patches.iter().find_map(|patch| {
+            let module = self.modules.iter().find(|m| m.name == *patch)?;
+            let own: Vec<u64> =
+                places.iter().copied().filter(|p| self.module_at(*p) == Some(module)).collect();
+            let enough = places.len() >= LEAST_RECENT && own.len() * 2 >= places.len();
+            let function = enough.then(|| self.function(module, &own))??;
+            Some(Circle { patch: patch.clone(), function, looks: (own.len(), places.len()) })
+        })
+    }
+
     /// Take a look; the CPUs that are stuck, again at every look.
     pub(crate) fn look(&mut self, now: Duration, looks: &[CpuLook]) -> Vec<Stuck> {
         self.known = true;
         for look in looks {
+            let recent = self.recent.entry(look.cpu).or_default();
+            recent.push_back((look.ring == 0 && !look.halted).then_some(look.rip));
+            if recent.len() > RECENT {
+                recent.pop_front();
+            }
             // Halted with interrupts off is a CPU that was taken out of use, or that waits to be woken by another one.
             if look.interrupts || look.ring != 0 || look.halted {
                 self.off.remove(&look.cpu);
@@ -207,6 +249,29 @@ mod tests {
         let stuck = look(&mut cpus, 13, 13, &[sound, OFF]);
         assert_eq!((stuck[0].cpu, stuck[0].lasts, stuck[0].places.len()), (1, s(12), 13));
         assert_eq!(stuck[0].module, None);
+    }
+
+    #[test]
+    fn a_cpu_that_goes_round_in_the_patch_is_told_by_its_registers() {
+        let patches = ["klp_x".to_owned()];
+        let circle = |looks: &[(u64, u8)]| {
+            let mut cpus = Cpus::new(s(10));
+            cpus.modules("klp_x 16384 1 - Live 0xffffffffc0500000 (OEK)\n");
+            cpus.know("klp_x".into(), Code::of(&[("klp_f", 0x1000, 0x1100), ("klp_g", 0x1100, 0x1200)]));
+            for (now, (rip, ring)) in looks.iter().enumerate() {
+                let look = CpuLook { rip: *rip, ring: *ring, interrupts: true, ..OFF };
+                cpus.look(s(now as u64), &[look]);
+            }
+            cpus.goes_round_in(1, &patches).map(|c| (c.function, c.looks))
+        };
+        let (own, kernel) = ((0xffff_ffff_c050_1040, 0), (0xffff_ffff_8100_0000, 0));
+        assert_eq!(circle(&[own; 5]), Some(("klp_f".into(), (5, 5))));
+        assert_eq!(circle(&[own; 4]), None, "too few looks");
+        assert_eq!(circle(&[own, own, own, kernel, kernel]), Some(("klp_f".into(), (3, 5))));
+        assert_eq!(circle(&[own, own, kernel, kernel, kernel]), None, "it only passes by");
+        assert_eq!(circle(&[own, own, (0x4000_0000, 3), own, own, own]), None, "it was in user space");
+        let long = [&[(0x4000_0000, 3)][..], &[own; RECENT]].concat();
+        assert_eq!(circle(&long), Some(("klp_f".into(), (RECENT, RECENT))), "that was long ago");
     }
 
     #[test]

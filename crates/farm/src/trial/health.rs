@@ -10,7 +10,7 @@ use klpfarm_stress::wire::{Fault, FaultKind, FromGuest};
 use klpfarm_vm::QmpEvent;
 
 use super::Origin;
-use super::cpus::Stuck;
+use super::cpus::{Circle, Stuck};
 use super::measure::{Measure, millis};
 use super::stalls::Stalls;
 use super::waiting::Waiting;
@@ -234,9 +234,10 @@ impl Health {
         })
     }
 
-    pub(crate) fn console(&mut self, now: Duration, signal: Signal) -> Vec<Body> {
+    /// `circle`: where the CPU that a report is about goes round, where its registers say more than the report.
+    pub(crate) fn console(&mut self, now: Duration, signal: Signal, circle: Option<&Circle>) -> Vec<Body> {
         match signal {
-            Signal::Report(report) => self.report(now, report),
+            Signal::Report(report) => self.report(now, report, circle),
             Signal::Boot { line, release } => {
                 self.boots += 1;
                 if self.boots < 2 {
@@ -264,14 +265,21 @@ impl Health {
         }
     }
 
-    fn report(&mut self, now: Duration, mut report: Report) -> Vec<Body> {
+    fn report(&mut self, now: Duration, mut report: Report, circle: Option<&Circle>) -> Vec<Body> {
         // Complaints of a kernel that is still booting are its owner's business; what kills it is not.
         if self.phase == Phase::Boot && report.kind.severity() == Severity::Warning {
             return vec![Body::Note {
                 text: format!("while booting, console line {}: {}", report.line, report.title),
             }];
         }
-        let in_patch = blame::in_report(&report.text, &self.patches);
+        let in_patch = circle.is_some() || blame::in_report(&report.text, &self.patches);
+        if let Some(Circle { patch, function, looks: (own, all) }) = circle {
+            report.title = format!("INFO: rcu detected stall in {function}");
+            report.function = Some(function.clone());
+            report.text.push_str(&format!(
+                "\n[the farm: the CPU that stalls was in {function} of the patch {patch} at {own} of {all} looks at its registers]"
+            ));
+        }
         oom::tell_apart(&mut report, &self.workloads);
         self.follow_report(now, &report, in_patch);
         self.once(Finding {

@@ -65,7 +65,12 @@ impl Dispatcher {
     pub(super) fn press_sysrq(&mut self, now: Duration) {
         self.step = Step::Sysrq;
         self.console.press();
-        self.deadline = now + self.scaled(10);
+        self.deadline = now + self.scaled(8);
+        self.press_key(now);
+    }
+
+    fn press_key(&mut self, now: Duration) {
+        self.poll_at = now + Duration::from_secs(2);
         self.out.push_back(Action::Sysrq("h"));
     }
 
@@ -76,6 +81,9 @@ impl Dispatcher {
         }
         if answered || late {
             self.next_op(now);
+        } else if now >= self.poll_at {
+            // What keeps the line open for it in the guest may only have begun.
+            self.press_key(now);
         }
     }
 

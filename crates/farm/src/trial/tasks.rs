@@ -10,6 +10,8 @@ pub(super) fn waits_in(stack: &str, wchan: &str, patches: &[String]) -> Option<S
     let of_patch = |f: &&Frame<'_>| f.module.is_some_and(|m| patches.iter().any(|p| p == m));
     let own = frames.iter().find(of_patch);
     let named = own.or_else(|| frames.iter().find(|f| !klpfarm_kmsg::is_machinery(f.symbol)));
+    // On 4.4 a task that waits in a page fault has nothing but machinery on its stack: the lock's, and the trap's.
+    let named = named.or_else(|| frames.iter().find(|f| f.function.contains("page_fault")));
     let function = named.or_else(|| frames.first()).map(|f| f.function);
     // Compilers append `.constprop.0` and the like.
     let wchan = wchan.split('.').next().filter(|name| !name.is_empty() && *name != "0");

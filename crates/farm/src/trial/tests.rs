@@ -62,8 +62,11 @@ fn sysrq_that_is_not_answered_is_a_blind_detector() {
     let blind = |told: &fake::Told| {
         told.bodies.iter().any(|(_, b)| matches!(b, Body::Blind { detector, .. } if detector == "sysrq"))
     };
-    let deaf = tell_of_aging(Faults { no_sysrq: true, ..Faults::default() });
+    let deaf = tell_of_aging(Faults { deaf_keys: u32::MAX, ..Faults::default() });
     assert_eq!((&deaf.end, blind(&deaf)), (&TrialEnd::Completed, true));
+    // The line is being opened in the guest while the first keys are pressed.
+    let slow = tell_of_aging(Faults { deaf_keys: 3, ..Faults::default() });
+    assert_eq!((&slow.end, blind(&slow)), (&TrialEnd::Completed, false));
     let sound = tell_of_aging(Faults::default());
     assert_eq!((&sound.end, blind(&sound)), (&TrialEnd::Completed, false));
     assert!(sound.commands.contains(&"sysrq h".to_owned()), "{:?}", sound.commands);

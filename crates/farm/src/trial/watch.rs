@@ -6,9 +6,10 @@ use klpfarm_model::{Body, FarmKind, TrialEnd};
 use klpfarm_stress::wire::FromGuest;
 use klpfarm_vm::{Output, QmpEvent};
 
+use super::cpus::Circle;
 use super::{
     Action, Collect, Collected, Dispatcher, ENDING, LOGIN_EVERY, Loss, Origin, QUIET, RATES_EVERY, SSH_PORT,
-    Step,
+    Step, blame,
 };
 use crate::guest::PatchState;
 
@@ -60,9 +61,25 @@ impl Dispatcher {
         for signal in signals {
             // A report is complete only some time after its first line.
             let before = self.before.is_some_and(|b| signal.line() <= b.line);
-            let bodies = self.health.console(now, signal);
+            let circle = match &signal {
+                klpfarm_kmsg::Signal::Report(report) if !before => self.circle(report),
+                _ => None,
+            };
+            let bodies = self.health.console(now, signal, circle.as_ref());
             self.report_of(now, bodies, before);
         }
+    }
+
+    /// Where the CPU is that stalls RCU, by its registers: of a CPU that does not tell its own stack, a 4.4 kernel shows nothing but frames that the
+    /// unwinder doubts.
+    fn circle(&self, report: &klpfarm_kmsg::Report) -> Option<Circle> {
+        let patches: Vec<String> = self.plan.names(&self.trial).map(str::to_owned).collect();
+        let stall = report.kind == klpfarm_kmsg::Kind::RcuStall;
+        if !stall || blame::in_report(&report.text, &patches) {
+            return None;
+        }
+        let cpus = blame::stalling_cpus(&report.text);
+        cpus.into_iter().find_map(|cpu| self.cpus.goes_round_in(cpu, &patches))
     }
 
     pub(super) fn probe(&mut self, now: Duration, message: FromGuest) {

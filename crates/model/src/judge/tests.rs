@@ -371,6 +371,24 @@ fn a_function_whose_new_code_never_runs_is_never_qualified() {
     assert_eq!((reach.calls, reach.counted_trials), (Some(20), 1));
 }
 
+/// `--trials 2`: to look for findings, whatever the tier needs.
+#[test]
+fn a_plan_that_can_prove_nothing_goes_through_with_its_trials() {
+    let plan = try_plan("", Resolved { trials: Some(2), ..resolved(&["x"]) }).unwrap();
+    let planned = plan.trials.iter().filter(|t| t.arm == Arm::Loaded).count();
+    let mut story = Story { plan, events: Vec::new() };
+    let mut started = BTreeSet::new();
+    while let Some(trial) = next_trial(&story.plan, &story.events, &started) {
+        started.insert(trial.number);
+        let place = story.place(trial.number);
+        story = story.end(place, TrialEnd::Completed);
+    }
+    let loaded = |t: &&Trial| t.arm == Arm::Loaded && started.contains(&t.number);
+    assert_eq!(story.plan.trials.iter().filter(loaded).count(), planned, "{planned} are planned");
+    assert!(planned >= 2);
+    assert_eq!(story.judge().verdict, Outcome::Inconclusive);
+}
+
 /// A function of the same name elsewhere is another function.
 #[test]
 fn functions_of_one_name_are_told_apart() {

@@ -51,8 +51,8 @@ pub(super) struct Faults {
     pub(super) no_transition_file: bool,
     pub(super) revert_hangs: bool,
     pub(super) unreached: bool,
-    /// Magic sysrq is not answered.
-    pub(super) no_sysrq: bool,
+    /// So many magic-sysrq keys are not answered.
+    pub(super) deaf_keys: u32,
     /// What loading modules says.
     pub(super) modules: &'static str,
     /// Seconds after applying at which this comes out of the machine.
@@ -312,7 +312,10 @@ impl Fake {
                 self.ask(id, Ask::Write { name: String::new(), data: String::new(), append: chunk > 0 })
             }
             Action::Tell(ToGuest { id, ask }) => self.ask(id, ask),
-            Action::Sysrq(_) if self.faults.no_sysrq => Vec::new(),
+            Action::Sysrq(_) if self.faults.deaf_keys > 0 => {
+                self.faults.deaf_keys -= 1;
+                Vec::new()
+            }
             Action::Sysrq(key) => {
                 self.commands.push(format!("sysrq {key}"));
                 vec![Input::Output(Output::Console(b"[9.0] sysrq: HELP : loglevel(0-9) \r\n".to_vec()))]

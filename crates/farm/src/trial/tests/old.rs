@@ -43,12 +43,52 @@ fn only_sure_frames_blame_the_patch() {
     assert_eq!(blamed, [(Kind::RcuStall, false), (Kind::SoftLockup, true)]);
 }
 
+/// So the registers must say it.
+#[test]
+fn a_stall_whose_frames_are_all_doubted_is_told_by_the_registers() {
+    let plan = plan();
+    let mut trial = plan.trials.iter().find(|t| t.arm == Arm::Loaded).unwrap().clone();
+    trial.patches = vec![0];
+    let stall = |looks: u64| {
+        let mut dispatcher =
+            Dispatcher::new(Arc::clone(&plan), trial.clone(), Origin::Fork, Secret::new([9; 16]));
+        dispatcher.know(0, Code::of(&[("klp_new_madvise", 0x20, 0x80)]));
+        dispatcher.cpus.modules("x 16384 1 - Live 0xffffffffa0000000 (OEK)\n");
+        dispatcher.phase = Phase::Soak;
+        let at = |cpu| klpfarm_vm::CpuLook {
+            cpu,
+            rip: 0xffff_ffff_a000_0057,
+            interrupts: true,
+            ring: 3 - 3 * u8::try_from(cpu).unwrap(),
+            halted: false,
+        };
+        (0..looks).for_each(|now| drop(dispatcher.cpus.look(Duration::from_secs(now), &[at(0), at(1)])));
+        let mut classifier = Classifier::new();
+        let mut signals = classifier.push(LOCKUP.as_bytes());
+        signals.truncate(1);
+        dispatcher.signals(Duration::from_secs(30), signals);
+        dispatcher.out.drain(..).find_map(|action| match action {
+            Action::Emit(_, Body::Finding(finding)) => Some(*finding),
+            _ => None,
+        })
+    };
+    let doubted = stall(0).unwrap();
+    assert_eq!((doubted.kind, doubted.in_patch), (FindingKind::Kernel(Kind::RcuStall), false));
+    let told = stall(8).unwrap();
+    assert!(told.in_patch && told.title == "INFO: rcu detected stall in klp_new_madvise", "{told:?}");
+    assert!(told.evidence.ends_with("at 8 of 8 looks at its registers]"), "{}", told.evidence);
+}
+
 #[test]
 fn a_stack_has_no_function_of_its_end_marker() {
     let stacks: Vec<&str> = STACKS.lines().filter_map(|l| l.split_once("/stack:").map(|(_, s)| s)).collect();
     assert_eq!(stacks.last(), Some(&"[<ffffffffffffffff>] 0xffffffffffffffff"));
     assert_eq!(tasks::waits_in(&stacks[..4].join("\n"), "ep_poll", &[]).as_deref(), Some("ep_poll"));
     assert_eq!(tasks::waits_in(&stacks[4..].join("\n"), "0", &[]).as_deref(), Some("kthreadd"));
+    let fault = "[<ffffffff812b4ed4>] call_rwsem_down_read_failed+0x14/0x30\n[<ffffffff8104a2ff>] __do_page_fault+0x33f/0x3c0\n\
+                 [<ffffffff8104a3a2>] do_page_fault+0x22/0x30\n[<ffffffff8148a658>] page_fault+0x28/0x30\n[<ffffffffffffffff>] 0xffffffffffffffff\n";
+    let wchan = "call_rwsem_down_read_failed";
+    assert_eq!(tasks::waits_in(fault, wchan, &[]).as_deref(), Some("__do_page_fault"));
     // A task that can't be looked into has nothing but the marker.
     assert_eq!(tasks::waits_in(stacks[3], "do_wait", &[]).as_deref(), Some("do_wait"));
     assert_eq!(tasks::waits_in(stacks[3], "", &[]), None);
