@@ -1,6 +1,7 @@
 //! `klpfarm bench`: what the farm itself costs on this host.
 
 mod figure;
+mod judging;
 mod lab;
 mod proc;
 mod stages;
@@ -19,7 +20,10 @@ use lab::Lab;
 /// All of it is really run, from one checkpoint made for it: some 15 minutes for the pipeline `gate` under emulation. Whatever else
 /// this host does makes the figures worse. A figure that misses what is expected is marked, which does not change the exit code.
 #[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Args {
+    #[command(subcommand)]
+    only: Option<Only>,
     /// Pipeline: a YAML file, or the name of a shipped one.
     #[arg(long, default_value = "gate")]
     pipeline: String,
@@ -38,6 +42,18 @@ pub(crate) struct Args {
     /// Print as JSON, with every sample.
     #[arg(long)]
     json: bool,
+}
+
+/// A part that needs no machines.
+#[derive(Debug, clap::Subcommand)]
+enum Only {
+    /// Measure what judging costs: CPU time and memory for whole runs of 300 to 10,000 made-up trials, and the time that each decision
+    /// takes while such a run goes on.
+    Judge {
+        /// Print as JSON, with every single value.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// How much is measured.
@@ -73,6 +89,11 @@ const QUICK: Extent =
 const QUICK_AGING: Duration = Duration::from_secs(30);
 
 pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
+    if let Some(Only::Judge { json }) = args.only {
+        let table = tokio::task::block_in_place(judging::measure)?;
+        show(&table, json);
+        return Ok(0);
+    }
     let extent = if args.quick { QUICK } else { FULL };
     let lab = Lab::prepare(&args).await?;
     let about = lab.about(&args);
@@ -82,10 +103,14 @@ pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
     figures.extend(stages::farm(&lab, &files, extent).await?);
     figures.extend(stages::trials(&lab, &files).await?);
     let table = Table { about, figures };
-    if args.json {
-        print_json(&table);
+    show(&table, args.json);
+    Ok(0)
+}
+
+fn show(table: &Table, json: bool) {
+    if json {
+        print_json(table);
     } else {
         print(&table.text());
     }
-    Ok(0)
 }

@@ -4,14 +4,12 @@ mod running;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use klpfarm_model::event::{CheckpointFacts, Vitals};
-use klpfarm_model::{
-    Arm, Body, Event, Finding, Phase, Plan, Scope, Start, Trial, TrialEnd, is_decided, next_trial,
-};
+use klpfarm_model::{Arm, Body, Event, Finding, Judge, Phase, Plan, Scope, Start, Trial, TrialEnd};
 use klpfarm_vm::{Checkpointed, Login};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -87,14 +85,15 @@ where
     F: Fn(Trial, Wires) -> Fut,
     Fut: Future<Output = Ended> + Send + 'static,
 {
-    let (mut log, mut started) = begin(plan, beginning, sink)?;
+    let mut judge = Judge::new(plan);
+    let mut log = begin(plan, beginning, sink, &mut judge)?;
     let (report, mut reports) = mpsc::channel::<(Scope, Body)>(256);
     let known = Functions::new(plan, &log.events);
     let (stop, _) = watch::channel(None);
     let mut running: JoinSet<Option<Ended>> = JoinSet::new();
     let mut trials = Running::new(plan.jobs);
     let mut failed = None;
-    let mut more = !is_decided(plan, &log.events);
+    let mut more = !log.is_decided();
     let mut over = std::pin::pin!(tokio::time::sleep(time_left(plan, log.before)));
     loop {
         while more && stop.borrow().is_none() && trials.has_room() {
@@ -107,11 +106,10 @@ where
                 }
                 break;
             }
-            let Some(trial) = next_trial(plan, &log.events, &started) else {
+            let Some(trial) = log.next_trial() else {
                 more = false;
                 break;
             };
-            started.insert(trial.number);
             let functions = known.subscribe(trial.turn);
             let (recent, share) = watch::channel(None);
             let wires =
@@ -169,7 +167,7 @@ where
             stop.send_replace(Some(TrialEnd::Interrupted));
         } else if ended && stop.borrow().is_none() {
             more = true;
-            if is_decided(plan, &log.events) {
+            if log.is_decided() {
                 stop.send_replace(Some(TrialEnd::Unneeded));
             }
         }
@@ -181,16 +179,18 @@ where
     Ok(log.events)
 }
 
-/// Open the run's journal, or go on with it; and the trials that are not to be started any more.
+/// Open the run's journal, or go on with it.
 fn begin<'a>(
     plan: &Plan,
     beginning: Beginning,
     sink: &'a mut dyn Sink,
-) -> std::io::Result<(Log<'a>, BTreeSet<u32>)> {
+    judge: &'a mut Judge,
+) -> std::io::Result<Log<'a>> {
     let Beginning { time, qemu, checkpoints, past } = beginning;
     let before = Past::read(&past);
     let new = past.is_empty();
-    let mut log = Log::after(past, sink);
+    past.iter().for_each(|event| judge.push(event));
+    let mut log = Log { judge: Some(judge), ..Log::after(past, sink) };
     if new {
         log.add(None, Body::RunStarted { time, plan: plan.hash(), accel: plan.accel, qemu })?;
     } else {
@@ -205,7 +205,7 @@ fn begin<'a>(
             log.add(None, Body::Checkpoint(Box::new(facts)))?;
         }
     }
-    Ok((log, before.started))
+    Ok(log)
 }
 
 /// How long a run may still go on that has gone on for so long; far beyond any run if nothing limits it.
@@ -219,10 +219,18 @@ fn time_left(plan: &Plan, gone: Duration) -> Duration {
 pub fn is_over(plan: &Plan, events: &[Event]) -> bool {
     let Some(last) = events.last() else { return false };
     let past = Past::read(events);
-    matches!(last.body, Body::RunEnded { interrupted: false })
-        && (is_decided(plan, events)
-            || time_left(plan, Duration::from_millis(last.at_ms)).is_zero()
-            || next_trial(plan, events, &past.started).is_none())
+    if !matches!(last.body, Body::RunEnded { interrupted: false }) {
+        return false;
+    }
+    let mut judge = Judge::new(plan);
+    events.iter().for_each(|event| judge.push(event));
+    if judge.is_decided() || time_left(plan, Duration::from_millis(last.at_ms)).is_zero() {
+        return true;
+    }
+    // As a run that goes on begins.
+    let body = Body::RunResumed { time: String::new(), qemu: String::new(), void: past.void };
+    judge.push(&Event { seq: last.seq + 1, at_ms: last.at_ms, scope: None, body });
+    judge.next_trial().is_none()
 }
 
 /// Functions that the patches replace, by turn: what one trial learns from sysfs, the others count calls of.
@@ -369,8 +377,9 @@ struct Log<'a> {
     /// How long the run had gone on before it was cut off.
     before: Duration,
     seq: u64,
-    /// What is judged.
     events: Vec<Event>,
+    /// Who says what comes next; nobody while a machine is aged.
+    judge: Option<&'a mut Judge>,
     sink: &'a mut dyn Sink,
 }
 
@@ -381,7 +390,26 @@ impl<'a> Log<'a> {
 
     fn after(past: Vec<Event>, sink: &'a mut dyn Sink) -> Self {
         let (seq, at_ms) = past.last().map_or((0, 0), |e| (e.seq, e.at_ms));
-        Self { started: Instant::now(), before: Duration::from_millis(at_ms), seq, events: past, sink }
+        Self {
+            started: Instant::now(),
+            before: Duration::from_millis(at_ms),
+            seq,
+            events: past,
+            judge: None,
+            sink,
+        }
+    }
+
+    fn is_decided(&mut self) -> bool {
+        self.judge.as_mut().is_some_and(|judge| judge.is_decided())
+    }
+
+    /// The next trial worth starting, from now on a trial that was started.
+    fn next_trial(&mut self) -> Option<Trial> {
+        let judge = self.judge.as_mut()?;
+        let trial = judge.next_trial()?;
+        judge.start(trial.number);
+        Some(trial)
     }
 
     fn add(&mut self, scope: Option<Scope>, body: Body) -> std::io::Result<()> {
@@ -390,6 +418,9 @@ impl<'a> Log<'a> {
         let at_ms = u64::try_from(at.as_millis()).unwrap_or(u64::MAX);
         let event = Event { seq: self.seq, at_ms, scope, body };
         self.sink.event(&event)?;
+        if let Some(judge) = &mut self.judge {
+            judge.push(&event);
+        }
         // Half of a journal, and nobody judges by it: a soak of days would fill the memory.
         if !matches!(event.body, Body::Progress { .. }) {
             self.events.push(event);

@@ -1,10 +1,11 @@
 //! Several patches that have nothing to do with each other in one run: each is judged by its own trials, and all share the
 //! control trials.
 
-use std::collections::BTreeSet;
+use std::sync::Arc;
 
-use crate::event::{Body, Event, function_name};
-use crate::judge::{is_decided, judge_one, next_trial};
+use crate::compare::Change;
+use crate::event::{Body, Event};
+use crate::judge::{Fold, Measures};
 use crate::{Arm, Plan, Trial, Verdict};
 
 /// Control trials that run before anything else: the first findings can be attributed at once.
@@ -17,41 +18,35 @@ const CONTROLS_A_ROUND: usize = 4;
 /// A patch is applied again and again after so many loaded trials: most are decided by then.
 const LOADED_BEFORE_REAPPLY: usize = 2;
 
-/// The part of a plan that is about one patch, and the part of the journal.
-fn of(plan: &Plan, events: &[Event], patch: usize) -> (Plan, Vec<Event>) {
+/// Judges one patch: by the part of the plan and of the journal that is about it.
+fn part(plan: &Plan, patch: usize) -> Fold {
     let mut own = plan.clone();
     own.apart = false;
     own.patches = plan.patches.get(patch).cloned().into_iter().collect();
     own.trials.retain(|t| t.arm == Arm::Control || t.patches == [patch]);
-    let numbers: BTreeSet<u32> = own.trials.iter().map(|t| t.number).collect();
     for trial in own.trials.iter_mut().filter(|t| t.arm != Arm::Control) {
         trial.patches = vec![0];
     }
-    let mine = |e: &&Event| e.scope.is_none_or(|s| numbers.contains(&s.trial));
-    let functions: BTreeSet<&str> = events
-        .iter()
-        .filter(mine)
-        .filter_map(|e| match &e.body {
-            Body::Applied { functions, .. } => Some(functions),
-            _ => None,
-        })
-        .flatten()
-        .map(String::as_str)
-        .collect();
-    // The control trials count calls of everybody's functions.
-    let relevant = |e: &&Event| match &e.body {
-        Body::Reach { function, .. } => {
-            functions.contains(function.as_str()) || functions.iter().any(|f| function_name(f) == function)
-        }
-        _ => true,
+    let places = |of: &dyn Fn(Arm) -> bool| -> Vec<usize> {
+        own.trials.iter().enumerate().filter(|(_, t)| of(t.arm)).map(|(place, _)| place).collect()
     };
-    (own, events.iter().filter(mine).filter(relevant).cloned().collect())
+    let mut loaded = places(&|arm| arm == Arm::Loaded);
+    let later = loaded.split_off(LOADED_BEFORE_REAPPLY.min(loaded.len()));
+    // Whether more control trials are due is not for one patch to say.
+    let others = places(&|arm| !matches!(arm, Arm::Loaded | Arm::Control));
+    let mut fold = Fold::with_order(own, [loaded, others, later].concat());
+    // The control trials count calls of everybody's functions.
+    fold.only_own_functions();
+    fold
+}
+
+fn is_about(fold: &Fold, event: &Event) -> bool {
+    event.scope.is_none_or(|s| fold.has_trial(s.trial))
 }
 
 /// What the run says of one patch, by its position in the plan.
 pub fn judge_apart(plan: &Plan, events: &[Event], patch: usize) -> Verdict {
-    let (own, events) = of(plan, events, patch);
-    judge_one(&own, &events)
+    judge_with(plan, events, patch, |_| true)
 }
 
 /// What the run would have said of one patch, had only findings that `keep` accepts been seen.
@@ -61,57 +56,97 @@ pub(crate) fn judge_with(
     patch: usize,
     keep: impl Fn(&crate::Finding) -> bool,
 ) -> Verdict {
-    let (own, mut events) = of(plan, events, patch);
-    events.retain(|e| match &e.body {
+    let mut fold = part(plan, patch);
+    let mut measures = Measures::new(&plan.pipeline.limits);
+    let seen = events.iter().filter(|e| match &e.body {
         Body::Finding(finding) => keep(finding),
         _ => true,
     });
-    judge_one(&own, &events)
-}
-
-/// The next trial worth starting. Patches take turns, so that what is learnt of one's first trial spares it a second; control trials
-/// keep pace, so that each trial has one near in time.
-pub(crate) fn next<'a>(plan: &'a Plan, events: &[Event], started: &BTreeSet<u32>) -> Option<&'a Trial> {
-    let spoilt = |e: &&Event| match (&e.body, e.scope) {
-        (Body::TrialEnded { end }, Some(scope)) => scope.arm == Arm::Control && !end.is_valid(true),
-        _ => false,
-    };
-    let due = plan.due(Arm::Control) as usize + events.iter().filter(spoilt).count();
-    let controls = || plan.trials.iter().filter(|t| t.arm == Arm::Control).take(due);
-    let controls_started = controls().filter(|t| started.contains(&t.number)).count();
-    let mut wanted: Option<(usize, u32)> = None;
-    let mut undecided = false;
-    for patch in 0..plan.patches.len() {
-        let trials =
-            plan.trials.iter().filter(|t| t.patches == [patch] && started.contains(&t.number)).count();
-        if wanted.is_some_and(|(least, _)| least <= trials) {
-            continue;
-        }
-        let (mut own, own_events) = of(plan, events, patch);
-        if is_decided(&own, &own_events) {
-            continue;
-        }
-        undecided = true;
-        // Whether more control trials are due is not for one patch to say.
-        own.trials.retain(|t| t.arm != Arm::Control || started.contains(&t.number));
-        let (mut first, mut rest): (Vec<Trial>, Vec<Trial>) =
-            own.trials.drain(..).partition(|t| t.arm == Arm::Loaded);
-        rest.extend(first.split_off(LOADED_BEFORE_REAPPLY.min(first.len())));
-        own.trials = [first, rest].concat();
-        if let Some(trial) = next_trial(&own, &own_events, started) {
-            wanted = Some((trials, trial.number));
+    for event in seen {
+        if is_about(&fold, event) {
+            let change = measures.take(event, |trial| fold.arm(trial));
+            fold.push(event, change.as_ref());
         }
     }
-    let control = || controls().find(|t| !started.contains(&t.number));
-    let Some((round, number)) = wanted else {
-        // What is left undecided once all have ended may lack nothing but control trials to compare with.
-        let ended = |e: &Event| matches!(e.body, Body::TrialEnded { .. });
-        let open = events.iter().filter(|e| ended(e)).count() < started.len();
-        return control().filter(|_| !open && undecided);
-    };
-    control()
-        .filter(|_| controls_started < FIRST_CONTROLS + round * CONTROLS_A_ROUND)
-        .or_else(|| plan.trials.iter().find(|t| t.number == number))
+    fold.verdict()
+}
+
+/// Follows a run of patches that have nothing to do with each other.
+#[derive(Debug)]
+pub(crate) struct Apart {
+    plan: Plan,
+    /// All trials together.
+    whole: Fold,
+    /// Those of each patch.
+    parts: Vec<Fold>,
+    /// Control trials that say nothing, for which others are due.
+    spoilt: usize,
+}
+
+impl Apart {
+    pub(crate) fn new(plan: &Plan) -> Self {
+        let parts = (0..plan.patches.len()).map(|patch| part(plan, patch)).collect();
+        Self { plan: plan.clone(), whole: Fold::new(plan.clone()), parts, spoilt: 0 }
+    }
+
+    pub(crate) fn push(&mut self, event: &Event, change: Option<&Arc<Change>>) {
+        match (&event.body, event.scope) {
+            (Body::TrialEnded { end }, Some(scope)) if scope.arm == Arm::Control && !end.is_valid(true) => {
+                self.spoilt += 1;
+            }
+            _ => {}
+        }
+        self.whole.push(event, change);
+        self.parts.iter_mut().filter(|f| is_about(f, event)).for_each(|fold| fold.push(event, change));
+    }
+
+    pub(crate) fn start(&mut self, trial: u32) {
+        self.whole.start(trial);
+        self.parts.iter_mut().for_each(|fold| fold.start(trial));
+    }
+
+    #[cfg(test)]
+    pub(crate) fn each(&mut self, to: impl Fn(&mut Fold)) {
+        to(&mut self.whole);
+        self.parts.iter_mut().for_each(to);
+    }
+
+    pub(crate) fn arm(&self, trial: u32) -> Option<Arm> {
+        self.whole.arm(trial)
+    }
+
+    pub(crate) fn verdict(&mut self) -> Verdict {
+        self.whole.verdict()
+    }
+
+    /// The next trial worth starting. Patches take turns, so that what is learnt of one's first trial spares it a second; control trials
+    /// keep pace, so that each trial has one near in time.
+    pub(crate) fn next(&mut self) -> Option<Trial> {
+        let mut wanted: Option<(usize, u32)> = None;
+        let mut undecided = false;
+        for fold in &mut self.parts {
+            fold.settle();
+            let (trials, _) = fold.under_way();
+            if wanted.is_some_and(|(least, _)| least <= trials) || fold.is_decided() {
+                continue;
+            }
+            undecided = true;
+            wanted = fold.next().map(|number| (trials, number)).or(wanted);
+        }
+        self.whole.settle();
+        let due = self.plan.due(Arm::Control) as usize + self.spoilt;
+        let controls = || self.plan.trials.iter().filter(|t| t.arm == Arm::Control).take(due);
+        let control = || controls().find(|t| !self.whole.has_started(t.number)).cloned();
+        let Some((round, number)) = wanted else {
+            // What is left undecided once all have ended may lack nothing but control trials to compare with.
+            let (_, open) = self.whole.under_way();
+            return control().filter(|_| open == 0 && undecided);
+        };
+        let controls_started = controls().filter(|t| self.whole.has_started(t.number)).count();
+        control()
+            .filter(|_| controls_started < FIRST_CONTROLS + round * CONTROLS_A_ROUND)
+            .or_else(|| self.plan.trial(number).map(|t| t.into_owned()))
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Pure: pipeline file to plan, events, and judging a run. No I/O: files are read at the edge and handed in as text.
 //!
-//! `Pipeline::parse` -> `Plan::new` -> (the farm runs it) -> [`Event`]s -> [`judge`] -> [`Verdict`].
+//! `Pipeline::parse` -> `Plan::new` -> (the farm runs it) -> [`Event`]s -> [`Judge`] -> [`Verdict`].
 
 mod apart;
 mod cause;
@@ -34,7 +34,7 @@ pub use consistency::consistency;
 pub use corpus::{Corpus, Elsewhere, Example};
 pub use event::{Body, Event, Scope, TrialEnd};
 pub use finding::{FarmKind, Finding, FindingKind, Source};
-pub use judge::{is_decided, judge, next_trial};
+pub use judge::{Judge, judge};
 pub use kernel::{rewrites_itself, version};
 pub use patch::{Patch, PatchError, Severity, Sidecar, file_names, hex, needed_modules};
 pub use pipeline::{AGING, Aging, Arms, Dump, Gathering, Limits, MachineShape, Phases, Pipeline};

@@ -3,12 +3,14 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::compare::Change;
 use crate::event::{Body, Event, live};
-use crate::judge::judge_one;
+use crate::judge::Fold;
 use crate::verdict::{ArmCount, Outcome, Verdict};
 use crate::workload::is_name;
 use crate::{Arm, ImageFacts, Pipeline, Plan, PlanError, Trial, Workload, stats};
@@ -133,13 +135,20 @@ impl Plan {
     /// The trial with this number. A rotation's rounds are all alike but for their seeds.
     pub fn trial(&self, number: u32) -> Option<Cow<'_, Trial>> {
         if self.turns.is_empty() {
-            return self.trials.iter().find(|t| t.number == number).map(Cow::Borrowed);
+            return self.in_place(number).map(Cow::Borrowed);
         }
         let first = self.in_round(number)?;
         let trial = Trial::new(number, first.arm, first.patches.clone(), self.seed);
         // Its partner is of the same round.
         let partner = first.partner.map(|partner| partner + (number - first.number));
         Some(Cow::Owned(Trial { turn: first.turn, partner, ..trial }))
+    }
+
+    /// The trial of the plan's own with this number: in its place, unless somebody has changed the plan.
+    fn in_place(&self, number: u32) -> Option<&Trial> {
+        let place = usize::try_from(number.checked_sub(1)?).ok()?;
+        let there = self.trials.get(place).filter(|t| t.number == number);
+        there.or_else(|| self.trials.iter().find(|t| t.number == number))
     }
 
     /// The turn that a trial is of.
@@ -180,52 +189,99 @@ impl Plan {
     }
 }
 
-/// The next trial: rounds follow each other, and what a resumed run does again comes first.
-pub(crate) fn next(plan: &Plan, started: &BTreeSet<u32>) -> Option<Trial> {
-    let last = started.last().copied().unwrap_or(0);
-    let gaps = started.len() < last as usize;
-    let number = if gaps { (1..last).find(|n| !started.contains(n))? } else { last + 1 };
-    plan.trial(number).map(Cow::into_owned)
+/// Follows a run with a rotation: each turn is an ordinary run, of those of its trials that were started.
+#[derive(Debug)]
+pub(crate) struct Rounds {
+    plan: Plan,
+    /// By turn.
+    folds: Vec<Fold>,
+    started: BTreeSet<u32>,
 }
 
-/// The ordinary run that one turn is: its plan, with the trials that were started, and the events that concern it.
-fn run_of(plan: &Plan, events: &[Event], turn: usize) -> (Plan, Vec<Event>) {
-    let mut own = plan.of_turn(turn);
-    let patches = &plan.turns[turn].patches;
-    own.patches = patches.iter().filter_map(|i| plan.patches.get(*i)).cloned().collect();
-    own.trials = plan.unrolled(events).into_owned().trials;
-    own.trials.retain(|t| t.turn == turn);
-    for trial in &mut own.trials {
+impl Rounds {
+    pub(crate) fn new(plan: &Plan) -> Self {
+        let fold = |(k, turn): (usize, &Turn)| {
+            let mut own = plan.of_turn(k);
+            own.patches = turn.patches.iter().filter_map(|i| plan.patches.get(*i)).cloned().collect();
+            own.trials.clear();
+            Fold::new(own)
+        };
+        let folds = plan.turns.iter().enumerate().map(fold).collect();
+        Self { plan: plan.clone(), folds, started: BTreeSet::new() }
+    }
+
+    pub(crate) fn push(&mut self, event: &Event, change: Option<&Arc<Change>>) {
+        match (&event.body, event.scope) {
+            (Body::Checkpoint(facts), _) => {
+                let own = self.plan.turns.iter().zip(&mut self.folds);
+                let own = own.filter(|(turn, _)| turn.checkpoint.as_ref() == Some(&facts.id));
+                own.for_each(|(_, fold)| fold.push(event, change));
+            }
+            (_, Some(scope)) => {
+                self.add(scope.trial);
+                let turn = self.plan.turn_of(scope.trial);
+                self.folds[turn].push(event, change);
+            }
+            (_, None) => self.folds.iter_mut().for_each(|fold| fold.push(event, change)),
+        }
+        if let Body::RunResumed { void, .. } = &event.body {
+            for trial in void {
+                let fold = &mut self.folds[self.plan.turn_of(*trial)];
+                if !fold.has_begun(*trial) {
+                    fold.remove_trial(*trial);
+                }
+            }
+            self.started.retain(|trial| self.folds[self.plan.turn_of(*trial)].has_begun(*trial));
+        }
+    }
+
+    /// A trial that comes round for the first time.
+    fn add(&mut self, number: u32) {
+        let turn = self.plan.turn_of(number);
+        if self.folds[turn].has_trial(number) {
+            return;
+        }
+        let Some(mut trial) = self.plan.trial(number).map(Cow::into_owned) else { return };
+        let patches = &self.plan.turns[turn].patches;
         trial.turn = 0;
         trial.patches.iter_mut().for_each(|p| *p = patches.iter().position(|of| of == p).unwrap_or(0));
+        self.folds[turn].add_trial(trial);
+        self.started.insert(number);
     }
-    let mine = |e: &&Event| match (&e.body, e.scope) {
-        (Body::Checkpoint(facts), _) => Some(&facts.id) == own.checkpoint.as_ref(),
-        (_, Some(scope)) => plan.turn_of(scope.trial) == turn,
-        (_, None) => true,
-    };
-    let events = events.iter().filter(mine).cloned().collect();
-    (own, events)
-}
 
-/// Judge each turn by itself, and say all of it. A patch qualifies if it does so in every turn.
-pub(crate) fn judge_turns(plan: &Plan, events: &[Event]) -> Verdict {
-    let mut turns = plan.turns.iter().enumerate().map(|(k, turn)| {
-        let (own, events) = run_of(plan, events, k);
-        (turn.name(), judge_one(&own, &events))
-    });
-    let Some((name, first)) = turns.next() else { return judge_one(plan, events) };
-    let mut all = marked(&name, first);
-    for (name, verdict) in turns {
-        add(&mut all, marked(&name, verdict));
+    pub(crate) fn start(&mut self, trial: u32) {
+        self.started.insert(trial);
     }
-    all.patches.clone_from(&plan.patches);
-    all.plan = plan.hash();
-    if plan.turns.len() > 1 {
-        all.checkpoint = None;
-        all.wear = None;
+
+    pub(crate) fn arm(&self, trial: u32) -> Option<Arm> {
+        self.plan.in_round(trial).map(|t| t.arm)
     }
-    all
+
+    /// The next trial: rounds follow each other, and what a resumed run does again comes first.
+    pub(crate) fn next(&self) -> Option<Trial> {
+        let last = self.started.last().copied().unwrap_or(0);
+        let gaps = self.started.len() < last as usize;
+        let number = if gaps { (1..last).find(|n| !self.started.contains(n))? } else { last + 1 };
+        self.plan.trial(number).map(Cow::into_owned)
+    }
+
+    /// Judge each turn by itself, and say all of it. A patch qualifies if it does so in every turn.
+    pub(crate) fn verdict(&mut self) -> Verdict {
+        let mut turns = self.plan.turns.iter().zip(&mut self.folds).map(|(turn, fold)| {
+            let name = turn.name();
+            marked(&name, fold.verdict())
+        });
+        // There is no rotation without a turn.
+        let Some(mut all) = turns.next() else { return Fold::new(self.plan.clone()).verdict() };
+        turns.for_each(|verdict| add(&mut all, verdict));
+        all.patches.clone_from(&self.plan.patches);
+        all.plan = self.plan.hash();
+        if self.plan.turns.len() > 1 {
+            all.checkpoint = None;
+            all.wear = None;
+        }
+        all
+    }
 }
 
 /// A turn's verdict, with its name wherever it is needed beside others'.

@@ -20,10 +20,16 @@ pub struct Tally {
 impl Tally {
     /// Add a patched trial, with its control trial if it has one.
     pub fn add(&mut self, failed: bool, control_failed: Option<bool>) {
-        match control_failed {
-            Some(control) => self.pairs[usize::from(failed)][usize::from(control)] += 1,
-            None => self.alone[usize::from(failed)] += 1,
-        }
+        self.count(failed, control_failed, 1);
+    }
+
+    /// Add so many of them; a negative number takes away what was added.
+    pub(crate) fn count(&mut self, failed: bool, control_failed: Option<bool>, n: i32) {
+        let place = match control_failed {
+            Some(control) => &mut self.pairs[usize::from(failed)][usize::from(control)],
+            None => &mut self.alone[usize::from(failed)],
+        };
+        *place = place.saturating_add_signed(n);
     }
 
     /// Patched trials that failed.
@@ -159,6 +165,10 @@ fn quiet(rate: f64, noise: f64, weight: f64) -> Bet {
     let (mut low, mut high) = (1e-15, 1.0 - 1e-15);
     for _ in 0..200 {
         let middle = f64::midpoint(low, high);
+        // As near as numbers get.
+        if middle <= low || middle >= high {
+            break;
+        }
         if slope(middle) > 0.0 { high = middle } else { low = middle }
     }
     let control = f64::midpoint(low, high);

@@ -7,6 +7,7 @@ use serde::Serialize;
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Unit {
     Seconds,
+    Milliseconds,
     /// 1 000 000 bytes.
     Megabytes,
     /// Per cent of one core.
@@ -148,6 +149,7 @@ fn row(figure: &Figure) -> [String; 6] {
 fn with_unit(value: f64, unit: Unit) -> String {
     let word = match unit {
         Unit::Seconds => "s",
+        Unit::Milliseconds => "ms",
         Unit::Megabytes => "MB",
         Unit::Percent => "%",
         Unit::PerHour => "an hour",

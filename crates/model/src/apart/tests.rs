@@ -1,11 +1,12 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Duration;
 
 use super::*;
+use crate::judge::whole::next_trial;
 use crate::{
     Corpus, Example, FarmKind, Finding, FindingKind, ImageFacts, Outcome, Patch, Phase, Pipeline, Resolved,
-    Row, Scope, Score, Source, TierRule, TrialEnd, needed_detectors, next_trial, score,
+    Row, Scope, Score, Source, TierRule, TrialEnd, needed_detectors, score,
 };
 
 const CORPUS: &str = "examples:

@@ -108,7 +108,7 @@ fn counts<'a>(plan: &'a Plan, records: &BTreeMap<u32, TrialRecord>) -> (Count, V
             &mut patched[at].count
         };
         // One that has not begun says nothing yet.
-        let usable = records.get(&trial.number).map_or(Err(LeftOut::Absent), |own| usable(trial, own));
+        let usable = records.get(&trial.number).map_or(Err(LeftOut::Absent), |own| usable(trial.arm, own));
         match usable {
             Ok(_) => count.compared += 1,
             Err(why) => *count.left_out.entry(why).or_default() += 1,

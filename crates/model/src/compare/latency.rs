@@ -1,9 +1,11 @@
 //! Operations that take longer: the usual ones, those few that take longest, and calls that begin to sleep.
 
-use super::change::Change;
+use std::sync::Arc;
+
+use super::change::{Basis, Change, Names, Work};
 use super::near::Near;
 use super::{LEAST, differs};
-use crate::event::{LatencyMeasure, Measured, WorkloadMeasure};
+use crate::event::{LatencyMeasure, WorkloadMeasure};
 use crate::pipeline::{AGING, Limits};
 use crate::{FarmKind, Finding};
 
@@ -36,9 +38,31 @@ const ALLOWED: usize = 2;
 const OCTAVES: usize = 16;
 const SLOW_MS: f64 = 1.048_576;
 
+/// One kind of operation in both phases.
+#[derive(Debug)]
+pub(super) struct Op {
+    name: Arc<str>,
+    /// How many times longer it takes in the soak: 10th percentile and median.
+    ///
+    /// Not the mean: under a load that fills all CPUs it is the time spent waiting for a CPU.
+    growth: (f64, f64),
+}
+
+/// The operations of which both phases have enough. The yardstick tells of the processor.
+pub(super) fn ops(before: &WorkloadMeasure, after: &WorkloadMeasure, names: &mut Names) -> Vec<Op> {
+    let share = |a: u64, b: u64| a.max(1) as f64 / b.max(1) as f64;
+    let both = before.latency.iter().filter_map(|(op, b)| Some((op, b, after.latency.get(op)?)));
+    both.filter(|(op, b, a)| *op != YARDSTICK && b.count >= SAMPLED && a.count >= SAMPLED)
+        .map(|(op, b, a)| Op {
+            name: names.of(op),
+            growth: (share(a.p10_ns, b.p10_ns), share(a.p50_ns, b.p50_ns)),
+        })
+        .collect()
+}
+
 /// Growth of an operation's latency, relative to what is usual in control trials.
 pub(super) struct Grown {
-    pub(super) op: String,
+    op: Arc<str>,
     p10: f64,
     median: f64,
 }
@@ -46,93 +70,133 @@ pub(super) struct Grown {
 impl Grown {
     /// A lasting slow-down moves the whole distribution; what moves one of its points only is noise.
     pub(super) fn factor(&self) -> f64 {
-        self.p10.min(self.median * 2.0)
+        factor((self.p10, self.median))
     }
 }
 
-/// The operations of a workload that grew by `least` or more.
-pub(super) fn grown(own: &Change<'_>, near: &Near<'_, '_>, workload: &str, least: f64) -> Vec<Grown> {
-    let Some((before, _)) = own.both(workload) else { return Vec::new() };
-    let of = |op: &String| {
-        let (p10, median) = growth(own, workload, op)?;
-        let alone = Grown { op: op.clone(), p10, median };
+fn factor((p10, median): (f64, f64)) -> f64 {
+    p10.min(median * 2.0)
+}
+
+/// The operations of the workload in this place that grew by `least` or more.
+pub(super) fn grown(own: (usize, &Work), near: &Near<'_>, least: f64) -> Vec<Grown> {
+    let (place, work) = own;
+    let of = |op: &Op| {
         // Whatever the control trials do, it can't come out as more.
-        if alone.factor() < least {
+        if factor(op.growth) < least {
             return None;
         }
+        let (p10, median) = op.growth;
         // A control that happened to become faster accuses nobody.
         let usual = |point: fn((f64, f64)) -> f64| {
-            let what = || format!("the latency of {workload}: {op}");
-            near.usual(what, |c| growth(c, workload, op).map(|g| point(g).max(1.0)))
+            let what = || format!("the latency of {}: {}", work.name, op.name);
+            let growth = |c: &Change| c.work(place, &work.name)?.growth(&op.name);
+            near.usual(what, |c| growth(c).map(|g| point(g).max(1.0)))
         };
         let (usual_p10, usual_median) = (usual(|g| g.0)?, usual(|g| g.1)?);
-        let grown =
-            Grown { op: op.clone(), p10: p10 / usual_p10.times(), median: median / usual_median.times() };
+        let grown = Grown {
+            op: op.name.clone(),
+            p10: p10 / usual_p10.times(),
+            median: median / usual_median.times(),
+        };
         (grown.factor() >= least).then_some(grown)
     };
-    before.latency.keys().filter(|op| *op != YARDSTICK).filter_map(of).collect()
+    work.ops.iter().filter_map(of).collect()
 }
 
 /// The operations that grew by the limit.
-pub(super) fn longer(own: &Change<'_>, ops: &[Grown], workload: &str, limits: &Limits) -> Vec<Finding> {
+pub(super) fn longer(own: &Work, ops: &[Grown], limits: &Limits) -> Vec<Finding> {
     let finding = |g: &Grown| {
-        let title = format!("{workload}: {} takes far longer with the patch", g.op);
+        let title = format!("{}: {} takes far longer with the patch", own.name, g.op);
         let evidence = format!(
             "p10 x{:.1}, median x{:.1} against the control arm\n{}",
             g.p10,
             g.median,
-            table(own, workload, &g.op)
+            own.table(&g.op)
         );
-        differs(FarmKind::LatencyGrown, title, Some(workload), evidence)
+        differs(FarmKind::LatencyGrown, title, Some(&own.name), evidence)
     };
     ops.iter().filter(|g| g.factor() >= limits.latency).map(finding).collect()
 }
 
-/// Growth of `op`'s latency from baseline to soak: (10th percentile, median).
-///
-/// Not the mean: under a load that fills all CPUs it is the time spent waiting for a CPU.
-fn growth(change: &Change<'_>, workload: &str, op: &str) -> Option<(f64, f64)> {
-    let (before, after) = change.both(workload)?;
-    let (b, a) = (before.latency.get(op)?, after.latency.get(op)?);
-    let share = |a: u64, b: u64| a.max(1) as f64 / b.max(1) as f64;
-    (b.count >= SAMPLED && a.count >= SAMPLED).then(|| (share(a.p10_ns, b.p10_ns), share(a.p50_ns, b.p50_ns)))
+impl Work {
+    fn growth(&self, op: &str) -> Option<(f64, f64)> {
+        let at = self.ops.binary_search_by(|o| (*o.name).cmp(op)).ok()?;
+        Some(self.ops[at].growth)
+    }
+
+    fn table(&self, op: &str) -> String {
+        self.tables.iter().find(|t| &*t.op == op).map(Table::text).unwrap_or_default()
+    }
 }
 
-fn table(change: &Change<'_>, workload: &str, op: &str) -> String {
-    let line = |name: &str, m: &Measured| match m.workloads.get(workload).and_then(|w| w.latency.get(op)) {
-        Some(l) => format!(
-            "{name}: {} operations, p10 {:.0} us, median {:.0} us, p99 {:.0} us, p99.9 {:.0} us, mean {:.0} us",
-            l.count,
-            l.p10_ns as f64 / 1e3,
-            l.p50_ns as f64 / 1e3,
-            l.p99_ns as f64 / 1e3,
-            l.p999_ns as f64 / 1e3,
-            l.mean_ns as f64 / 1e3
-        ),
-        None => format!("{name}: none"),
+/// An operation's figures in the baseline and in the soak.
+#[derive(Debug)]
+pub(super) struct Table {
+    op: Arc<str>,
+    phases: [Option<LatencyMeasure>; 2],
+}
+
+impl Table {
+    fn text(&self) -> String {
+        let line = |name: &str, measure: &Option<LatencyMeasure>| match measure {
+            Some(l) => format!(
+                "{name}: {} operations, p10 {:.0} us, median {:.0} us, p99 {:.0} us, p99.9 {:.0} us, mean {:.0} us",
+                l.count,
+                l.p10_ns as f64 / 1e3,
+                l.p50_ns as f64 / 1e3,
+                l.p99_ns as f64 / 1e3,
+                l.p999_ns as f64 / 1e3,
+                l.mean_ns as f64 / 1e3
+            ),
+            None => format!("{name}: none"),
+        };
+        format!("{}\n{}", line("before", &self.phases[0]), line("after", &self.phases[1]))
+    }
+}
+
+/// The figures of the operations that may be part of a finding, whatever the control trials do.
+pub(super) fn tables(
+    (before, after): (&WorkloadMeasure, &WorkloadMeasure),
+    ops: &[Op],
+    slept: &Slept,
+    limits: &Limits,
+) -> Vec<Table> {
+    let longer = ops.iter().filter(|op| factor(op.growth) >= limits.latency).map(|op| op.name.clone());
+    let mut shown: Vec<Arc<str>> = longer.collect();
+    shown.extend(slept.may.iter().map(|(_, op)| op.clone()));
+    shown.sort();
+    shown.dedup();
+    let of = |workload: &WorkloadMeasure, op: &str| {
+        workload.latency.get(op).map(|l| LatencyMeasure { slept: Vec::new(), ..l.clone() })
     };
-    format!("{}\n{}", line("before", change.before), line("after", change.after))
+    let table = |op: Arc<str>| Table { phases: [of(before, &op), of(after, &op)], op };
+    shown.into_iter().map(table).collect()
 }
 
 /// A workload that sleeps now, if it hardly slept before nor does without the patch; or one that sleeps far more than control trials do.
 ///
 /// Of one that sleeps anyway the baseline is not looked at: so short a phase says little of it.
-pub(super) fn fell_asleep(own: &Change<'_>, near: &Near<'_, '_>, workload: &str) -> Option<Finding> {
-    let asleep = |m: &Measured| m.workloads.get(workload).and_then(|w| w.asleep);
+pub(super) fn fell_asleep(own: (usize, &Work), near: &Near<'_>) -> Option<Finding> {
+    let (place, work) = own;
+    let workload = &work.name;
+    let before = |c: &Change| c.work(place, workload)?.before?.asleep;
+    let after = |c: &Change| c.work(place, workload)?.after?.asleep;
     let what = || format!("how long {workload} sleeps");
-    let Some(share) = asleep(own.after) else {
-        near.misses(what(), "it was not measured");
+    let Some(share) = work.after.and_then(|a| a.asleep) else {
+        near.misses(what, "it was not measured");
         return None;
     };
-    if !near.know(what, |c| asleep(c.after).is_some()) || share < ASLEEP {
+    if !near.know(what, |c| after(c).is_some()) || share < ASLEEP {
         return None;
     }
-    let soaks = near.usual(what, |c| asleep(c.after))?;
-    let whole = near.usual(what, |c| Some(asleep(c.before)?.max(asleep(c.after)?)));
-    let awake = asleep(own.before).is_some_and(|s| s < AWAKE) && whole.is_some_and(|u| u.left() < AWAKE);
+    let soaks = near.usual(what, after)?;
+    let whole = near.usual(what, |c| Some(before(c)?.max(after(c)?)));
+    let slept_before = work.before.and_then(|b| b.asleep);
+    let awake = slept_before.is_some_and(|s| s < AWAKE) && whole.is_some_and(|u| u.left() < AWAKE);
     let what = if awake {
         "calls sleep that do not sleep without the patch"
-    } else if workload == AGING {
+    } else if &**workload == AGING {
         // What it does now differs from what it does next: so does how much it sleeps.
         return None;
     } else {
@@ -151,6 +215,7 @@ pub(super) fn fell_asleep(own: &Change<'_>, near: &Near<'_, '_>, workload: &str)
 }
 
 /// Operations of a workload in one phase, all of them and those that slept for so long or longer, by octave.
+#[derive(Debug)]
 struct SleptIn {
     ops: u64,
     slept: [u64; OCTAVES],
@@ -175,14 +240,26 @@ impl SleptIn {
 }
 
 /// Operations that slept, in both phases of a trial.
+#[derive(Debug)]
 pub(super) struct Slept {
     before: SleptIn,
     after: SleptIn,
+    /// Octaves in which the soak may stand out, whatever the control trials do; and the operation that slept for so long most often.
+    may: Vec<(usize, Arc<str>)>,
 }
 
 impl Slept {
-    pub(super) fn of(before: &WorkloadMeasure, after: &WorkloadMeasure) -> Self {
-        Self { before: SleptIn::of(before), after: SleptIn::of(after) }
+    pub(super) fn of(before: &WorkloadMeasure, after: &WorkloadMeasure, basis: &mut Basis<'_>) -> Self {
+        let Basis { limits, names, .. } = basis;
+        let mut worst = |octave: usize| (octave, names.of(worst(after, octave + ALLOWED)));
+        let [before, soak] = [before, after].map(SleptIn::of);
+        let may = |octave: &usize| {
+            let n = soak.slept[octave + ALLOWED];
+            let before = before.share(*octave).unwrap_or(0.0);
+            soak.ops >= LEAST && n >= TAIL && n as f64 / soak.ops as f64 >= limits.tail * before
+        };
+        let may = (0..OCTAVES - ALLOWED).filter(may).map(&mut worst).collect();
+        Self { before, after: soak, may }
     }
 
     fn phases(&self) -> impl Iterator<Item = &SleptIn> {
@@ -198,50 +275,41 @@ impl Slept {
 /// A workload of whose operations a larger share sleeps for long than before the patch and than is usual in control trials.
 ///
 /// Only operations that slept are counted: under a load that fills all CPUs the others have a long tail as well, from waiting for one.
-pub(super) fn tail(
-    own: &Change<'_>,
-    near: &Near<'_, '_>,
-    workload: &str,
-    limits: &Limits,
-) -> Option<Finding> {
-    let (_, after) = own.both(workload)?;
-    let slept = own.slept(workload)?;
+pub(super) fn tail(own: (usize, &Work), near: &Near<'_>, limits: &Limits) -> Option<Finding> {
+    let (place, work) = own;
+    let slept = work.slept.as_ref()?;
     let SleptIn { ops, slept: now } = &slept.after;
-    let what = || format!("the longest calls of {workload}");
-    let stands_out = |&octave: &usize| {
-        let n = now[octave + ALLOWED];
-        let share = n as f64 / *ops as f64;
-        let before = slept.before.share(octave).unwrap_or(0.0);
-        if *ops < LEAST || n < TAIL || share < limits.tail * before {
-            return false;
-        }
-        let Some(usual) = near.usual(what, |c| c.slept(workload)?.share(octave)) else { return false };
-        share >= limits.tail * usual.times().max(pooled(slept, near, workload, octave, usual.left()))
+    let what = || format!("the longest calls of {}", work.name);
+    let of = |c: &Change, octave: usize| c.work(place, &work.name)?.slept.as_ref()?.share(octave);
+    let stands_out = |(octave, _): &&(usize, Arc<str>)| {
+        let share = now[octave + ALLOWED] as f64 / *ops as f64;
+        let Some(usual) = near.usual(what, |c| of(c, *octave)) else { return false };
+        share >= limits.tail * usual.times().max(pooled(own, near, *octave, usual.left()))
     };
     // The longest that stand out.
-    let octave = (0..OCTAVES - ALLOWED).rev().find(stands_out)? + ALLOWED;
-    let usual = near.usual(what, |c| c.slept(workload)?.share(octave))?;
+    let (octave, op) = slept.may.iter().rev().find(stands_out)?;
+    let octave = octave + ALLOWED;
+    let usual = near.usual(what, |c| of(c, octave))?;
     let ms = SLOW_MS * f64::from(1_u32 << octave);
-    let op = worst(after, octave);
-    let title = format!("{workload}: a few operations take very long with the patch");
+    let title = format!("{}: a few operations take very long with the patch", work.name);
     let evidence = format!(
         "{} of {ops} operations slept for {ms:.0} ms or more (most often {op}), {} of {} before the patch; in the control arm usually {:.4} % at most\n{}",
         now[octave],
         slept.before.slept[octave],
         slept.before.ops,
         usual.left() * 100.0,
-        table(own, workload, op)
+        work.table(op)
     );
-    Some(differs(FarmKind::TailGrown, title, Some(workload), evidence))
+    Some(differs(FarmKind::TailGrown, title, Some(&work.name), evidence))
 }
 
 /// The share that slept for so long in all phases without the patch together, of the control trials those whose own is not above `most`.
 /// What was not seen in all these phases may only be rare, so one more is taken for seen.
-fn pooled(own: &Slept, near: &Near<'_, '_>, workload: &str, octave: usize, most: f64) -> f64 {
-    let usual = near.controls().filter_map(|c| c.slept(workload));
+fn pooled((place, work): (usize, &Work), near: &Near<'_>, octave: usize, most: f64) -> f64 {
+    let usual = near.controls().filter_map(|c| c.work(place, &work.name)?.slept.as_ref());
     let usual = usual.filter(|s| s.share(octave).is_some_and(|share| share <= most));
-    let before = Some(&own.before).filter(|p| p.ops >= LEAST);
-    let phases = usual.flat_map(Slept::phases).chain(before);
+    let before = work.slept.as_ref().map(|own| &own.before).filter(|p| p.ops >= LEAST);
+    let phases = usual.flat_map(|s| s.phases()).chain(before);
     let (slept, ops) = phases.fold((1, 0), |(n, ops), p| (n + p.slept[octave], ops + p.ops));
     slept as f64 / ops.max(1) as f64
 }

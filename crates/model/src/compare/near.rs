@@ -15,53 +15,19 @@ pub(super) const FEWEST: usize = 2;
 /// Why a figure was not compared.
 const TOO_FEW: &str = "too few of the nearest control trials have it";
 
-/// All control trials that can be compared, in the order of their numbers.
-pub(super) struct Nearest<'c, 'a> {
-    controls: Vec<(u32, &'c Change<'a>)>,
-    /// How many each trial is compared with: as many for a patched trial as for a control trial, which is not compared with itself, so that
-    /// chance does as much in both.
-    each: usize,
-}
-
-impl<'c, 'a> Nearest<'c, 'a> {
-    pub(super) fn new(controls: Vec<(u32, &'c Change<'a>)>) -> Self {
-        let each = NEAREST.min(controls.len().saturating_sub(1));
-        Self { controls, each }
-    }
-
-    /// Those nearest to the trial of this number, itself left out.
-    pub(super) fn to(&self, number: u32) -> Near<'c, 'a> {
-        let at = self.controls.partition_point(|(n, _)| *n < number);
-        let (earlier, later) = self.controls.split_at(at);
-        let mut earlier = earlier.iter().rev().peekable();
-        let mut later = later.iter().skip_while(|(n, _)| *n == number).peekable();
-        let mut controls = Vec::with_capacity(self.each);
-        while controls.len() < self.each {
-            let next = match (earlier.peek(), later.peek()) {
-                (Some((e, _)), Some((l, _))) if number - e <= l - number => earlier.next(),
-                (Some(_), None) => earlier.next(),
-                _ => later.next(),
-            };
-            let Some((_, change)) = next else { break };
-            controls.push(*change);
-        }
-        Near { controls, gaps: RefCell::default() }
-    }
-}
-
 /// The control trials that one trial is compared with.
-pub(super) struct Near<'c, 'a> {
-    controls: Vec<&'c Change<'a>>,
-    gaps: RefCell<BTreeSet<Gap>>,
+pub(super) struct Near<'c> {
+    controls: Vec<&'c Change>,
+    /// What could not be compared, if anybody wants to know.
+    gaps: Option<RefCell<BTreeSet<Gap>>>,
 }
 
-impl<'c, 'a> Near<'c, 'a> {
-    #[cfg(test)]
-    pub(super) fn of(controls: impl IntoIterator<Item = &'c Change<'a>>) -> Self {
-        Self { controls: controls.into_iter().collect(), gaps: RefCell::default() }
+impl<'c> Near<'c> {
+    pub(super) fn of(controls: Vec<&'c Change>, note_gaps: bool) -> Self {
+        Self { controls, gaps: note_gaps.then(RefCell::default) }
     }
 
-    pub(super) fn controls(&self) -> impl Iterator<Item = &'c Change<'a>> {
+    pub(super) fn controls(&self) -> impl Iterator<Item = &'c Change> {
         self.controls.iter().copied()
     }
 
@@ -70,31 +36,39 @@ impl<'c, 'a> Near<'c, 'a> {
     pub(super) fn usual(
         &self,
         what: impl FnOnce() -> String,
-        of: impl Fn(&'c Change<'a>) -> Option<f64>,
+        of: impl Fn(&'c Change) -> Option<f64>,
     ) -> Option<Usual> {
-        let usual = Usual::of(self.controls().filter_map(of).collect());
+        let mut values = Vec::with_capacity(self.controls.len());
+        values.extend(self.controls().filter_map(of));
+        let usual = Usual::of(values);
         if usual.is_none() {
-            self.misses(what(), TOO_FEW);
+            self.misses(what, TOO_FEW);
         }
         usual
     }
 
     /// Whether enough control trials have a figure; noted of `what` if not.
-    pub(super) fn know(&self, what: impl FnOnce() -> String, of: impl Fn(&'c Change<'a>) -> bool) -> bool {
+    pub(super) fn know(&self, what: impl FnOnce() -> String, of: impl Fn(&'c Change) -> bool) -> bool {
         let enough = self.controls().filter(|c| of(c)).take(FEWEST).count() >= FEWEST;
         if !enough {
-            self.misses(what(), TOO_FEW);
+            self.misses(what, TOO_FEW);
         }
         enough
     }
 
     /// Note that something could not be compared.
-    pub(super) fn misses(&self, what: String, why: &'static str) {
-        self.gaps.borrow_mut().insert(Gap { what, why });
+    pub(super) fn misses(&self, what: impl FnOnce() -> String, why: &'static str) {
+        if let Some(gaps) = &self.gaps {
+            gaps.borrow_mut().insert(Gap { what: what(), why });
+        }
+    }
+
+    pub(super) fn notes_gaps(&self) -> bool {
+        self.gaps.is_some()
     }
 
     pub(super) fn gaps(self) -> BTreeSet<Gap> {
-        self.gaps.into_inner()
+        self.gaps.map(RefCell::into_inner).unwrap_or_default()
     }
 }
 
@@ -139,7 +113,7 @@ impl Usual {
             return None;
         }
         let margin = Margin::of(values.len());
-        values.sort_by(|a, b| b.total_cmp(a));
+        values.sort_unstable_by(|a, b| b.total_cmp(a));
         Some(Self { extreme: values[0], left: values[margin.out], margin })
     }
 

@@ -73,64 +73,89 @@ const fn count(name: &'static str, out: fn(&Resources) -> f64) -> Resource {
     Resource { name, unit: name, out, jumps: None, limit: |l| l.growth }
 }
 
-/// One finding for each resource that rises faster than is usual in control trials, by the limit.
-pub(super) fn leaks(own: &Change<'_>, near: &Near<'_, '_>, limits: &Limits) -> Vec<Finding> {
-    let watched = |c: &Change<'_>| c.after.resources.len() >= trend::LEAST;
-    if !watched(own) {
-        near.misses("what leaks".to_owned(), "it was not watched for long enough");
-        return Vec::new();
-    }
-    if !near.know(|| "what leaks".to_owned(), watched) {
+/// Something that rises by its limit: a leak, unless it is usual.
+#[derive(Debug)]
+pub(super) struct Leak {
+    /// In [`RESOURCES`].
+    place: usize,
+    /// By how much it rose a second.
+    now: f64,
+    /// A dozen samples, for people.
+    table: String,
+}
+
+/// Whether the phase has enough samples.
+pub(super) fn is_watched(phase: &Measured) -> bool {
+    phase.resources.len() >= trend::LEAST
+}
+
+/// What may leak, whatever the control trials do: it can't come out as more than it rises.
+pub(super) fn possible(phase: &Measured, limits: &Limits) -> Vec<Leak> {
+    let series = &phase.resources;
+    if series.len() < trend::LEAST {
         return Vec::new();
     }
     let leak = |(place, resource): (usize, &Resource)| {
-        let limit = (resource.limit)(limits);
-        // Whatever the control trials do, it can't come out as more.
-        if !may_rise_by(own.after, resource, limit) {
+        if !may_rise_by(series, resource, (resource.limit)(limits)) {
             return None;
         }
-        let now = own.rise(place)?;
-        let Resource { name, unit, .. } = resource;
-        let usual =
-            near.usual(|| format!("the growth of {name}"), |c| Some(c.rise(place)?.max(0.0) * BEYOND))?;
-        (now >= usual.plus(limit)).then(|| {
-            let evidence = format!(
-                "{now:.1} {unit} a second more, as long as it was watched; usually {:.1} at most in the control arm\n{}",
-                usual.left() / BEYOND,
-                table(own.after, resource)
-            );
-            differs(FarmKind::ResourcesLeaked, format!("{name}: more and more with the patch"), None, evidence)
-        })
+        Some(Leak { place, now: of_series(series, resource)?, table: table(series, resource) })
     };
     RESOURCES.iter().enumerate().filter_map(leak).collect()
 }
 
-fn points(m: &Measured, resource: &Resource) -> Vec<(u64, f64)> {
-    m.resources.iter().map(|r| (r.at_ms, (resource.out)(r))).collect()
+/// One finding for each resource that rises faster than is usual in control trials, by the limit.
+pub(super) fn leaks(own: &Change, near: &Near<'_>, limits: &Limits) -> Vec<Finding> {
+    let what = || "what leaks".to_owned();
+    if !own.watched {
+        near.misses(what, "it was not watched for long enough");
+        return Vec::new();
+    }
+    if !near.know(what, |c| c.watched) {
+        return Vec::new();
+    }
+    let leak = |Leak { place, now, table }: &Leak| {
+        let resource = &RESOURCES[*place];
+        let Resource { name, unit, .. } = resource;
+        let usual =
+            near.usual(|| format!("the growth of {name}"), |c| Some(c.rise(*place)?.max(0.0) * BEYOND))?;
+        (*now >= usual.plus((resource.limit)(limits))).then(|| {
+            let evidence = format!(
+                "{now:.1} {unit} a second more, as long as it was watched; usually {:.1} at most in the control arm\n{table}",
+                usual.left() / BEYOND,
+            );
+            differs(FarmKind::ResourcesLeaked, format!("{name}: more and more with the patch"), None, evidence)
+        })
+    };
+    own.leaks.iter().filter_map(leak).collect()
 }
 
-pub(super) fn of_phase(m: &Measured, resource: &Resource) -> Option<f64> {
-    let points = points(m, resource);
+fn points(series: &[Resources], resource: &Resource) -> Vec<(u64, f64)> {
+    series.iter().map(|r| (r.at_ms, (resource.out)(r))).collect()
+}
+
+pub(super) fn of_series(series: &[Resources], resource: &Resource) -> Option<f64> {
+    let points = points(series, resource);
     // A leak of more than half a huge page a second is seen in the series as it is, a smaller one beneath the jumps.
     let beneath = resource.jumps.and_then(|jump| rise(&without_multiples(&points, jump)));
     rise(&points).into_iter().chain(beneath).reduce(f64::max)
 }
 
-/// Whether [`of_phase`] comes to `limit`; far cheaper where it does not.
-fn may_rise_by(m: &Measured, resource: &Resource, limit: f64) -> bool {
-    let points = points(m, resource);
+/// Whether [`of_series`] comes to `limit`; far cheaper where it does not.
+fn may_rise_by(series: &[Resources], resource: &Resource, limit: f64) -> bool {
+    let points = points(series, resource);
     rises_by(&points, limit)
         || resource.jumps.is_some_and(|jump| rises_by(&without_multiples(&points, jump), limit))
 }
 
 /// A dozen samples, for people.
-fn table(m: &Measured, resource: &Resource) -> String {
-    let Some(first) = m.resources.first() else { return String::new() };
-    let every = m.resources.len().div_ceil(12);
+fn table(series: &[Resources], resource: &Resource) -> String {
+    let Some(first) = series.first() else { return String::new() };
+    let every = series.len().div_ceil(12);
     let line = |r: &Resources| {
         let (seconds, grown) =
-            ((r.at_ms - first.at_ms) as f64 / 1000.0, (resource.out)(r) - (resource.out)(first));
+            (r.at_ms.saturating_sub(first.at_ms) as f64 / 1000.0, (resource.out)(r) - (resource.out)(first));
         format!("after {seconds:.0} s: {grown:+.0} {}", resource.unit)
     };
-    m.resources.iter().step_by(every).skip(1).map(line).collect::<Vec<_>>().join("\n")
+    series.iter().step_by(every).skip(1).map(line).collect::<Vec<_>>().join("\n")
 }

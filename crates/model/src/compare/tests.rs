@@ -9,7 +9,7 @@ mod story;
 
 use super::near::Margin;
 use super::*;
-use crate::event::{LatencyMeasure, Measured, Resources, WorkloadMeasure};
+use crate::event::{LatencyMeasure, Measured, Resources, TrialEnd, WorkloadMeasure};
 use crate::pipeline::Limits;
 
 /// Measures of one phase of a trial: one workload with four threads.
@@ -54,18 +54,24 @@ impl Load {
     }
 }
 
+/// What changed from one phase to the other.
+fn change(before: &Measured, after: &Measured) -> Change {
+    let (limits, names) = (&Limits::default(), &mut Names::default());
+    Change::new(before, after, &mut Basis { limits, names, control: true })
+}
+
 /// Findings of a trial that goes from `before` to `after`, against controls that do as `usual` says throughout.
 fn found(before: &Load, after: &Load, usual: &Load) -> Vec<Finding> {
     let [before, after, usual] = [before, after, usual].map(Load::measured);
-    let own = Change::new(&before, &after);
-    each(&own, &std::array::from_fn(|_| Change::new(&usual, &usual)))
+    let own = change(&before, &after);
+    each(&own, &std::array::from_fn(|_| change(&usual, &usual)))
 }
 
 /// Findings of all rules but those of rates, against these controls.
-fn each(own: &Change<'_>, controls: &[Change<'_>; 3]) -> Vec<Finding> {
-    let (near, limits) = (Near::of(controls), Limits::default());
+fn each(own: &Change, controls: &[Change; 3]) -> Vec<Finding> {
+    let (near, limits) = (Near::of(controls.iter().collect(), false), Limits::default());
     let mut found = resources::leaks(own, &near, &limits);
-    found.extend(latency::tail(own, &near, "w", &limits));
+    found.extend(own.workloads().filter_map(|work| latency::tail(work, &near, &limits)));
     found.extend(threads::starved(own, &near, &limits));
     found
 }
@@ -99,8 +105,8 @@ proptest! {
     #[test]
     fn no_difference_is_no_finding(before in load(), after in load()) {
         let [before, after] = [&before, &after].map(Load::measured);
-        let change = |_| Change::new(&before, &after);
-        prop_assert!(each(&change(0), &std::array::from_fn(change)).is_empty());
+        let own = |_| change(&before, &after);
+        prop_assert!(each(&own(0), &std::array::from_fn(own)).is_empty());
     }
 
     /// A host that is busy with other things while one trial soaks makes no finding.
@@ -146,8 +152,8 @@ fn one_thread_that_falls_behind_its_siblings_is_starved() {
     // Threads that took turns in the control arm as well.
     assert!(found(&usual, &after([2000, 1000, 3000, 5]), &after([5, 1000, 3000, 1500])).len() == 1);
     let [before, after] = [&usual, &after([2000, 1000, 3000, 5])].map(Load::measured);
-    let change = |_| Change::new(&before, &after);
-    assert!(each(&change(0), &std::array::from_fn(change)).is_empty());
+    let own = |_| change(&before, &after);
+    assert!(each(&own(0), &std::array::from_fn(own)).is_empty());
 }
 
 /// A series of 20 s of which each resource is as `of` says.
@@ -209,20 +215,23 @@ fn one_extreme_control_does_not_decide() {
 #[test]
 fn the_nearest_control_trials_are_compared() {
     let load = Load::default().measured();
-    let numbered = |n: u64| {
-        let mut change = Change::new(&load, &load);
-        change.seq = n * 3;
-        change
+    let of = |n: u32| {
+        let mut all = Comparison::default();
+        for number in (0..n).map(|n| n * 3) {
+            let mut record = TrialRecord::default();
+            record.end = Some(TrialEnd::Completed);
+            record.change = Some((1, Arc::new(change(&load, &load))));
+            all.put(number, Arm::Control, Some(&record));
+        }
+        all
     };
-    let changes: Vec<Change<'_>> = (0..60).map(numbered).collect();
-    let nearest = |n: usize| Nearest::new(changes[..n].iter().map(|c| (c.seq as u32, c)).collect());
-    let numbers = |nearest: &Nearest<'_, '_>, number: u32| {
-        let mut all: Vec<u64> = nearest.to(number).controls().map(|c| c.seq).collect();
+    let numbers = |all: &Comparison, number: u32| {
+        let mut all: Vec<u32> = all.nearest(number).iter().map(|c| c.0).collect();
         all.sort_unstable();
         all
     };
-    let all = nearest(60);
-    let around = |from: u64, without: u64, to: u64| -> Vec<u64> {
+    let all = of(60);
+    let around = |from: u32, without: u32, to: u32| -> Vec<u32> {
         (from..=to).step_by(3).filter(|n| *n != without).collect()
     };
     assert_eq!(numbers(&all, 90), around(60, 90, 120));
@@ -230,7 +239,7 @@ fn the_nearest_control_trials_are_compared() {
     assert_eq!(numbers(&all, 0), around(3, 0, 60));
     assert_eq!(numbers(&all, 177), around(117, 177, 174));
     assert_eq!(numbers(&all, 1000), around(120, 0, 177));
-    let few = nearest(4);
+    let few = of(4);
     assert_eq!((numbers(&few, 0), numbers(&few, 9)), (vec![3, 6, 9], vec![0, 3, 6]));
     assert_eq!((numbers(&few, 1), numbers(&few, 8)), (vec![0, 3, 6], vec![3, 6, 9]));
 }
@@ -245,12 +254,12 @@ fn a_noisy_control_trial_hides_no_tail_and_no_starved_thread() {
         ..usual.clone()
     };
     let [sound, bad, worse] = [&usual, &with(1), &with(4)].map(Load::measured);
-    let sound_control = || Change::new(&sound, &sound);
+    let sound_control = || change(&sound, &sound);
     for noisy in [&bad, &worse] {
-        let controls = [sound_control(), Change::new(&sound, noisy), sound_control()];
-        let found = each(&Change::new(&sound, &bad), &controls);
+        let controls = [sound_control(), change(&sound, noisy), sound_control()];
+        let found = each(&change(&sound, &bad), &controls);
         assert_eq!(kinds(&found), [FarmKind::TailGrown, FarmKind::ThreadStarved]);
     }
-    let two = [Change::new(&sound, &bad), Change::new(&sound, &worse), sound_control()];
-    assert!(each(&Change::new(&sound, &bad), &two).is_empty(), "two of three are what is usual");
+    let two = [change(&sound, &bad), change(&sound, &worse), sound_control()];
+    assert!(each(&change(&sound, &bad), &two).is_empty(), "two of three are what is usual");
 }

@@ -1,10 +1,12 @@
 //! Starvation: a thread that falls behind all others.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use super::change::Change;
+use super::change::{Change, Names};
 use super::near::Near;
 use super::{LEAST, differs};
+use crate::event::Measured;
 use crate::pipeline::{AGING, Limits};
 use crate::{FarmKind, Finding};
 
@@ -17,13 +19,13 @@ const BEYOND: f64 = 1.5;
 /// The thread that fell behind most, if by the limit, and far more than the worst thread of a control trial usually does.
 ///
 /// One finding for all workloads: which thread it is that starves is chance, and so differs from trial to trial.
-pub(super) fn starved(own: &Change<'_>, near: &Near<'_, '_>, limits: &Limits) -> Option<Finding> {
+pub(super) fn starved(own: &Change, near: &Near<'_>, limits: &Limits) -> Option<Finding> {
     let what = || "how single threads fall behind".to_owned();
-    let Some(own) = own.fallen() else {
-        near.misses(what(), "too few threads did enough before the patch");
+    let Some(own) = &own.fallen else {
+        near.misses(what, "too few threads did enough before the patch");
         return None;
     };
-    let usual = near.usual(what, |c| c.fallen().map(|f| f.fall))?;
+    let usual = near.usual(what, |c| c.fallen.as_ref().map(|f| f.fall))?;
     (own.fall >= limits.starved && own.fall >= usual.times() * BEYOND).then(|| {
         let evidence = format!(
             "{:.1} times fewer operations than before, when {} do as many as before; usually {:.1} times at most in the control arm\nbefore: {} operations in {:.1} s\nafter: {} operations in {:.1} s",
@@ -49,8 +51,10 @@ struct Thread<'a> {
     after: (u64, u64),
 }
 
-pub(super) struct Fallen<'a> {
-    workload: &'a str,
+/// The thread of a trial that fell behind most.
+#[derive(Debug)]
+pub(super) struct Fallen {
+    workload: Arc<str>,
     /// How many times less the thread kept of its rate than the others.
     pub(super) fall: f64,
     siblings: bool,
@@ -59,8 +63,8 @@ pub(super) struct Fallen<'a> {
 }
 
 /// The thread that fell behind most.
-pub(super) fn worst<'a>(change: &Change<'a>) -> Option<Fallen<'a>> {
-    let threads = threads(change);
+pub(super) fn worst(before: &Measured, after: &Measured, names: &mut Names) -> Option<Fallen> {
+    let threads = threads(before, after);
     if threads.len() < SIBLINGS {
         return None;
     }
@@ -70,27 +74,26 @@ pub(super) fn worst<'a>(change: &Change<'a>) -> Option<Fallen<'a>> {
     // None for a workload with too few threads.
     let usual: BTreeMap<&str, Option<f64>> =
         kept.into_iter().map(|(w, kept)| (w, (kept.len() >= SIBLINGS).then(|| median(kept)))).collect();
-    let fallen = |t: &Thread<'a>| {
-        let siblings = usual.get(t.workload).copied().flatten();
-        Fallen {
-            workload: t.workload,
-            fall: siblings.unwrap_or(all) / t.kept,
-            siblings: siblings.is_some(),
-            before: t.before,
-            after: t.after,
-        }
-    };
-    threads.iter().map(fallen).max_by(|a, b| a.fall.total_cmp(&b.fall))
+    let of = |t: &Thread<'_>| usual.get(t.workload).copied().flatten();
+    let fall = |t: &Thread<'_>| of(t).unwrap_or(all) / t.kept;
+    let worst = threads.iter().max_by(|a, b| fall(a).total_cmp(&fall(b)))?;
+    Some(Fallen {
+        workload: names.of(worst.workload),
+        fall: fall(worst),
+        siblings: of(worst).is_some(),
+        before: worst.before,
+        after: worst.after,
+    })
 }
 
 /// All threads that did enough before to be compared. Those of `aging` do now this and now that.
-fn threads<'a>(change: &Change<'a>) -> Vec<Thread<'a>> {
+fn threads<'a>(before: &'a Measured, after: &Measured) -> Vec<Thread<'a>> {
     let mut all = Vec::new();
-    for workload in change.workloads().filter(|w| *w != AGING) {
-        let Some((before, after)) = change.both(workload) else { continue };
-        for &(id, ops) in before.by_thread.iter().filter(|(_, ops)| *ops >= LEAST) {
-            let Some(&(_, now)) = after.by_thread.iter().find(|(other, _)| *other == id) else { continue };
-            let (before, after) = ((ops, change.before.window_ms), (now, change.after.window_ms));
+    for (workload, own) in before.workloads.iter().filter(|(w, _)| *w != AGING) {
+        let Some(later) = after.workloads.get(workload) else { continue };
+        for &(id, ops) in own.by_thread.iter().filter(|(_, ops)| *ops >= LEAST) {
+            let Some(&(_, now)) = later.by_thread.iter().find(|(other, _)| *other == id) else { continue };
+            let (before, after) = ((ops, before.window_ms), (now, after.window_ms));
             // One that did nothing at all still has to compare: half an operation stands for none.
             let rate = |(ops, ms): (u64, u64)| (ops as f64).max(0.5) / ms.max(1) as f64;
             all.push(Thread { workload, kept: rate(after) / rate(before), before, after });

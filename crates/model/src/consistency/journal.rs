@@ -1,7 +1,7 @@
 //! The journal against the plan and against itself, event by event.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::{checkpoints, in_place};
 use crate::event::{Body, Event, Scope, TrialEnd};
@@ -18,6 +18,7 @@ pub(super) fn complaints(plan: &Plan, events: &[Event]) -> Vec<String> {
         trials: BTreeMap::new(),
         kept: BTreeSet::new(),
         found: Vec::new(),
+        places: HashMap::new(),
     };
     for (n, event) in events.iter().enumerate() {
         if n == 0 && !matches!(event.body, Body::RunStarted { .. }) {
@@ -33,8 +34,6 @@ pub(super) fn complaints(plan: &Plan, events: &[Event]) -> Vec<String> {
 /// What is wrong, said once for all events of a trial that are wrong in the same way.
 struct Complaint {
     seq: u64,
-    kind: &'static str,
-    trial: Option<u32>,
     text: String,
     more: u32,
 }
@@ -75,14 +74,17 @@ struct Reading<'a> {
     /// Checkpoints that were reported.
     kept: BTreeSet<String>,
     found: Vec<Complaint>,
+    /// Where in `found` a trial's complaint of a kind stands.
+    places: HashMap<(&'static str, u32), usize>,
 }
 
 impl Reading<'_> {
     fn say(&mut self, event: &Event, kind: &'static str, text: impl Into<String>) {
         let trial = event.scope.map(|s| s.trial);
-        match self.found.iter_mut().find(|c| trial.is_some() && (c.kind, c.trial) == (kind, trial)) {
+        let place = trial.map(|trial| *self.places.entry((kind, trial)).or_insert(self.found.len()));
+        match place.and_then(|place| self.found.get_mut(place)) {
             Some(same) => same.more += 1,
-            None => self.found.push(Complaint { seq: event.seq, kind, trial, text: text.into(), more: 0 }),
+            None => self.found.push(Complaint { seq: event.seq, text: text.into(), more: 0 }),
         }
     }
 

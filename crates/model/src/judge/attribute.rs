@@ -1,13 +1,15 @@
 //! Whose fault a finding is: findings become items, one a cause, and each item gets a word on whether it counts against the patch.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use super::outcome::{Mark, Outcomes, before_apply, same_defect};
+use super::fold::Fold;
+use super::outcome::{Defect, Mark, Outcomes, before_apply};
+use super::record::Record;
 use super::sets::Set;
-use super::{Record, Seen, TrialRecord, hits, waits_of};
+use super::{Seen, TrialRecord};
 use crate::event::TrialEnd;
 use crate::verdict::{Attribution, Hits, WaitFor, WaitGroup};
-use crate::{Arm, FarmKind, Finding, FindingKind, Phase, Plan, cause, compare, stats};
+use crate::{Arm, FarmKind, Finding, FindingKind, Phase, Plan, Trial, cause, compare, stats};
 
 /// Findings that share a cause.
 pub(super) struct Item {
@@ -31,20 +33,15 @@ struct Case<'a> {
     record: &'a Record,
     outcomes: &'a Outcomes,
     /// Sets whose failures are too many to be chance.
-    rejecting: &'a [&'a Set<'a>],
+    rejecting: &'a [&'a Set],
 }
 
 /// All items, those that count against the patch first.
-pub(super) fn items(
-    plan: &Plan,
-    record: &Record,
-    outcomes: &Outcomes,
-    differences: &[Seen],
-    rejecting: &[&Set<'_>],
-) -> Vec<Item> {
+pub(super) fn items(fold: &Fold, rejecting: &[&Set]) -> Vec<Item> {
+    let Fold { plan, record, outcomes, .. } = fold;
     let case = Case { plan, record, outcomes, rejecting };
     let mut items = case.observed();
-    items.extend(case.compared(differences));
+    items.extend(case.compared(fold.compared.seen()));
     items.sort_by_key(|item| (item.attribution, rank(item.lead.kind)));
     items
 }
@@ -80,7 +77,7 @@ impl Case<'_> {
             let Some(lead) = seen.iter().map(|s| &s.finding).min_by_key(|f| names_cause(f)).cloned() else {
                 continue;
             };
-            let marks = marks(&seen, &waits_of(self.plan, self.record, trial));
+            let marks = marks(&seen, self.waits_of(trial));
             let group = Group { place, lead, marks, seen };
             match groups.iter_mut().find(|g| g.shares_cause(&group)) {
                 Some(of_cause) => of_cause.join(group),
@@ -94,10 +91,11 @@ impl Case<'_> {
         let Group { place, lead, mut seen, .. } = group;
         if place == Attribution::ControlToo {
             let controls = self.record.trials.values().flat_map(|t| &t.findings);
+            let defects: HashSet<Defect> = seen.iter().map(|s| Defect::of(&s.finding)).collect();
             let same = |c: &&Seen| {
                 c.scope.arm == Arm::Control
                     && !before_apply(c.scope.phase)
-                    && seen.iter().any(|s| same_defect(&c.finding, &s.finding))
+                    && defects.contains(&Defect::of(&c.finding))
             };
             let too: Vec<Seen> = controls.filter(same).cloned().collect();
             seen.extend(too);
@@ -106,23 +104,26 @@ impl Case<'_> {
     }
 
     /// What only the comparison of arms shows.
-    fn compared(&self, differences: &[Seen]) -> Vec<Item> {
+    fn compared<'s>(&self, differences: impl Iterator<Item = &'s Seen>) -> Vec<Item> {
         let mut groups: Vec<Vec<Seen>> = Vec::new();
-        for seen in differences.iter().filter(|s| self.outcomes.mark(s.scope.trial).counts()) {
-            let same = |g: &Vec<Seen>| same_defect(&g[0].finding, &seen.finding);
-            match groups.iter_mut().find(|g| same(g)) {
-                Some(group) => group.push(seen.clone()),
-                None => groups.push(vec![seen.clone()]),
-            }
+        let mut places: HashMap<Defect, usize> = HashMap::new();
+        for seen in differences.filter(|s| self.outcomes.mark(s.scope.trial).counts()) {
+            let at = *places.entry(Defect::of(&seen.finding)).or_insert_with(|| {
+                groups.push(Vec::new());
+                groups.len() - 1
+            });
+            groups[at].push(seen.clone());
         }
         groups
             .into_iter()
             .map(|seen| {
                 // The title most trials agree on.
-                let often = |title: &str| seen.iter().filter(|s| s.finding.title == title).count();
+                let mut often: HashMap<&str, usize> = HashMap::new();
+                seen.iter().for_each(|s| *often.entry(&s.finding.title).or_default() += 1);
+                let of = |s: &&Seen| often.get(s.finding.title.as_str()).copied();
                 let lead = seen
                     .iter()
-                    .max_by_key(|s| (often(&s.finding.title), std::cmp::Reverse(s.seq)))
+                    .max_by_key(|s| (of(s), std::cmp::Reverse(s.seq)))
                     .map_or_else(|| seen[0].finding.clone(), |s| s.finding.clone());
                 let control = seen.iter().any(|s| s.scope.arm == Arm::Control);
                 let patched = seen.iter().any(|s| s.scope.arm.patched());
@@ -151,15 +152,20 @@ impl Case<'_> {
         let p_value = control.and_then(|control| against_control(&arms, *control, compared));
         // A crash or a wrong result explains itself: what waits for the dead is a symptom.
         let explained = rank(lead.kind) == STALLED || is_hang(lead.kind);
-        let told =
-            hit.iter().filter(|_| explained).map(|trial| (*trial, waits_of(self.plan, self.record, *trial)));
+        let told = hit.iter().filter(|_| explained).map(|trial| (*trial, self.waits_of(*trial)));
         // Of several trials the first one that shows the patch's own code.
-        let names_patch = |(_, groups): &(u32, Vec<WaitGroup>)| {
+        let names_patch = |(_, groups): &(u32, &[WaitGroup])| {
             (!groups.iter().any(|g| g.waits_for == WaitFor::Patch), !groups.iter().any(|g| g.patch.is_some()))
         };
         let waits = told.filter(|(_, groups)| !groups.is_empty()).min_by_key(names_patch);
+        let waits = waits.map(|(trial, groups)| (trial, groups.to_vec()));
         let attribution = self.attribution(place, &seen);
         Item { attribution, lead, seen, arms, patches, p_value, waits }
+    }
+
+    /// Where tasks of a trial wait.
+    fn waits_of(&self, trial: u32) -> &[WaitGroup] {
+        self.record.trials.get(&trial).map(|own| &own.groups[..]).unwrap_or_default()
     }
 
     fn attribution(&self, place: Attribution, seen: &[Seen]) -> Attribution {
@@ -180,9 +186,9 @@ impl Case<'_> {
     }
 
     /// Whether a larger share of the trials of a set than of the control trials shows it.
-    fn is_more_frequent_in(&self, set: &Set<'_>, seen: &[Seen]) -> bool {
+    fn is_more_frequent_in(&self, set: &Set, seen: &[Seen]) -> bool {
         let hit: BTreeSet<u32> = seen.iter().map(|s| s.scope.trial).collect();
-        let in_set = |t: &crate::Trial| t.arm == set.arm && t.patches == set.patches;
+        let in_set = |t: &Trial| t.arm == set.arm && t.patches == set.patches;
         let by_side = hits(self.plan, self.outcomes, &hit, |t| match t.arm {
             Arm::Control => Some(false),
             _ => in_set(t).then_some(true),
@@ -232,6 +238,23 @@ fn marks(seen: &[Seen], waits: &[WaitGroup]) -> BTreeSet<String> {
 fn names_cause(finding: &Finding) -> (u8, bool, u8) {
     let rank = rank(finding.kind);
     (if STALLS.contains(&rank) { *STALLS.start() } else { rank }, !finding.in_patch, rank)
+}
+
+/// Hits of trials that say anything, by a key of theirs.
+fn hits<K: Ord>(
+    plan: &Plan,
+    outcomes: &Outcomes,
+    hit: &BTreeSet<u32>,
+    key: impl Fn(&Trial) -> Option<K>,
+) -> BTreeMap<K, Hits> {
+    let mut all: BTreeMap<K, Hits> = BTreeMap::new();
+    for trial in plan.trials.iter().filter(|t| outcomes.mark(t.number).counts()) {
+        let Some(key) = key(trial) else { continue };
+        let hits = all.entry(key).or_default();
+        hits.of += 1;
+        hits.hit += u32::from(hit.contains(&trial.number));
+    }
+    all
 }
 
 /// Fisher's test of the arm that differs most among those that show it more often than the control arm, or of the arm with most trials.

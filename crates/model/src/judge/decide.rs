@@ -1,28 +1,119 @@
 //! From outcomes, sets and items to the verdict and its causes.
 
-use std::collections::BTreeMap;
-
 use super::attribute::Item;
-use super::outcome::{Mark, Outcomes};
+use super::fold::Fold;
 use super::reach::for_people;
-use super::sets::{Set, Unended};
-use super::{Record, words};
+use super::record;
+use super::sets::{Counts, Set};
+use super::words;
 use crate::verdict::{Attribution, Bound, Outcome, Reach};
-use crate::{Arm, Plan, sequential};
+use crate::{Arm, Plan};
 
 /// What the outcome is decided from.
 pub(super) struct Facts<'a> {
     pub(super) plan: &'a Plan,
-    pub(super) outcomes: &'a Outcomes,
-    pub(super) sets: &'a [Set<'a>],
+    pub(super) fold: &'a Fold,
+    pub(super) sets: &'a [&'a Set],
     /// Sets whose failures are too many, beside those of the control trials next to them, to be chance.
-    pub(super) rejecting: &'a [&'a Set<'a>],
+    pub(super) rejecting: &'a [&'a Set],
     pub(super) items: &'a [Item],
     pub(super) bounds: &'a [Bound],
     pub(super) reach: &'a [Reach],
-    pub(super) record: &'a Record,
+    /// What trials say of the run.
+    pub(super) of_run: &'a record::Facts,
     /// Findings of trials that have not ended.
     pub(super) open: &'a [String],
+}
+
+impl Fold {
+    /// What the verdict would be. It comes from counts that are kept as events come, so that it takes as long after ten thousand trials as
+    /// after ten.
+    pub(crate) fn outcome(&mut self) -> Outcome {
+        self.settle();
+        let sets = self.sets();
+        if self.totals.proof > 0 || sets.iter().any(|set| set.rejects(sets.len())) {
+            return Outcome::Rejected;
+        }
+        let rule = &self.plan.rule;
+        let unattributed = self.totals.item > 0 && !self.outcomes.has_control();
+        let short = |set: &&Set| under_load(set) && set.bound() > rule.max_failure_rate;
+        let short_of_arm = |arm: Arm| self.missing(&sets, arm).is_some();
+        let missing = unattributed
+            || self.totals.found_open > 0
+            || self.record.unknown_trials().next().is_some()
+            || ARMS.into_iter().any(short_of_arm)
+            || sets.iter().any(|set| failed_too_often(set))
+            || sets.iter().any(short)
+            || self.is_unreached();
+        if missing { Outcome::Inconclusive } else { Outcome::Qualified }
+    }
+
+    /// Whether the run is decided: its verdict is reached, and enough is known to say under which condition the patch fails.
+    pub(crate) fn is_decided(&mut self) -> bool {
+        self.settle();
+        let sets = self.sets();
+        // As long as some set lacks clean trials and nothing is held against the patch, nothing can have been decided.
+        let proof = sets.iter().any(|set| set.counts().failed > 0 || set.rejects(sets.len()));
+        if !proof && sets.iter().any(|set| under_load(set) && !set.shows_rate()) {
+            return false;
+        }
+        let idle_has_ended = |sets: &[&Set]| {
+            let mut idle = sets.iter().filter(|s| s.arm == Arm::Quiescent).peekable();
+            idle.peek().is_none() || idle.any(|s| s.counts().ended > 0)
+        };
+        let idle_has_ended = idle_has_ended(&sets);
+        match self.outcome() {
+            Outcome::Inconclusive => false,
+            Outcome::Qualified => true,
+            Outcome::Rejected => idle_has_ended,
+        }
+    }
+
+    fn is_unreached(&self) -> bool {
+        let of_run = self.record.facts();
+        let reach = self.reached(&of_run);
+        Unreached { applied: self.totals.applied > 0, of_run: &of_run, reach: &reach }
+            .causes()
+            .next()
+            .is_some()
+    }
+
+    /// What an arm lacks.
+    fn missing<'a>(&'a self, sets: &[&'a Set], arm: Arm) -> Option<Missing<'a>> {
+        let mut sets: Vec<&Set> = match arm {
+            Arm::Control if self.controls.numbers().len() > 0 => vec![&self.controls],
+            _ => sets.iter().copied().filter(|s| s.arm == arm).collect(),
+        };
+        sets.sort_by(|a, b| a.patches.cmp(&b.patches));
+        let due = self.plan.due(arm) as usize;
+        let missing: usize = sets.iter().map(|s| due.saturating_sub(s.counts().counted)).sum();
+        if missing > 0 {
+            return Some(Missing::Trials { missing, of: due * sets.len() });
+        }
+        let asked_for = self.plan.rule.arms.contains(&arm);
+        let unclean = sets.into_iter().find(|s| asked_for && s.counts().clean == 0);
+        unclean.map(|set| Missing::Clean { counts: set.counts(), patches: &set.patches })
+    }
+}
+
+/// Arms whose trials are counted one by one. What loaded arms lack, their bounds say.
+const ARMS: [Arm; 3] = [Arm::Quiescent, Arm::Control, Arm::Reapply];
+
+/// What an arm lacks.
+enum Missing<'a> {
+    /// So many trials did not take place, of all that are due.
+    Trials { missing: usize, of: usize },
+    /// None of the trials with these patches ended cleanly.
+    Clean { counts: Counts, patches: &'a [usize] },
+}
+
+fn under_load(set: &Set) -> bool {
+    matches!(set.arm, Arm::Loaded | Arm::Stack)
+}
+
+/// Whether too many trials failed for the few that such an arm has.
+fn failed_too_often(set: &Set) -> bool {
+    matches!(set.arm, Arm::Quiescent | Arm::Reapply) && set.tally().failed() > 0 && !set.shows_rate_of_arm()
 }
 
 impl Facts<'_> {
@@ -38,7 +129,7 @@ impl Facts<'_> {
         missing.extend(self.unreached());
         missing.extend(self.unknown_trials());
         if missing.is_empty() {
-            let mut causes = vec![words::praise(self.plan, self.outcomes, self.bounds, self.reach)];
+            let mut causes = vec![words::praise(self.plan, &self.fold.outcomes, self.bounds, self.reach)];
             causes.extend(self.tolerated());
             return (Outcome::Qualified, causes);
         }
@@ -55,12 +146,12 @@ impl Facts<'_> {
         let items = self.items.iter().filter(|i| i.attribution == Attribution::Patch);
         let mut against: Vec<String> = items.map(|i| words::of_finding(self.plan, i)).collect();
         for set in self.rejecting {
-            let tally = set.tally(self.outcomes, &|n| self.outcomes.has_begun(n), Unended::Ignored);
+            let tally = set.tally();
             let pairs: u32 = tally.pairs.iter().flatten().sum();
             against.push(format!(
                 "{} trials of {} fail more often than the control trials next to them: {} of {pairs} and {} of {pairs}, which chance would explain in fewer than one of a thousand runs",
                 set.arm,
-                super::names(self.plan, set.patches).join(" + "),
+                super::names(self.plan, &set.patches).join(" + "),
                 tally.pairs[1][0] + tally.pairs[1][1],
                 tally.pairs[0][1] + tally.pairs[1][1],
             ));
@@ -135,68 +226,49 @@ impl Facts<'_> {
     }
 
     /// Arms that are not done, of which nothing clean came though the tier asks for it, or that failed too often for the few trials they
-    /// have. What loaded arms lack, their bounds say.
+    /// have.
     fn arms_missing(&self) -> Vec<String> {
         let mut causes = Vec::new();
-        let marks = |of: &dyn Fn(&crate::Trial) -> bool| -> Vec<Mark> {
-            let trials = self.plan.trials.iter().filter(|t| of(t));
-            trials.map(|t| self.outcomes.mark(t.number)).collect()
-        };
-        for arm in [Arm::Quiescent, Arm::Control, Arm::Reapply] {
-            let mut sets: BTreeMap<&[usize], Vec<Mark>> = BTreeMap::new();
-            for trial in self.plan.trials.iter().filter(|t| t.arm == arm) {
-                sets.entry(&trial.patches)
-                    .or_insert_with(|| marks(&|t: &crate::Trial| t.arm == arm && t.patches == trial.patches));
-            }
-            let due = self.plan.due(arm) as usize;
-            let ended = |marks: &Vec<Mark>| marks.iter().filter(|m| m.counts()).count();
-            let missing: usize = sets.values().map(|m| due.saturating_sub(ended(m))).sum();
-            let clean = |marks: &Vec<Mark>| marks.contains(&Mark::Clean);
-            if missing > 0 {
-                causes.push(format!("{missing} of {} {arm} trials did not take place", due * sets.len()));
-            } else if let Some((patches, marks)) =
-                sets.iter().find(|(_, m)| self.plan.rule.arms.contains(&arm) && !clean(m))
-            {
-                let of = match super::names(self.plan, patches).join(" + ") {
-                    names if names.is_empty() => String::new(),
-                    names => format!(" of {names}"),
-                };
-                causes.push(format!(
-                    "none of {} {arm} trials{of} ended cleanly, and tier {} asks for that arm",
-                    ended(marks),
-                    self.plan.tier
-                ));
-            }
+        for arm in ARMS {
+            causes.extend(self.fold.missing(self.sets, arm).map(|missing| match missing {
+                Missing::Trials { missing, of } => {
+                    format!("{missing} of {of} {arm} trials did not take place")
+                }
+                Missing::Clean { counts, patches } => {
+                    let of = match super::names(self.plan, patches).join(" + ") {
+                        names if names.is_empty() => String::new(),
+                        names => format!(" of {names}"),
+                    };
+                    format!(
+                        "none of {} {arm} trials{of} ended cleanly, and tier {} asks for that arm",
+                        counts.counted, self.plan.tier
+                    )
+                }
+            }));
         }
         causes.extend(self.sets.iter().filter_map(|set| self.failed_too_often(set)));
         causes
     }
 
     /// An arm of few trials, of which some failed.
-    fn failed_too_often(&self, set: &Set<'_>) -> Option<String> {
-        if !matches!(set.arm, Arm::Quiescent | Arm::Reapply) {
-            return None;
-        }
-        let rule = &self.plan.rule;
-        let tally = set.tally(self.outcomes, &|n| self.outcomes.has_begun(n), Unended::Ignored);
-        let rate = rule.rate_of(set.arm);
-        (tally.failed() > 0 && !sequential::shows(&tally, rate, rule.confidence)).then(|| {
+    fn failed_too_often(&self, set: &Set) -> Option<String> {
+        let tally = set.tally();
+        failed_too_often(set).then(|| {
             format!(
                 "{} of {} {} trials of {} failed, which leaves a failure rate of {:.0} % possible: {:.0} % at most must be shown",
                 tally.failed(),
                 tally.failed() + tally.clean(),
                 set.arm,
-                super::names(self.plan, set.patches).join(" + "),
-                sequential::bound(&tally, rule.confidence) * 100.0,
-                rate * 100.0
+                super::names(self.plan, &set.patches).join(" + "),
+                set.bound() * 100.0,
+                self.plan.rule.rate_of(set.arm) * 100.0
             )
         })
     }
 
     fn unknown_trials(&self) -> Option<String> {
-        let unknown = &self.record.unknown_trials;
-        (!unknown.is_empty()).then(|| {
-            let numbers: Vec<String> = unknown.iter().take(5).map(ToString::to_string).collect();
+        let numbers: Vec<String> = self.fold.record.unknown_trials().take(5).map(|n| n.to_string()).collect();
+        (!numbers.is_empty()).then(|| {
             format!(
                 "the journal has events of trials that the plan does not have: {}: plan and journal are not of one run",
                 numbers.join(", ")
@@ -205,29 +277,36 @@ impl Facts<'_> {
     }
 
     fn unreached(&self) -> Vec<String> {
-        let mut causes = Vec::new();
-        let applied = self.record.trials.values().any(|t| !t.applied.is_empty());
-        if applied && self.reach.is_empty() {
-            causes.push(
-                "the patch replaces no function, so that nothing shows that the load runs its code"
-                    .to_owned(),
-            );
-        }
-        for patch in &self.record.without_functions {
-            if !self.reach.is_empty() {
-                causes.push(format!(
-                    "{patch} replaces no function, so that nothing shows that the load runs its code"
-                ));
-            }
-        }
-        causes.extend(self.reach.iter().filter_map(|r| self.unreached_function(r)));
-        causes
+        let applied = self.fold.totals.applied > 0;
+        Unreached { applied, of_run: self.of_run, reach: self.reach }.causes().collect()
+    }
+}
+
+/// Whether the load runs the code of the patches.
+struct Unreached<'a> {
+    /// Some patch was applied.
+    applied: bool,
+    of_run: &'a record::Facts,
+    reach: &'a [Reach],
+}
+
+impl Unreached<'_> {
+    /// What it does not run, or nobody knows of.
+    fn causes(&self) -> impl Iterator<Item = String> {
+        let none = (self.applied && self.reach.is_empty()).then(|| {
+            "the patch replaces no function, so that nothing shows that the load runs its code".to_owned()
+        });
+        let without = self.of_run.without_functions.iter().filter(|_| !self.reach.is_empty());
+        let without = without.map(|patch| {
+            format!("{patch} replaces no function, so that nothing shows that the load runs its code")
+        });
+        none.into_iter().chain(without).chain(self.reach.iter().filter_map(|r| self.function(r)))
     }
 
-    fn unreached_function(&self, r: &Reach) -> Option<String> {
+    fn function(&self, r: &Reach) -> Option<String> {
         let function = for_people(&r.function);
         let of_it = |reason: &String| reason.contains(function) || !reason.starts_with("calls of ");
-        let uncounted = || self.record.uncounted.iter().any(of_it);
+        let uncounted = || self.of_run.uncounted.iter().any(of_it);
         let never = || {
             Some(match words::workload_for(function) {
                 Some(workload) => {

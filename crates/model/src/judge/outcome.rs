@@ -3,12 +3,11 @@
 //! Every trial in which a patch was applied counts. Only what the patch can have had no part in takes a trial out: it was never applied, or
 //! the host disturbed the machine.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
-use super::{Record, Seen, TrialRecord};
+use super::{Seen, TrialRecord};
 use crate::event::TrialEnd;
-use crate::plan::Trial;
-use crate::{Arm, FarmKind, Finding, FindingKind, Phase, Plan, compare};
+use crate::{Arm, FarmKind, Finding, FindingKind, Phase, compare};
 
 /// What a trial says in the end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,11 +57,8 @@ impl Class {
     /// The first kind of resource that is not given back; the others follow.
     const LEAK: u32 = 5;
 
-    /// All ways to fail.
-    pub(crate) fn all() -> impl ExactSizeIterator<Item = Self> {
-        let count = Self::LEAK as usize + compare::RESOURCE_NAMES.len();
-        (0..count).map(|bit| Self(1 << bit))
-    }
+    /// How many there are.
+    pub(crate) const COUNT: usize = Self::LEAK as usize + compare::RESOURCE_NAMES.len();
 
     fn of(finding: &Finding) -> Self {
         use FarmKind as F;
@@ -95,68 +91,146 @@ impl Class {
 /// Invalid patched trials with a finding, beyond the control arm's share, that are taken for chance.
 const BY_CHANCE: usize = 3;
 
+/// What a trial says, and the ways in which it failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Said {
+    pub(crate) mark: Mark,
+    /// One bit for each [`Class`].
+    classes: u16,
+}
+
+impl Said {
+    /// Ways in which the trial failed, one bit each, the highest one for a failure of any kind; none if it did not fail.
+    pub(crate) fn failures(self) -> u16 {
+        if self.mark.is_failure() { self.classes | 1 << Class::COUNT } else { 0 }
+    }
+}
+
 /// The outcomes of all trials that have begun.
 #[derive(Debug, Default)]
 pub(crate) struct Outcomes {
-    /// Mark and ways to fail, by number; absent of those that have not begun.
-    trials: Vec<Option<(Mark, u16)>>,
-    /// Defects that control trials have.
-    control: Defects,
+    trials: HashMap<u32, One>,
+    /// Defects that control trials have, and in how many.
+    control: HashMap<Defect, u32>,
     /// Control trials that say something.
     controls: u32,
+    /// Patched trials that had found something of which a control trial may say more.
+    suspects: BTreeSet<u32>,
+    /// Trials that have begun: control ones and patched ones.
+    begun: [usize; 2],
+    /// Invalid trials that had found something: control ones and patched ones.
+    invalid: [BTreeSet<u32>; 2],
+    /// So many patched ones that it was not the host alone.
+    outnumber: bool,
+}
+
+/// The outcome of one trial.
+#[derive(Debug)]
+struct One {
+    patched: bool,
+    /// By itself.
+    own: Said,
+    /// With what the invalid trials say all together.
+    said: Said,
+    /// Defects that it has in the control arm.
+    defects: Vec<Defect>,
 }
 
 impl Outcomes {
-    /// Outcomes of the trials of a plan. `differences` are findings that only the comparison of trials shows.
-    pub(crate) fn of(plan: &Plan, record: &Record, differences: &[Seen]) -> Self {
-        let mut all = Self::default();
-        let mut differ: BTreeMap<u32, Vec<&Finding>> = BTreeMap::new();
-        for seen in differences {
-            differ.entry(seen.scope.trial).or_default().push(&seen.finding);
-        }
-        let none = Vec::new();
-        let begun = |patched: bool| {
-            let of_arm = move |t: &&Trial| t.arm.patched() == patched;
-            plan.trials.iter().filter(of_arm).filter_map(|t| Some((t, record.trials.get(&t.number)?)))
+    /// Take what is known of a trial; `differences` are findings that only the comparison of trials shows. Whether other trials have to be
+    /// looked at again, because control trials have other defects now.
+    pub(crate) fn put(
+        &mut self,
+        number: u32,
+        arm: Arm,
+        patches: &[&str],
+        own: Option<&TrialRecord>,
+        differences: &[Seen],
+    ) -> bool {
+        let before = self.trials.get(&number).map(|one| &one.defects[..]).unwrap_or_default();
+        let (had_control, before) = (self.has_control(), sure(before));
+        self.forget(number);
+        let Some(own) = own else { return had_control != self.has_control() || !before.is_empty() };
+        let differ: Vec<&Finding> = differences.iter().map(|s| &s.finding).collect();
+        let patched = arm.patched();
+        let mark = if patched {
+            self.patched_mark(patches, own, !differ.is_empty())
+        } else {
+            own.control_mark(!differ.is_empty())
         };
-        for (trial, own) in begun(false) {
-            let differ = differ.get(&trial.number).unwrap_or(&none);
-            let mark = own.control_mark(!differ.is_empty());
-            if mark.counts() {
-                all.controls += 1;
-            }
+        let found = own.exposed_findings().next().is_some();
+        let mut defects = Vec::new();
+        if !patched {
+            self.controls += u32::from(mark.counts());
             if mark == Mark::Failed {
-                own.exposed_findings().for_each(|s| all.control.add(&s.finding));
-                differ.iter().for_each(|f| all.control.add(f));
+                let all = own.exposed_findings().map(|s| &s.finding).chain(differ.iter().copied());
+                defects = all.map(Defect::of).collect();
+                defects.iter().for_each(|d| *self.control.entry(d.clone()).or_default() += 1);
             }
-            all.put(trial, mark, own, differ);
+        } else if own.exposed_findings().any(|s| !s.finding.kind.is_soft()) {
+            self.suspects.insert(number);
         }
-        for (trial, own) in begun(true) {
-            let differ = differ.get(&trial.number).unwrap_or(&none);
-            let mark = all.patched_mark(plan, trial, own, !differ.is_empty());
-            all.put(trial, mark, own, differ);
+        self.begun[usize::from(patched)] += 1;
+        if mark == Mark::Void && found {
+            self.invalid[usize::from(patched)].insert(number);
         }
-        all.count_invalid_ones_that_outnumber(plan, record);
-        all
+        let said = Said { mark, classes: classes(mark, own, &differ) };
+        let changed = had_control != self.has_control() || before != sure(&defects);
+        self.trials.insert(number, One { patched, own: said, said, defects });
+        changed
+    }
+
+    fn forget(&mut self, number: u32) {
+        let Some(One { patched, own, defects, .. }) = self.trials.remove(&number) else { return };
+        self.begun[usize::from(patched)] -= 1;
+        self.invalid[usize::from(patched)].remove(&number);
+        self.suspects.remove(&number);
+        if !patched {
+            self.controls -= u32::from(own.mark.counts());
+        }
+        for defect in defects {
+            if let Some(count) = self.control.get_mut(&defect) {
+                *count -= 1;
+                if *count == 0 {
+                    self.control.remove(&defect);
+                }
+            }
+        }
+    }
+
+    /// Trials that have to be looked at again when control trials have other defects.
+    pub(crate) fn suspects(&self) -> impl Iterator<Item = u32> {
+        self.suspects.iter().copied()
+    }
+
+    /// Invalid trials that had found something: if patched ones are more frequent than control ones, it was not the host alone. Some beyond
+    /// the control arm's share are taken for chance: an overloaded host spoils the first trials, until fewer machines run at once. The
+    /// trials of which that says something else now.
+    pub(crate) fn settle(&mut self) -> Vec<u32> {
+        let [controls, patched] = &self.invalid;
+        let expected = controls.len() * self.begun[1] / self.begun[0].max(1);
+        let outnumber = patched.len() > expected + BY_CHANCE;
+        if !outnumber && !self.outnumber {
+            return Vec::new();
+        }
+        self.outnumber = outnumber;
+        let mark = if outnumber { Mark::Unexplained } else { Mark::Void };
+        let trials = &mut self.trials;
+        let say = |number: &u32| {
+            let one = trials.get_mut(number)?;
+            (std::mem::replace(&mut one.said.mark, mark) != mark).then_some(*number)
+        };
+        patched.iter().filter_map(say).collect()
+    }
+
+    /// What a trial says; none if it has not begun.
+    pub(crate) fn said(&self, trial: u32) -> Option<Said> {
+        self.trials.get(&trial).map(|one| one.said)
     }
 
     /// The outcome of a trial; one that has not begun is open.
     pub(crate) fn mark(&self, trial: u32) -> Mark {
-        self.of_trial(trial).map_or(Mark::Open, |(mark, _)| mark)
-    }
-
-    /// Whether anything is known of a trial.
-    pub(crate) fn has_begun(&self, trial: u32) -> bool {
-        self.of_trial(trial).is_some()
-    }
-
-    /// Whether a trial failed in this way.
-    pub(crate) fn failed_by(&self, trial: u32, class: Class) -> bool {
-        self.of_trial(trial).is_some_and(|(mark, classes)| mark.is_failure() && classes & class.0 != 0)
-    }
-
-    fn of_trial(&self, trial: u32) -> Option<(Mark, u16)> {
-        self.trials.get(trial as usize).copied().flatten()
+        self.said(trial).map_or(Mark::Open, |said| said.mark)
     }
 
     /// Whether there is a control trial to compare with.
@@ -166,23 +240,10 @@ impl Outcomes {
 
     /// Whether a control trial has the same defect.
     pub(crate) fn control_has(&self, finding: &Finding) -> bool {
-        self.control.has(finding)
+        !self.control.is_empty() && self.control.contains_key(&Defect::of(finding))
     }
 
-    fn put(&mut self, trial: &Trial, mark: Mark, own: &TrialRecord, differ: &[&Finding]) {
-        let found = own.exposed_findings().map(|s| &s.finding).chain(differ.iter().copied());
-        let mut classes = found.fold(0, |all, f| all | Class::of(f).0);
-        if mark.is_failure() && classes == 0 {
-            classes = Class::LOST.0;
-        }
-        let at = trial.number as usize;
-        if self.trials.len() <= at {
-            self.trials.resize(at + 1, None);
-        }
-        self.trials[at] = Some((mark, classes));
-    }
-
-    fn patched_mark(&self, plan: &Plan, trial: &Trial, own: &TrialRecord, differs: bool) -> Mark {
+    fn patched_mark(&self, patches: &[&str], own: &TrialRecord, differs: bool) -> Mark {
         let failed = || {
             let proof = own.exposed_findings().any(|s| self.proves(own, &s.finding));
             if proof { Mark::Failed } else { Mark::Unexplained }
@@ -204,7 +265,7 @@ impl Outcomes {
             // What stopped it was there before the patch, and was noticed later.
             Some(TrialEnd::Stopped) if !own.findings.is_empty() => Mark::Void,
             Some(TrialEnd::FarmError { .. } | TrialEnd::Stopped) => Mark::Unexplained,
-            Some(TrialEnd::Completed) if differs || !own.was_in_force(plan.names(trial)) => Mark::Unexplained,
+            Some(TrialEnd::Completed) if differs || !own.was_in_force(patches) => Mark::Unexplained,
             Some(TrialEnd::Completed) => Mark::Clean,
         }
     }
@@ -218,31 +279,12 @@ impl Outcomes {
         let sure = !finding.kind.is_soft() && !own.excuses(finding);
         sure && self.has_control() && (finding.in_patch || !self.control_has(finding))
     }
+}
 
-    /// Invalid trials that had found something: if patched ones are more frequent than control ones, it was not the host alone. Some beyond
-    /// the control arm's share are taken for chance: an overloaded host spoils the first trials, until fewer machines run at once.
-    fn count_invalid_ones_that_outnumber(&mut self, plan: &Plan, record: &Record) {
-        let found = |t: &Trial| {
-            let own = record.trials.get(&t.number);
-            self.mark(t.number) == Mark::Void && own.is_some_and(|o| o.exposed_findings().next().is_some())
-        };
-        let begun = |patched: bool| {
-            plan.trials
-                .iter()
-                .filter(move |t| t.arm.patched() == patched)
-                .filter(|t| self.has_begun(t.number))
-        };
-        let invalid: Vec<u32> = begun(true).filter(|t| found(t)).map(|t| t.number).collect();
-        let controls = begun(false).count();
-        let expected = begun(false).filter(|t| found(t)).count() * begun(true).count() / controls.max(1);
-        if invalid.len() > expected + BY_CHANCE {
-            for number in invalid {
-                if let Some((mark, _)) = &mut self.trials[number as usize] {
-                    *mark = Mark::Unexplained;
-                }
-            }
-        }
-    }
+fn classes(mark: Mark, own: &TrialRecord, differ: &[&Finding]) -> u16 {
+    let found = own.exposed_findings().map(|s| &s.finding).chain(differ.iter().copied());
+    let classes = found.fold(0, |all, f| all | Class::of(f).0);
+    if mark.is_failure() && classes == 0 { Class::LOST.0 } else { classes }
 }
 
 impl TrialRecord {
@@ -283,13 +325,9 @@ impl TrialRecord {
     }
 
     /// Whether the journal says of each patch that it was applied and that all tasks switched to it.
-    pub(crate) fn was_in_force<'a>(&self, mut patches: impl Iterator<Item = &'a str>) -> bool {
-        let mut count = 0;
-        let applied = patches.all(|name| {
-            count += 1;
-            self.applied.contains(name)
-        });
-        applied && self.transitions >= count
+    pub(crate) fn was_in_force(&self, patches: &[&str]) -> bool {
+        let applied = patches.iter().all(|name| self.applied.iter().any(|a| **a == **name));
+        applied && self.transitions >= patches.len()
     }
 }
 
@@ -325,6 +363,25 @@ fn only_a_patch_can(kind: FindingKind) -> bool {
 
 /// What makes two findings the same defect: kind and title, or of soft kinds, whose titles say where a starved machine happened to wait,
 /// kind and workload. What leaks is in the title: a control machine whose page cache grew must not excuse one whose slab does.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Defect {
+    soft: bool,
+    kind: FindingKind,
+    what: String,
+}
+
+impl Defect {
+    pub(crate) fn of(finding: &Finding) -> Self {
+        let (kind, what) = defect(finding);
+        Self { soft: kind.is_soft(), kind, what: what.to_owned() }
+    }
+}
+
+/// The defects of a trial, each once, that no lack of time explains.
+fn sure(defects: &[Defect]) -> HashSet<Defect> {
+    defects.iter().filter(|d| !d.soft).cloned().collect()
+}
+
 fn defect(finding: &Finding) -> (FindingKind, &str) {
     let leak = finding.kind == FarmKind::ResourcesLeaked.into();
     if finding.kind.is_soft() && !leak {
@@ -333,27 +390,3 @@ fn defect(finding: &Finding) -> (FindingKind, &str) {
         (finding.kind, &finding.title)
     }
 }
-
-/// Whether two findings are the same defect.
-pub(crate) fn same_defect(a: &Finding, b: &Finding) -> bool {
-    defect(a) == defect(b)
-}
-
-/// A set of defects.
-#[derive(Debug, Default)]
-struct Defects(HashSet<(FindingKind, String)>);
-
-impl Defects {
-    fn add(&mut self, finding: &Finding) {
-        let (kind, what) = defect(finding);
-        self.0.insert((kind, what.to_owned()));
-    }
-
-    fn has(&self, finding: &Finding) -> bool {
-        let (kind, what) = defect(finding);
-        self.0.contains(&(kind, what.to_owned()))
-    }
-}
-
-/// Names of patches that a journal says were applied, by trial.
-pub(crate) type Applied = BTreeSet<String>;

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use super::outcome::{Mark, Outcomes};
-use super::{Record, TrialRecord};
+use super::TrialRecord;
+use super::fold::Fold;
+use super::outcome::Mark;
+use super::record::Facts;
+use crate::Arm;
 use crate::event::function_name;
 use crate::verdict::Reach;
-use crate::{Arm, Plan};
 
 /// A function as people write it: without its object where that is the kernel itself, without its position where it is the first of its name.
 pub(super) fn for_people(path: &str) -> &str {
@@ -14,32 +16,60 @@ pub(super) fn for_people(path: &str) -> &str {
     path.strip_suffix(",1").unwrap_or(path)
 }
 
-/// Calls of each function that the patches replace, over all trials.
-pub(super) fn reach(plan: &Plan, record: &Record, outcomes: &Outcomes) -> Vec<Reach> {
-    let mut all: BTreeMap<String, Reach> = BTreeMap::new();
-    for (path, inside) in &record.functions {
-        all.insert(path.clone(), Reach { inside: *inside, ..of(path) });
-    }
-    for trial in &plan.trials {
-        let Some(own) = record.trials.get(&trial.number) else { continue };
-        let clean = outcomes.mark(trial.number) == Mark::Clean;
-        for (function, (calls, window_ms)) in &own.calls {
-            let rate = *calls as f64 * 1000.0 / (*window_ms).max(1) as f64;
-            for reach in matching(&mut all, function) {
-                if trial.arm == Arm::Control {
-                    raise(&mut reach.before_per_s, rate);
-                    continue;
-                }
-                raise(&mut reach.after_per_s, rate);
-                if clean {
-                    let in_force = (rate * own.seconds_in_force()) as u64;
-                    reach.calls = Some(reach.calls.unwrap_or(0).saturating_add(in_force.max(*calls)));
-                    reach.counted_trials += 1;
+impl Fold {
+    /// Calls of each function that the patches replace, over all trials.
+    pub(super) fn reach(&self, facts: &Facts) -> Vec<Reach> {
+        let record = &self.record;
+        let mut all = replaced(facts);
+        for trial in &self.plan.trials {
+            let Some(own) = record.trials.get(&trial.number) else { continue };
+            let clean = self.outcomes.mark(trial.number) == Mark::Clean;
+            for counted in own.calls.iter().filter(|c| record.is_relevant(&c.function)) {
+                let calls = counted.calls;
+                let rate = calls as f64 * 1000.0 / counted.window_ms.max(1) as f64;
+                for reach in matching(&mut all, &counted.function) {
+                    if trial.arm == Arm::Control {
+                        raise(&mut reach.before_per_s, rate);
+                        continue;
+                    }
+                    raise(&mut reach.after_per_s, rate);
+                    if clean {
+                        let in_force = (rate * own.seconds_in_force()) as u64;
+                        reach.calls = Some(reach.calls.unwrap_or(0).saturating_add(in_force.max(calls)));
+                        reach.counted_trials += 1;
+                    }
                 }
             }
         }
+        all.into_values().collect()
     }
-    all.into_values().collect()
+
+    /// The same with 1 for every rate above zero, which is all that a decision asks for, whatever the number of trials.
+    pub(super) fn reached(&self, facts: &Facts) -> Vec<Reach> {
+        let mut all = replaced(facts);
+        let counted = self.record.called.iter().filter(|(function, _)| self.record.is_relevant(function));
+        for (function, sides) in counted {
+            if !all.keys().any(|path| is_of(path, function)) {
+                // Which functions are listed by themselves is up to the order of the trials.
+                return self.reach(facts);
+            }
+            for reach in matching(&mut all, function) {
+                for ([seen, above], rate) in
+                    sides.iter().zip([&mut reach.before_per_s, &mut reach.after_per_s])
+                {
+                    if *seen > 0 {
+                        raise(rate, if *above > 0 { 1.0 } else { 0.0 });
+                    }
+                }
+            }
+        }
+        all.into_values().collect()
+    }
+}
+
+fn replaced(facts: &Facts) -> BTreeMap<String, Reach> {
+    let of = |(path, inside): (&String, &u32)| (path.clone(), Reach { inside: *inside, ..of(path) });
+    facts.functions.iter().map(of).collect()
 }
 
 fn of(function: &str) -> Reach {
@@ -61,11 +91,15 @@ fn raise(place: &mut Option<f64>, rate: f64) {
 /// The functions that a count is of: the one of that path, or, where a count names no object, those of that name. One that no patch is
 /// known to replace is listed by itself.
 fn matching<'a>(all: &'a mut BTreeMap<String, Reach>, function: &str) -> Vec<&'a mut Reach> {
-    let is = |path: &str| path == function || !function.contains('/') && function_name(path) == function;
-    if !all.keys().any(|path| is(path)) {
+    if !all.keys().any(|path| is_of(path, function)) {
         all.insert(function.to_owned(), of(function));
     }
-    all.iter_mut().filter(|(path, _)| is(path)).map(|(_, reach)| reach).collect()
+    all.iter_mut().filter(|(path, _)| is_of(path, function)).map(|(_, reach)| reach).collect()
+}
+
+/// Whether a count of `function` is one of the function at `path`.
+fn is_of(path: &str, function: &str) -> bool {
+    path == function || !function.contains('/') && function_name(path) == function
 }
 
 impl TrialRecord {

@@ -1,182 +1,400 @@
-//! The journal by trial, as far as the judge needs it.
+//! The journal by trial, as far as the judge needs it, event by event.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use super::outcome::{Applied, exposes};
-use crate::event::{Body, CheckpointFacts, Event, Measured, Scope, TrialEnd, Vitals, function_name, live};
+use super::outcome::exposes;
+use crate::compare::{Change, Names, is_compared};
+use crate::event::{Body, CheckpointFacts, Event, Scope, TrialEnd, Vitals, function_name};
+use crate::verdict::WaitGroup;
 use crate::wait::Waits;
-use crate::{Arm, Finding, Phase, Plan};
+use crate::{Arm, Finding, Phase, Plan, cause};
 
 /// What one trial left in the journal.
 #[derive(Debug, Default)]
 pub(crate) struct TrialRecord {
     pub(crate) end: Option<TrialEnd>,
     pub(crate) findings: Vec<Seen>,
-    pub(crate) measured: BTreeMap<Phase, (u64, Measured)>,
+    /// What changed from its baseline to its soak, and the journal number of the soak's measurement.
+    pub(crate) change: Option<(u64, Arc<Change>)>,
     /// Share of its planned CPU time that the machine got.
     pub(crate) cpu_share: Option<f64>,
-    /// Tasks that waited when evidence was gathered.
-    pub(crate) waits: Vec<Waits>,
+    /// Tasks that waited when evidence was gathered; none any more once it has ended.
+    waits: Vec<Waits>,
+    /// Where they waited, once it has ended.
+    pub(super) groups: Vec<WaitGroup>,
     /// The patch was being applied, or had been; in the control arm, the part of the trial that is compared with that had begun.
     pub(super) exposed: bool,
-    pub(super) applied: Applied,
+    /// Names of patches that the journal says were applied.
+    pub(super) applied: Vec<Arc<str>>,
     /// How often all tasks had switched to a patch.
     pub(super) transitions: usize,
     /// Titles of stalls after which the tasks made progress again.
     pub(super) stalls_ended: BTreeSet<String>,
     /// Milliseconds of the run when the patch came into force, and when that ended.
     pub(super) in_force: (Option<u64>, Option<u64>),
-    /// Calls of each function, with the patch in force or, in the control arm, without it, and in how many milliseconds.
-    pub(super) calls: BTreeMap<String, (u64, u64)>,
+    /// Calls of functions, with the patch in force or, in the control arm, without it.
+    pub(super) calls: Vec<Calls>,
     pub(super) files: Vec<PathBuf>,
+    /// It had found something, or had ended by itself: whatever happens to the run, it is not done again.
+    kept: bool,
+    /// What it says of the run, as long as it may still be done again.
+    facts: Option<Box<Facts>>,
 }
 
-/// A finding with its place in the journal.
-#[derive(Debug, Clone)]
+impl TrialRecord {
+    fn take(&mut self, event: &Event, scope: Scope, names: &mut Names) {
+        self.exposed |= exposes(scope.arm, scope.phase);
+        match &event.body {
+            Body::Applied { patch, .. } => {
+                self.exposed = true;
+                let patch = names.of(patch);
+                if !self.applied.contains(&patch) {
+                    self.applied.push(patch);
+                }
+            }
+            Body::TransitionDone { .. } if scope.phase != Phase::Revert => {
+                self.transitions += 1;
+                self.in_force = (Some(event.at_ms), None);
+            }
+            Body::PhaseStarted if matches!(scope.phase, Phase::Revert | Phase::End) => {
+                self.in_force.1.get_or_insert(event.at_ms);
+            }
+            Body::Finding(finding) => self.findings.push(Seen::new(event.seq, scope, (**finding).clone())),
+            Body::Waits(waits) if self.end.is_none() => self.waits.push((**waits).clone()),
+            Body::CpuShare { share } => self.cpu_share = Some(*share),
+            Body::Evidence { file, .. } => self.files.push(Plan::trial_dir(scope.trial).join(file)),
+            Body::StallEnded { title, .. } => {
+                self.stalls_ended.insert(title.clone());
+            }
+            // Of two ends the first one counts.
+            Body::TrialEnded { end } => {
+                self.in_force.1.get_or_insert(event.at_ms);
+                self.end.get_or_insert_with(|| end.clone());
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Whether a trial of which this is said is not done again.
+fn keeps(body: &Body) -> bool {
+    match body {
+        Body::Finding(_) => true,
+        Body::TrialEnded { end } => !matches!(end, TrialEnd::Interrupted | TrialEnd::OutOfBudget),
+        _ => false,
+    }
+}
+
+/// Calls of one function in one trial.
+#[derive(Debug)]
+pub(super) struct Calls {
+    pub(super) function: Arc<str>,
+    pub(super) calls: u64,
+    /// In how many milliseconds.
+    pub(super) window_ms: u64,
+}
+
+/// A finding with its place in the journal. Of its evidence the beginning is kept.
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Seen {
     pub(crate) seq: u64,
     pub(crate) scope: Scope,
     pub(crate) finding: Finding,
 }
 
-/// Everything the journal says, by trial.
-pub(crate) struct Record {
-    /// Trials of the plan of which it says anything.
-    pub(crate) trials: BTreeMap<u32, TrialRecord>,
+impl Seen {
+    pub(crate) fn new(seq: u64, scope: Scope, finding: Finding) -> Self {
+        let evidence = excerpt(&finding.evidence);
+        Self { seq, scope, finding: Finding { evidence, ..finding } }
+    }
+}
+
+fn excerpt(text: &str) -> String {
+    const LINES: usize = 30;
+    let mut out: String = text.lines().take(LINES).collect::<Vec<_>>().join("\n");
+    let rest = text.lines().count().saturating_sub(LINES);
+    if rest > 0 {
+        out.push_str(&format!("\n[{rest} more lines in the journal]"));
+    }
+    out
+}
+
+/// What trials say of the whole run.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Facts {
     /// Functions that the patches replace, and tasks on whose stack each stood at the moment of applying.
     pub(super) functions: BTreeMap<String, u32>,
-    /// Some patch was applied that replaces no function.
+    /// Patches that were applied and replace no function.
     pub(super) without_functions: BTreeSet<String>,
     /// Functions whose calls patched trials could not count, by what they said.
     pub(super) uncounted: BTreeSet<String>,
-    /// Reason by detector; the last one stands for all trials.
-    pub(super) blind: BTreeMap<String, String>,
-    pub(super) checkpoint: Option<CheckpointFacts>,
-    pub(super) fresh: Option<Vitals>,
-    pub(super) reached: Option<Vitals>,
-    /// Why the run ended before it was over, as far as it says so.
-    pub(super) cut_short: Option<String>,
-    /// Numbers of trials that the journal has and the plan does not.
-    pub(super) unknown_trials: BTreeSet<u32>,
-    /// Trials that a resumed run did again.
-    pub(super) repeated: BTreeSet<u32>,
-    pub(super) took_ms: u64,
+    /// Reason by detector, and which event said so; the last one stands for all trials.
+    blind: BTreeMap<String, (u64, String)>,
+    /// The first of all.
+    fresh: Option<(u64, Vitals)>,
+    reached: Option<(u64, Vitals)>,
 }
 
-/// Read a journal. Two ends of one trial, an arm that is not the plan's, and trials that it does not have change nothing of what was found.
-pub(super) fn read(plan: &Plan, events: &[Event]) -> Record {
-    let mut record = Record {
-        trials: BTreeMap::new(),
-        functions: BTreeMap::new(),
-        without_functions: BTreeSet::new(),
-        uncounted: BTreeSet::new(),
-        blind: BTreeMap::new(),
-        checkpoint: None,
-        fresh: None,
-        reached: None,
-        cut_short: None,
-        unknown_trials: BTreeSet::new(),
-        repeated: BTreeSet::new(),
-        took_ms: 0,
-    };
-    let arms: BTreeMap<u32, Arm> = plan.trials.iter().map(|t| (t.number, t.arm)).collect();
-    for event in live(events) {
-        record.took_ms = record.took_ms.max(event.at_ms);
+impl Facts {
+    fn absorb(&mut self, other: Self) {
+        for (path, seen) in other.functions {
+            let place = self.functions.entry(path).or_default();
+            *place = (*place).max(seen);
+        }
+        self.without_functions.extend(other.without_functions);
+        self.uncounted.extend(other.uncounted);
+        for (detector, (nth, reason)) in other.blind {
+            self.blind(detector, nth, reason);
+        }
+        for (place, new) in [(&mut self.fresh, other.fresh), (&mut self.reached, other.reached)] {
+            if let Some(new) = new.filter(|new| place.as_ref().is_none_or(|old| new.0 < old.0)) {
+                *place = Some(new);
+            }
+        }
+    }
+
+    /// What an event of a trial, the `nth` of all, says of the run.
+    fn take(&mut self, event: &Event, scope: Scope, nth: u64) {
         match &event.body {
-            Body::RunEnded { interrupted: true } => {
-                record.cut_short = Some("the run was interrupted".to_owned());
+            Body::Applied { patch, functions, inside, .. } => {
+                if functions.is_empty() {
+                    self.without_functions.insert(patch.clone());
+                }
+                for path in functions {
+                    let seen = inside.get(path).or_else(|| inside.get(function_name(path)));
+                    let seen = seen.copied().unwrap_or(0);
+                    match self.functions.get_mut(path) {
+                        Some(place) => *place = (*place).max(seen),
+                        None => drop(self.functions.insert(path.clone(), seen)),
+                    }
+                }
             }
-            // What is said of the run is said when something ends it.
-            Body::Note { text } if event.scope.is_none() => record.cut_short = Some(text.clone()),
-            Body::RunResumed { void, .. } => {
-                record.cut_short = None;
-                record.repeated.extend(void.iter().filter(|n| arms.contains_key(n)));
+            Body::Blind { detector, reason } => {
+                if detector == "reach" && scope.arm.patched() {
+                    self.uncounted.insert(reason.clone());
+                }
+                self.blind(detector.clone(), nth, reason.clone());
             }
-            Body::Checkpoint(facts) => {
-                record.blind.extend(facts.blind.clone());
-                record.checkpoint = Some((**facts).clone());
+            Body::Vitals(vitals) => {
+                let place = if scope.phase == Phase::Boot { &mut self.fresh } else { &mut self.reached };
+                place.get_or_insert_with(|| (nth, vitals.clone()));
             }
             _ => {}
         }
-        let Some(scope) = event.scope else { continue };
-        match arms.get(&scope.trial) {
-            // The plan says which arm a trial is of, whatever an event does.
-            Some(arm) => read_trial(&mut record, event, Scope { arm: *arm, ..scope }),
-            // Number 0 is the machine that was aged.
-            None if scope.trial > 0 => {
-                record.unknown_trials.insert(scope.trial);
-            }
-            None => {}
+    }
+
+    fn blind(&mut self, detector: String, nth: u64, reason: String) {
+        let place = self.blind.entry(detector).or_default();
+        if nth >= place.0 {
+            *place = (nth, reason);
         }
     }
-    record
+
+    pub(super) fn blind_detectors(&self) -> impl Iterator<Item = (&String, &String)> {
+        self.blind.iter().map(|(detector, (_, reason))| (detector, reason))
+    }
+
+    pub(super) fn wear(&self) -> Option<(&Vitals, &Vitals)> {
+        Some((&self.fresh.as_ref()?.1, &self.reached.as_ref()?.1))
+    }
 }
 
-fn read_trial(record: &mut Record, event: &Event, scope: Scope) {
-    let trial = record.trials.entry(scope.trial).or_default();
-    trial.exposed |= exposes(scope.arm, scope.phase);
-    match &event.body {
-        Body::Applied { patch, functions, inside, .. } => {
-            trial.exposed = true;
-            trial.applied.insert(patch.clone());
-            if functions.is_empty() {
-                record.without_functions.insert(patch.clone());
+/// Everything the journal says, by trial.
+#[derive(Debug, Default)]
+pub(crate) struct Record {
+    /// Trials of the plan of which it says anything.
+    pub(crate) trials: BTreeMap<u32, TrialRecord>,
+    /// What trials that are not done again say of the run.
+    facts: Facts,
+    pub(super) checkpoint: Option<CheckpointFacts>,
+    /// Why the run ended before it was over, as far as it says so.
+    pub(super) cut_short: Option<String>,
+    /// Numbers of trials that the journal has and the plan does not, and whether they are not done again.
+    unknown: BTreeMap<u32, bool>,
+    /// Trials that a resumed run did again.
+    pub(super) repeated: BTreeSet<u32>,
+    pub(super) took_ms: u64,
+    /// Functions of which calls count; all of them unless several patches share the control trials.
+    pub(super) relevant: Option<BTreeSet<String>>,
+    /// Trials in which calls of a function were counted, and those in which there were any: of the control arm and of the others.
+    pub(super) called: BTreeMap<Arc<str>, [[u32; 2]; 2]>,
+    /// Trials that may still be done again.
+    open: BTreeSet<u32>,
+    names: Names,
+    /// Events taken.
+    taken: u64,
+}
+
+/// The trials of a plan.
+pub(super) trait Roster {
+    /// The arm of a trial; none if the plan does not have it.
+    fn arm(&self, trial: u32) -> Option<Arm>;
+
+    /// Names of the patches that a trial applies.
+    fn names(&self, trial: u32) -> Vec<&str>;
+}
+
+/// Whom an event concerns.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Touched {
+    Nobody,
+    Trial(u32),
+    /// What the journal said of these no longer counts.
+    Dropped(Vec<u32>),
+}
+
+impl Record {
+    /// Take an event. `roster` knows the trials of the plan; `change` is what the trial's measurements come to, if the event is that of its
+    /// soak. Two ends of one trial, an arm that is not the plan's, and trials that it does not have change nothing of what was found.
+    pub(super) fn take(
+        &mut self,
+        event: &Event,
+        change: Option<&Arc<Change>>,
+        roster: &impl Roster,
+    ) -> Touched {
+        self.taken += 1;
+        self.took_ms = self.took_ms.max(event.at_ms);
+        match &event.body {
+            Body::RunEnded { interrupted: true } => {
+                self.cut_short = Some("the run was interrupted".to_owned());
             }
-            for path in functions {
-                let seen = inside.get(path).or_else(|| inside.get(function_name(path)));
-                let place = record.functions.entry(path.clone()).or_default();
-                *place = (*place).max(seen.copied().unwrap_or(0));
+            // What is said of the run is said when something ends it.
+            Body::Note { text } if event.scope.is_none() => self.cut_short = Some(text.clone()),
+            Body::RunResumed { void, .. } => {
+                self.cut_short = None;
+                self.repeated.extend(void);
+                return Touched::Dropped(self.forget(void, roster));
             }
-        }
-        Body::TransitionDone { .. } if scope.phase != Phase::Revert => {
-            trial.transitions += 1;
-            trial.in_force = (Some(event.at_ms), None);
-        }
-        Body::PhaseStarted if matches!(scope.phase, Phase::Revert | Phase::End) => {
-            trial.in_force.1.get_or_insert(event.at_ms);
-        }
-        Body::Measured(m) => {
-            trial.measured.insert(scope.phase, (event.seq, m.clone()));
-        }
-        Body::Finding(finding) => {
-            trial.findings.push(Seen { seq: event.seq, scope, finding: (**finding).clone() });
-        }
-        Body::Waits(waits) => trial.waits.push((**waits).clone()),
-        Body::CpuShare { share } => trial.cpu_share = Some(*share),
-        Body::Evidence { file, .. } => trial.files.push(Plan::trial_dir(scope.trial).join(file)),
-        Body::StallEnded { title, .. } => {
-            trial.stalls_ended.insert(title.clone());
-        }
-        // Of two ends the first one counts.
-        Body::TrialEnded { end } => {
-            trial.in_force.1.get_or_insert(event.at_ms);
-            trial.end.get_or_insert_with(|| end.clone());
-        }
-        Body::Blind { detector, reason } => {
-            if detector == "reach" && scope.arm.patched() {
-                record.uncounted.insert(reason.clone());
+            Body::Checkpoint(facts) => {
+                for (detector, reason) in &facts.blind {
+                    self.facts.blind(detector.clone(), self.taken, reason.clone());
+                }
+                self.checkpoint = Some((**facts).clone());
             }
-            record.blind.insert(detector.clone(), reason.clone());
+            _ => {}
         }
-        Body::Reach { function, calls, window_ms } => {
-            let of = trial.calls.entry(function.clone()).or_default();
-            *of = (of.0.saturating_add(*calls), of.1.saturating_add(*window_ms));
+        let Some(scope) = event.scope else { return Touched::Nobody };
+        // Progress is half of a journal, and says nothing here but that the trial has begun.
+        if matches!(event.body, Body::Progress { .. }) && self.trials.contains_key(&scope.trial) {
+            return Touched::Nobody;
         }
-        Body::Vitals(vitals) => {
-            let place = if scope.phase == Phase::Boot { &mut record.fresh } else { &mut record.reached };
-            place.get_or_insert_with(|| vitals.clone());
+        match roster.arm(scope.trial) {
+            // The plan says which arm a trial is of, whatever an event does.
+            Some(arm) => self.take_of_trial(event, Scope { arm, ..scope }, change, roster),
+            // Number 0 is the machine that was aged.
+            None if scope.trial > 0 => {
+                *self.unknown.entry(scope.trial).or_default() |= keeps(&event.body);
+                Touched::Nobody
+            }
+            None => Touched::Nobody,
         }
-        Body::RunStarted { .. }
-        | Body::RunResumed { .. }
-        | Body::Checkpoint(_)
-        | Body::TrialStarted
-        | Body::PhaseStarted
-        | Body::MachineReady { .. }
-        | Body::TransitionDone { .. }
-        | Body::Reverted { .. }
-        | Body::Progress { .. }
-        | Body::Note { .. }
-        | Body::RunEnded { .. } => {}
+    }
+
+    fn take_of_trial(
+        &mut self,
+        event: &Event,
+        scope: Scope,
+        change: Option<&Arc<Change>>,
+        roster: &impl Roster,
+    ) -> Touched {
+        let new = !self.trials.contains_key(&scope.trial);
+        let trial = self.trials.entry(scope.trial).or_default();
+        if new {
+            self.open.insert(scope.trial);
+        }
+        let of_run = if trial.kept { &mut self.facts } else { trial.facts.get_or_insert_default() };
+        of_run.take(event, scope, self.taken);
+        trial.take(event, scope, &mut self.names);
+        let ends = matches!(event.body, Body::TrialEnded { .. });
+        match &event.body {
+            Body::Measured(_) => {
+                let change = change.filter(|_| is_compared(scope.arm) && trial.end.is_none());
+                trial.change = change.map(|c| (event.seq, c.clone())).or_else(|| trial.change.take());
+            }
+            Body::TrialEnded { .. } => {
+                let waits = std::mem::take(&mut trial.waits);
+                if !waits.is_empty() {
+                    trial.groups = cause::groups(&waits, &roster.names(scope.trial));
+                }
+            }
+            Body::Reach { function, calls, window_ms } => {
+                let arm = usize::from(scope.arm.patched());
+                let function = self.names.of(function);
+                let of = &mut self.called.entry(function.clone()).or_default()[arm];
+                match trial.calls.binary_search_by(|c| c.function.cmp(&function)) {
+                    Ok(at) => {
+                        let known = &mut trial.calls[at];
+                        of[1] += u32::from(known.calls == 0 && *calls > 0);
+                        known.calls = known.calls.saturating_add(*calls);
+                        known.window_ms = known.window_ms.saturating_add(*window_ms);
+                    }
+                    Err(at) => {
+                        of[0] += 1;
+                        of[1] += u32::from(*calls > 0);
+                        trial.calls.insert(at, Calls { function, calls: *calls, window_ms: *window_ms });
+                    }
+                }
+            }
+            Body::Applied { functions, .. } => {
+                if let Some(relevant) = &mut self.relevant {
+                    relevant.extend(functions.iter().cloned());
+                }
+            }
+            _ => {}
+        }
+        if keeps(&event.body) && !std::mem::replace(&mut trial.kept, true) {
+            self.open.remove(&scope.trial);
+            self.facts.absorb(trial.facts.take().map(|f| *f).unwrap_or_default());
+        }
+        // What is said of a trial that goes on changes nothing before its end.
+        let matters = new || ends || trial.end.is_some() || matches!(event.body, Body::Finding(_));
+        if matters { Touched::Trial(scope.trial) } else { Touched::Nobody }
+    }
+
+    /// Forget trials that are done again. A trial that had found something, or that had ended by itself, cannot be, whatever a journal says
+    /// ([`crate::event::live`]).
+    fn forget(&mut self, void: &[u32], roster: &impl Roster) -> Vec<u32> {
+        let mut gone = Vec::new();
+        for number in void {
+            if self.unknown.get(number) == Some(&false) {
+                self.unknown.remove(number);
+            }
+            let Some(own) = self.trials.get(number).filter(|own| !own.kept) else { continue };
+            let arm = usize::from(roster.arm(*number).is_some_and(Arm::patched));
+            for calls in &own.calls {
+                if let Some(of) = self.called.get_mut(&calls.function) {
+                    of[arm][0] -= 1;
+                    of[arm][1] -= u32::from(calls.calls > 0);
+                }
+            }
+            self.trials.remove(number);
+            self.open.remove(number);
+            gone.push(*number);
+        }
+        gone
+    }
+
+    /// What trials say of the whole run.
+    pub(super) fn facts(&self) -> Cow<'_, Facts> {
+        let mut all = Cow::Borrowed(&self.facts);
+        let open = self.open.iter().filter_map(|n| self.trials.get(n)?.facts.as_ref());
+        for facts in open {
+            all.to_mut().absorb((**facts).clone());
+        }
+        all
+    }
+
+    pub(super) fn unknown_trials(&self) -> impl Iterator<Item = u32> {
+        self.unknown.keys().copied()
+    }
+
+    /// Whether calls of this function count.
+    pub(super) fn is_relevant(&self, function: &str) -> bool {
+        self.relevant
+            .as_ref()
+            .is_none_or(|of| of.contains(function) || of.iter().any(|path| function_name(path) == function))
     }
 }

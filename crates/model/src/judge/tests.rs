@@ -2,17 +2,20 @@ mod causes;
 mod compared;
 mod escapes;
 mod plans;
+mod prefixes;
 mod story;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use proptest::prelude::*;
 
+use super::whole::{is_decided, next_trial};
 use super::*;
+use crate::TrialEnd;
 use crate::event::{LatencyMeasure, Measured, Scope, WorkloadMeasure};
 use crate::plan::Resolved;
-use crate::verdict::Outcome;
+use crate::verdict::{Attribution, Outcome, Remark};
 use crate::{FarmKind, Finding, FindingKind, Phase};
 use story::*;
 
@@ -215,20 +218,25 @@ fn a_rare_hang_is_neither_blamed_nor_let_through() {
 
 /// A run in which the trials for which `fails` holds stall, from its beginning to its end.
 fn run_to_end(plan: Plan, fails: impl Fn(&Trial, u32) -> bool) -> (Story, Vec<Arm>) {
-    let mut story = Story { plan, events: Vec::new() }.reach(5);
-    let mut started = BTreeSet::new();
+    let mut judge = Judge::new(&plan);
+    let mut story = Story { plan, events: Vec::new() };
     let mut order = Vec::new();
-    while !is_decided(&story.plan, &story.events) {
-        let Some(trial) = next_trial(&story.plan, &story.events, &started) else { break };
-        started.insert(trial.number);
+    while !judge.is_decided() {
+        let Some(trial) = judge.next_trial() else { break };
+        judge.start(trial.number);
+        let before = story.events.len();
         let nth = order.iter().filter(|arm| **arm == trial.arm).count() as u32;
         order.push(trial.arm);
         let place = story.place(trial.number);
+        if place == C0 {
+            story = story.reach(5);
+        }
         story = if fails(&trial, nth) {
             story.finds(place, Phase::Soak, HANG, "hangs").end(place, TrialEnd::Stopped)
         } else {
             story.end(place, TrialEnd::Completed)
         };
+        story.events[before..].iter().for_each(|event| judge.push(event));
     }
     (story, order)
 }

@@ -1,13 +1,10 @@
-use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
 use super::*;
 use crate::event::{Body, Event, Scope, TrialEnd};
-use crate::{
-    FarmKind, Finding, ImageFacts, Patch, Phase, Pipeline, Resolved, Source, TierRule, is_decided, judge,
-    next_trial,
-};
+use crate::judge::Judge;
+use crate::{FarmKind, Finding, ImageFacts, Patch, Phase, Pipeline, Resolved, Source, TierRule};
 
 fn plan(rate: f64) -> Plan {
     let pipeline = Pipeline::parse(Path::new("g.yaml"), "name: g\nimage: i\nworkloads: [w]\n").unwrap();
@@ -23,10 +20,13 @@ fn by_journal(plan: &Plan, fate: &mut Fate) -> Ended {
     const KINDS: [FarmKind; 4] =
         [FarmKind::ThreadStalled, FarmKind::LatencyGrown, FarmKind::ResourcesLeaked, FarmKind::ProbeSilent];
     let mut events: Vec<Event> = Vec::new();
-    let mut started = BTreeSet::new();
-    while !is_decided(plan, &events) {
-        let Some(trial) = next_trial(plan, &events, &started) else { break };
-        started.insert(trial.number);
+    let mut judge = Judge::new(plan);
+    let mut started = 0;
+    while !judge.is_decided() {
+        let Some(trial) = judge.next_trial() else { break };
+        judge.start(trial.number);
+        started += 1;
+        let before = events.len();
         let mut add = |phase, body| {
             let scope = Some(Scope { trial: trial.number, arm: trial.arm, phase });
             let seq = events.len() as u64 + 1;
@@ -69,8 +69,11 @@ fn by_journal(plan: &Plan, fate: &mut Fate) -> Ended {
             }
         };
         add(Phase::End, Body::TrialEnded { end });
+        events[before..].iter().for_each(|event| judge.push(event));
     }
-    Ended { outcome: judge(plan, &events).verdict, trials: started.len() as u32 }
+    // Whoever reads it all at once comes to the same.
+    assert_eq!(crate::judge(plan, &events), judge.verdict());
+    Ended { outcome: judge.verdict().verdict, trials: started }
 }
 
 /// What the tables in the documents say is what the judge does.

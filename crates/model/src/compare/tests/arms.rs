@@ -2,7 +2,6 @@
 
 use super::story::{Run, Work, phase, soak};
 use super::*;
-use crate::event::TrialEnd;
 
 const LEAKED: FarmKind = FarmKind::ResourcesLeaked;
 const RATE: FarmKind = FarmKind::RateCollapsed;
@@ -277,7 +276,7 @@ fn workloads_that_can_not_be_compared_are_said() {
         ]
     );
     let unmeasured = Run::new(20, 14, &["x"]).change(Arm::Loaded, |_, r| {
-        r.measured.values_mut().for_each(|(_, m)| m.workloads.clear());
+        r.measured.values_mut().for_each(|m| m.workloads.clear());
     });
     assert!(says(&unmeasured.blind(), &["the rate of w0", "was not measured"]), "{:?}", unmeasured.blind());
 }

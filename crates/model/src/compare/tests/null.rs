@@ -181,8 +181,8 @@ fn time_of_comparing() {
     for (trials, samples) in [(1000, 30), (2000, 30), (4000, 30), (4000, 120)] {
         let mut host = Host { chance: Chance(1), speed: 0.0 };
         let mut run = Run::new(trials, trials, &["x"]).all(|_, _| host.trial());
-        for record in run.records.values_mut() {
-            record.measured.get_mut(&Phase::Soak).unwrap().1.resources = (0..samples).map(sample).collect();
+        for record in run.trials.values_mut() {
+            record.measured.get_mut(&Phase::Soak).unwrap().resources = (0..samples).map(sample).collect();
         }
         let began = Instant::now();
         let found = run.found().len();

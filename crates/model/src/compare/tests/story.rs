@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::compare::*;
 use crate::event::{LatencyMeasure, Measured, TrialEnd, WorkloadMeasure};
 use crate::plan::{ImageFacts, Resolved};
-use crate::{FindingKind, Patch, Pipeline, TierRule, Workload};
+use crate::{FindingKind, Patch, Pipeline, TierRule, Trial, Workload};
 
 /// What one workload does in a phase.
 #[derive(Debug, Clone)]
@@ -61,10 +61,19 @@ pub(super) fn phase(seconds: f64, works: &[Work]) -> Measured {
     Measured { window_ms: (seconds * 1000.0) as u64, workloads, resources: Vec::new() }
 }
 
+/// What became of a trial.
+#[derive(Default)]
+pub(super) struct Made {
+    pub(super) end: Option<TrialEnd>,
+    pub(super) findings: Vec<Seen>,
+    pub(super) cpu_share: Option<f64>,
+    pub(super) measured: BTreeMap<Phase, Measured>,
+}
+
 /// A run with `control` control trials and `loaded` loaded ones of each patch, spread evenly; every trial does as usual.
 pub(super) struct Run {
     pub(super) plan: Plan,
-    pub(super) records: BTreeMap<u32, TrialRecord>,
+    pub(super) trials: BTreeMap<u32, Made>,
 }
 
 impl Run {
@@ -89,8 +98,8 @@ impl Run {
         places.sort_by(|a, b| a.partial_cmp(b).unwrap());
         let numbered = places.into_iter().zip(1..);
         plan.trials = numbered.map(|((_, arm, set), number)| Trial::new(number, arm, set, 1)).collect();
-        let records = plan.trials.iter().map(|t| (t.number, TrialRecord::default())).collect();
-        let run = Self { plan, records };
+        let trials = plan.trials.iter().map(|t| (t.number, Made::default())).collect();
+        let run = Self { plan, trials };
         run.all(|_, _| (phase(6.0, &[Work::default()]), phase(30.0, &[Work::default()])))
     }
 
@@ -101,17 +110,17 @@ impl Run {
             let place = places.entry(trial.arm).or_default();
             let (before, after) = of(trial, *place);
             *place += 1;
-            let record = self.records.get_mut(&trial.number).unwrap();
+            let record = self.trials.get_mut(&trial.number).unwrap();
             record.end = Some(TrialEnd::Completed);
-            record.measured = BTreeMap::from([(Phase::Baseline, (1, before)), (Phase::Soak, (2, after))]);
+            record.measured = BTreeMap::from([(Phase::Baseline, before), (Phase::Soak, after)]);
         }
         self
     }
 
     /// Change trials of an arm.
-    pub(super) fn change(mut self, arm: Arm, mut to: impl FnMut(usize, &mut TrialRecord)) -> Self {
+    pub(super) fn change(mut self, arm: Arm, mut to: impl FnMut(usize, &mut Made)) -> Self {
         for (k, number) in self.numbers(arm).into_iter().enumerate() {
-            to(k, self.records.get_mut(&number).unwrap());
+            to(k, self.trials.get_mut(&number).unwrap());
         }
         self
     }
@@ -120,12 +129,38 @@ impl Run {
         self.plan.trials.iter().filter(|t| t.arm == arm).map(|t| t.number).collect()
     }
 
+    fn record(&self, trial: &Trial, names: &mut Names) -> TrialRecord {
+        let made = &self.trials[&trial.number];
+        let basis =
+            &mut Basis { limits: &self.plan.pipeline.limits, names, control: trial.arm == Arm::Control };
+        let phases = made.measured.get(&Phase::Baseline).zip(made.measured.get(&Phase::Soak));
+        let mut record = TrialRecord::default();
+        record.end.clone_from(&made.end);
+        record.findings.clone_from(&made.findings);
+        record.cpu_share = made.cpu_share;
+        record.change = phases.map(|(before, after)| (2, Arc::new(Change::new(before, after, basis))));
+        record
+    }
+
+    fn compared(&self) -> (Comparison, BTreeMap<u32, TrialRecord>) {
+        let mut names = Names::default();
+        let records: BTreeMap<u32, TrialRecord> =
+            self.plan.trials.iter().map(|t| (t.number, self.record(t, &mut names))).collect();
+        let mut all = Comparison::default();
+        for trial in &self.plan.trials {
+            all.put(trial.number, trial.arm, Some(&records[&trial.number]));
+        }
+        all.settle(&self.plan);
+        (all, records)
+    }
+
     pub(super) fn found(&self) -> Vec<Seen> {
-        compare(&self.plan, &self.records).seen
+        self.compared().0.seen().cloned().collect()
     }
 
     pub(super) fn blind(&self) -> Vec<String> {
-        compare(&self.plan, &self.records).blind(&self.plan, &self.records)
+        let (all, records) = self.compared();
+        all.blind(&self.plan, &records)
     }
 
     /// How many trials of an arm have a finding of this kind.
@@ -137,6 +172,6 @@ impl Run {
     }
 }
 
-pub(super) fn soak(record: &mut TrialRecord) -> &mut Measured {
-    &mut record.measured.get_mut(&Phase::Soak).unwrap().1
+pub(super) fn soak(record: &mut Made) -> &mut Measured {
+    record.measured.get_mut(&Phase::Soak).unwrap()
 }

@@ -19,15 +19,19 @@ fn is_nth(arm: Arm, hits: u32, of: u32) -> impl Fn(&Trial, u32) -> bool {
 
 /// A run, each trial of which ends as `ends` says; `None` stands for completed.
 fn run(plan: Plan, ends: impl Fn(&Trial, u32) -> Option<(Option<Finding>, TrialEnd)>) -> Verdict {
-    let mut story = Story { plan, events: Vec::new() }.reach(5);
-    let (mut started, mut order) = (BTreeSet::new(), Vec::new());
-    while !is_decided(&story.plan, &story.events) {
-        let Some(trial) = next_trial(&story.plan, &story.events, &started) else { break };
-        started.insert(trial.number);
+    let mut judge = Judge::new(&plan);
+    let (mut story, mut order) = (Story { plan, events: Vec::new() }, Vec::new());
+    while !judge.is_decided() {
+        let Some(trial) = judge.next_trial() else { break };
+        judge.start(trial.number);
+        let before = story.events.len();
         let key = (trial.arm, trial.patches.clone());
         let nth = order.iter().filter(|k| **k == key).count() as u32;
         order.push(key);
         let place = story.place(trial.number);
+        if place == C0 {
+            story = story.reach(5);
+        }
         story = match ends(&trial, nth) {
             None => story.end(place, TrialEnd::Completed),
             Some((finding, end)) => {
@@ -36,8 +40,9 @@ fn run(plan: Plan, ends: impl Fn(&Trial, u32) -> Option<(Option<Finding>, TrialE
                 found.into_iter().fold(story, |s, body| s.add(place, Phase::Soak, body)).end(place, end)
             }
         };
+        story.events[before..].iter().for_each(|event| judge.push(event));
     }
-    story.judge()
+    judge.verdict()
 }
 
 /// QEMU dies only with the patch, after applying.

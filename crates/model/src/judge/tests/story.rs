@@ -1,12 +1,13 @@
 //! Journals made up step by step, for runs of a plan of their own.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
 use crate::event::Scope;
 use crate::judge::*;
 use crate::plan::{ImageFacts, Resolved};
-use crate::{FarmKind, Finding, FindingKind, Patch, Phase, Pipeline, Source, TierRule};
+use crate::{FarmKind, Finding, FindingKind, Patch, Phase, Pipeline, Source, TierRule, TrialEnd};
 
 pub(super) fn rule() -> TierRule {
     TierRule::new(
