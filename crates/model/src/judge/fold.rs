@@ -147,7 +147,7 @@ impl Fold {
 
     /// Only calls of functions that a trial of this plan replaced count, whatever other trials counted.
     pub(crate) fn only_own_functions(&mut self) {
-        self.record.relevant = Some(BTreeSet::new());
+        self.record.own_functions_only = true;
     }
 
     /// A trial that the plan did not have: the rounds of a rotation have no end.

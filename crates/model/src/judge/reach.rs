@@ -24,7 +24,7 @@ impl Fold {
         for trial in &self.plan.trials {
             let Some(own) = record.trials.get(&trial.number) else { continue };
             let clean = self.outcomes.mark(trial.number) == Mark::Clean;
-            for counted in own.calls.iter().filter(|c| record.is_relevant(&c.function)) {
+            for counted in own.calls.iter().filter(|c| record.is_relevant(facts, &c.function)) {
                 let calls = counted.calls;
                 let rate = calls as f64 * 1000.0 / counted.window_ms.max(1) as f64;
                 for reach in matching(&mut all, &counted.function) {
@@ -47,7 +47,8 @@ impl Fold {
     /// The same with 1 for every rate above zero, which is all that a decision asks for, whatever the number of trials.
     pub(super) fn reached(&self, facts: &Facts) -> Vec<Reach> {
         let mut all = replaced(facts);
-        let counted = self.record.called.iter().filter(|(function, _)| self.record.is_relevant(function));
+        let counted =
+            self.record.called.iter().filter(|(function, _)| self.record.is_relevant(facts, function));
         for (function, sides) in counted {
             if !all.keys().any(|path| is_of(path, function)) {
                 // Which functions are listed by themselves is up to the order of the trials.

@@ -217,8 +217,8 @@ pub(crate) struct Record {
     /// Trials that a resumed run did again.
     pub(super) repeated: BTreeSet<u32>,
     pub(super) took_ms: u64,
-    /// Functions of which calls count; all of them unless several patches share the control trials.
-    pub(super) relevant: Option<BTreeSet<String>>,
+    /// Only calls of functions that a trial replaced count: several patches share the control trials.
+    pub(super) own_functions_only: bool,
     /// Trials in which calls of a function were counted, and those in which there were any: of the control arm and of the others.
     pub(super) called: BTreeMap<Arc<str>, [[u32; 2]; 2]>,
     /// Trials that may still be done again.
@@ -338,19 +338,15 @@ impl Record {
                     }
                 }
             }
-            Body::Applied { functions, .. } => {
-                if let Some(relevant) = &mut self.relevant {
-                    relevant.extend(functions.iter().cloned());
-                }
-            }
             _ => {}
         }
         if keeps(&event.body) && !std::mem::replace(&mut trial.kept, true) {
             self.open.remove(&scope.trial);
             self.facts.absorb(trial.facts.take().map(|f| *f).unwrap_or_default());
         }
-        // What is said of a trial that goes on changes nothing before its end.
-        let matters = new || ends || trial.end.is_some() || matches!(event.body, Body::Finding(_));
+        // What is said of a trial that goes on changes nothing before its end, but that it found something, or that a patch was applied.
+        let tells = matches!(event.body, Body::Finding(_) | Body::Applied { .. });
+        let matters = new || ends || trial.end.is_some() || tells;
         if matters { Touched::Trial(scope.trial) } else { Touched::Nobody }
     }
 
@@ -391,10 +387,9 @@ impl Record {
         self.unknown.keys().copied()
     }
 
-    /// Whether calls of this function count.
-    pub(super) fn is_relevant(&self, function: &str) -> bool {
-        self.relevant
-            .as_ref()
-            .is_none_or(|of| of.contains(function) || of.iter().any(|path| function_name(path) == function))
+    /// Whether calls of this function count; `facts` are what the journal says of the run.
+    pub(super) fn is_relevant(&self, facts: &Facts, function: &str) -> bool {
+        let is = |path: &String| path == function || function_name(path) == function;
+        !self.own_functions_only || facts.functions.keys().any(is)
     }
 }
