@@ -33,6 +33,8 @@ pub struct Classifier {
     stamped: u32,
     open: Vec<Open>,
     patch: String,
+    /// A header that a line break in the name of a task cut in two, as far as it came.
+    half: Option<String>,
     /// The last oops: pid and line.
     dead: Option<(u64, u64)>,
     out: Vec<Signal>,
@@ -134,7 +136,8 @@ impl Classifier {
             self.stamped = self.stamped.saturating_add(1);
         }
         let rest = &line[prefix.start..];
-        let candidate = is_candidate(rest);
+        let joined = self.half.take().map(|half| format!("{half} {}", String::from_utf8_lossy(rest)));
+        let candidate = is_candidate(rest) || joined.is_some();
         if self.open.is_empty() && !candidate {
             return;
         }
@@ -144,6 +147,12 @@ impl Classifier {
             true => Cow::Borrowed(&raw[prefix.start..]),
             false => String::from_utf8_lossy(rest),
         };
+        if let Some(joined) = joined.filter(|joined| header::parse(joined).is_some()) {
+            return self.message(&joined, &raw, prefix, true, number);
+        }
+        if header::is_half(&message) {
+            self.half = Some(message.clone().into_owned());
+        }
         if self.overlong {
             self.message(&message, &format!("{raw} [truncated]"), prefix, candidate, number);
         } else {

@@ -2,7 +2,9 @@
 
 use crate::body::{self, Body};
 use crate::frames::{Site, guilty};
-use crate::header::{Header, Place};
+use crate::header::{Header, Place, Proof};
+use crate::machinery::is_machinery;
+use crate::names::canonical;
 use crate::prefix::Caller;
 use crate::{Kind, Report, oops};
 
@@ -46,14 +48,21 @@ pub(crate) struct Open {
     aside: bool,
     /// Nor is the next one.
     aside_next: bool,
+    /// Saw lockdep's `stack backtrace:`.
+    backtrace: bool,
+    /// The next frame is none of a stack.
+    stale: bool,
     traces: u32,
     cpu_lines: u32,
     die_seen: bool,
     /// Another program's line came between; corrupted if the report goes on.
     split: bool,
     access: Option<&'static str>,
-    lock: Option<String>,
+    /// Where the lock was taken, and whether a module did.
+    lock: Option<(String, bool)>,
     lock_next: bool,
+    /// What a worker was doing.
+    work: Option<String>,
     comm: Option<(u32, String)>,
 }
 
@@ -86,6 +95,8 @@ impl Open {
             stack: 0,
             aside: false,
             aside_next: false,
+            backtrace: false,
+            stale: false,
             traces: 0,
             cpu_lines: 0,
             die_seen,
@@ -93,6 +104,7 @@ impl Open {
             access: None,
             lock: None,
             lock_next: false,
+            work: None,
             comm: None,
         };
         open.keep(raw, true);
@@ -125,7 +137,9 @@ impl Open {
             self.gap += u32::from(body == Body::Other);
         }
         let strong = belongs && !matches!(body, Body::Rule | Body::End);
-        self.proven |= strong;
+        // Text without time stamps is anybody's: words alone prove nothing then.
+        let words = !self.stamped && !self.header.exact && matches!(body, Body::Strong | Body::Access { .. });
+        self.proven |= strong && !words;
         self.keep(raw, belongs);
         self.take(body);
     }
@@ -137,17 +151,29 @@ impl Open {
     }
 
     fn take(&mut self, body: Body<'_>) {
+        let stale = std::mem::take(&mut self.stale);
         match body {
+            Body::Frame(_) if stale => {}
             Body::Frame(frame) => {
                 self.site(frame.function, frame.module, frame.reliable, false);
             }
             // A jump to nowhere is kept without a name: the pointers that follow are not where it happened.
-            Body::Pointer { function, kernel: true } => self.site(function.unwrap_or(""), false, true, true),
+            Body::Pointer { function, module, kernel: true } => {
+                self.site(function.unwrap_or(""), module, true, true);
+            }
             Body::Pointer { .. } => {}
             Body::NewStack => self.next_stack(),
             Body::Aside => self.aside_next = true,
             Body::Trace => self.traces += 1,
-            Body::Backtrace => self.sites.clear(),
+            Body::Backtrace => {
+                self.sites.clear();
+                self.backtrace = true;
+            }
+            Body::History => {
+                self.aside_next = true;
+                self.next_stack();
+            }
+            Body::Stale => self.stale = true,
             Body::Cpu { cpu, pid, comm } => {
                 self.cpu_lines += 1;
                 // A CPU shows its own stack without a word before it.
@@ -183,7 +209,10 @@ impl Open {
                     self.header.function = Some(function.to_string());
                 }
             }
-            Body::Strong | Body::Weak | Body::Request | Body::Other => {}
+            Body::Work { function } if !self.aside && self.work.is_none() => {
+                self.work = Some(canonical(function).into_owned());
+            }
+            Body::Work { .. } | Body::Strong | Body::Weak | Body::Request | Body::Other => {}
         }
     }
 
@@ -194,7 +223,10 @@ impl Open {
 
     fn site(&mut self, function: &str, module: bool, reliable: bool, pointer: bool) {
         if self.sites.len() < SITE_LIMIT {
-            let function = function.to_string();
+            let function = match module {
+                true => function.to_string(),
+                false => canonical(function).into_owned(),
+            };
             self.sites.push(Site {
                 function,
                 module,
@@ -215,12 +247,12 @@ impl Open {
         }
         let text = message.trim();
         if let Some(site) = text.strip_prefix("caller is ").or(self.lock_next.then_some(text)) {
-            self.lock = body::frame(site).map(|f| f.function.to_string());
+            self.lock = body::frame(site).map(|f| (f.function.to_string(), f.module));
             self.lock_next = false;
             return;
         }
         match body::lock_site(message) {
-            Some(Some(function)) => self.lock = Some(function.to_string()),
+            Some(Some(frame)) => self.lock = Some((frame.function.to_string(), frame.module)),
             Some(None) => self.lock_next = true,
             None => {}
         }
@@ -338,17 +370,24 @@ impl Open {
     /// Closes the report as real.
     pub(crate) fn into_report(mut self, truncated: bool) -> Report {
         self.text.truncate(self.kept);
+        let headless = shows_stack(self.header.kind)
+            && self.header.proof == Proof::Needed
+            && !self.ended
+            && !self.stack_seen();
         let named = self.header.function.take().or_else(|| {
-            let lock = self.lock.take()?;
-            (!crate::frames::is_machinery(&lock)).then_some(lock)
+            let (lock, module) = self.lock.take()?;
+            (module || !is_machinery(&lock)).then_some(lock)
         });
         if self.header.fallback.is_some() {
             // What the header names beats a frame that the unwinder doubts.
             self.sites.retain(|s| s.reliable);
         }
         let found = || guilty(self.header.search(), &self.sites).map(str::to_string);
-        let function =
-            named.or_else(found).or_else(|| self.header.fallback.take()).or_else(|| self.pointed_at());
+        let function = named
+            .or_else(found)
+            .or_else(|| self.header.fallback.take())
+            .or_else(|| self.work.take())
+            .or_else(|| self.pointed_at());
         let access = if self.header.kind == Kind::Kasan { self.access.unwrap_or("") } else { "" };
         let mut title = std::mem::take(&mut self.header.stem);
         let panicked = self.panicked || title.starts_with("kernel panic");
@@ -365,10 +404,15 @@ impl Open {
             task: self.header.task.or(task),
             cpu: self.header.cpu.or(cpu),
             line: self.line,
-            corrupted: self.corrupted || self.lost || truncated,
+            corrupted: self.corrupted || self.lost || truncated || headless,
             panicked,
             text: self.text,
         }
+    }
+
+    /// Whether any stack came, even without a frame in it.
+    fn stack_seen(&self) -> bool {
+        self.traces > 0 || self.sites.iter().any(|s| !s.pointer && !s.aside)
     }
 
     /// Where an oops happened, even if that is mere machinery.
@@ -399,4 +443,31 @@ impl Open {
             .iter()
             .any(|s| matches!(s.function.as_str(), "do_exit" | "make_task_dead" | "rewind_stack_do_exit"))
     }
+}
+
+/// Whether a whole report of `kind` shows the stack of the trouble, on all kernels.
+fn shows_stack(kind: Kind) -> bool {
+    use Kind::*;
+    oops::is_oops(kind)
+        || matches!(
+            kind,
+            Warning
+                | HungTask
+                | SoftLockup
+                | Kasan
+                | Kfence
+                | Kmsan
+                | Kcsan
+                | Ubsan
+                | Deadlock
+                | LockState
+                | SuspiciousRcu
+                | SchedulingWhileAtomic
+                | SleepInAtomic
+                | Preemptible
+                | Refcount
+                | ListCorruption
+                | Odebug
+                | BadPage
+        )
 }

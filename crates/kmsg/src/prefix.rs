@@ -59,10 +59,11 @@ pub(crate) fn split(line: &[u8]) -> Prefix {
             break;
         }
     }
-    if at.origin == Origin::Unknown
-        && let Some(start) = mid_line(line)
+    // The kernel itself does not end some lines before another message starts.
+    if matches!(at.origin, Origin::Unknown | Origin::Kernel)
+        && let Some(start) = mid_line(&line[at.pos..])
     {
-        let mut inner = At { line, pos: start, origin: Origin::Unknown, caller: None };
+        let mut inner = At { line, pos: at.pos + start, origin: Origin::Unknown, caller: None };
         while inner.step() {}
         return Prefix { start: inner.pos, origin: Origin::MidLine, caller: inner.caller };
     }
