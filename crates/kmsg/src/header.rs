@@ -5,7 +5,7 @@ use crate::frames::Search;
 use crate::machinery::is_machinery;
 use crate::names::canonical;
 use crate::scan::{Scan, plain, symbol};
-use crate::single::{after_comm, io, leak, netdevice, out_of_memory, vfs};
+use crate::single::{after_comm, io, irq, leak, msr, netdevice, out_of_memory, vfs};
 use crate::{Kind, lockdep, oops};
 
 /// How a header is believed.
@@ -128,8 +128,10 @@ pub(crate) fn parse(message: &str) -> Option<Header> {
         b'C' => hard_lockup(text),
         b'V' => vfs(text),
         b'a' | b'b' | b'c' | b'f' | b'o' => oops::parse(text),
-        b'K' | b'k' | b'g' | b'd' | b'i' | b's' | b'P' | b't' => oops::parse(text).or_else(|| leak(text)),
-        b'u' => leak(text).or_else(|| netdevice(text)),
+        b'K' | b'k' | b'g' | b'd' | b'i' | b's' | b'P' | b't' => {
+            oops::parse(text).or_else(|| leak(text)).or_else(|| irq(text))
+        }
+        b'u' => leak(text).or_else(|| netdevice(text)).or_else(|| msr(text)),
         _ => None,
     }
     .or_else(|| io(text))
