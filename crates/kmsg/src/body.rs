@@ -90,6 +90,18 @@ pub(crate) fn frame(text: &str) -> Option<Frame<'_>> {
     let mut rest = text;
     if let Some(tail) = rest.strip_prefix("[<") {
         rest = tail.split_once(">]")?.1.trim_start();
+        if let Some(frame) = arm_frame(rest) {
+            return Some(frame);
+        }
+    } else if rest.starts_with('[') {
+        // 64-bit POWER: `[SP] [ADDR] F+0x1/0x2`.
+        for _ in 0..2 {
+            let (address, tail) = rest.strip_prefix('[')?.split_once("] ")?;
+            if address.len() != 16 || !address.bytes().all(|b| b.is_ascii_hexdigit()) {
+                return None;
+            }
+            rest = tail;
+        }
     }
     let reliable = match rest.strip_prefix("? ") {
         Some(tail) => {
@@ -106,6 +118,13 @@ pub(crate) fn frame(text: &str) -> Option<Frame<'_>> {
     }
     let (name, place) = rest.strip_suffix(" [inline]")?.split_once(' ')?;
     is_source(place).then_some(Frame { function: plain(name), module: false, reliable })
+}
+
+/// `(F) from [<ADDR>] (G+0x1/0x2)`, as 32-bit ARM has it: the next line names G again.
+fn arm_frame(text: &str) -> Option<Frame<'_>> {
+    let (name, caller) = text.strip_prefix('(')?.split_once(") from [<")?;
+    let (name, module) = name.split_once(' ').map_or((name, false), |(name, tail)| (name, is_module(tail)));
+    caller.contains(">] (").then_some(Frame { function: plain(name), module, reliable: true })
 }
 
 /// ` [module]` behind a symbol, as opposed to ` [inline]`.
@@ -498,6 +517,14 @@ mod tests {
         assert_eq!(
             name(" context_switch kernel/sched/core.c:5399 [inline]"),
             Some(("context_switch", false, true))
+        );
+        assert_eq!(
+            name("[<8013fee8>] (do_work) from [<8207ed1c>] (run+0x12c/0x208)"),
+            Some(("do_work", false, true))
+        );
+        assert_eq!(
+            name("[c000000049a87710] [c0000000000286fc] mmput+0xbc/0x260"),
+            Some(("mmput", false, true))
         );
         assert_eq!(name("see func+0x5c/0x70"), None);
         assert_eq!(name("func+0x5c/0x70 failed"), None);

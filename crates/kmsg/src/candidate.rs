@@ -35,7 +35,7 @@ pub(crate) fn is_candidate(rest: &[u8]) -> bool {
         Some(b'o') => &[b"overflow"],
         Some(b'p') => &[b"print_req_error", b"protection error"],
         Some(b'r') => &[b"rcu", b"refcount_t: "],
-        Some(b's') => &[b"stack segment", b"stack guard page", b"segment not present", b"simd exception"],
+        Some(b's') => &[b"stack segment", b"stack guard page", b"segment", b"simd exception"],
         Some(b't') => &[b"traps: PANIC", b"traps: Missing ENDBR", b"turning off", b"timeout error"],
         Some(b'u') => &[b"unregister_netdevice", b"unreferenced object", b"unchecked MSR"],
         Some(b'w') => &[b"watchdog: "],

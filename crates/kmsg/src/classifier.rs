@@ -131,9 +131,16 @@ impl Classifier {
             self.lose(number, count);
             line = &line[rest..];
         }
-        let prefix = prefix::split(line);
+        let mut prefix = prefix::split(line);
         if prefix.origin == Origin::Kernel {
             self.stamped = self.stamped.saturating_add(1);
+        }
+        if prefix.origin == Origin::Kernel
+            && !is_candidate(&line[prefix.start..])
+            && let Some(second) = prefix::second(line, prefix.start)
+            && is_candidate(&line[second.start..])
+        {
+            prefix = second;
         }
         let rest = &line[prefix.start..];
         let joined = self.half.take().map(|half| format!("{half} {}", String::from_utf8_lossy(rest)));

@@ -101,6 +101,7 @@ impl Header {
             SoftLockup | HardLockup | RcuStall => Search::Interrupted,
             StackOverflow | DoubleFault => Search::Recursion,
             MemoryLeak => Search::Leak,
+            BadPage => Search::Owner,
             kind if oops::is_oops(kind) => Search::Pointer,
             _ => Search::Frames,
         }

@@ -63,6 +63,13 @@ pub(crate) fn parse(text: &str) -> Option<Header> {
     if text.starts_with("Unable to handle kernel paging request at virtual address") {
         return Some(Header::new(Kind::PageFault, PAGING));
     }
+    if let Some((what, _)) =
+        text.strip_prefix("Unable to handle kernel ").and_then(|rest| rest.split_once(" at virtual address"))
+    {
+        // `access to user memory without uaccess routines`, `execution of user memory`, ...
+        let what = what.split(" without ").next().unwrap_or(what);
+        return Some(Header::new(Kind::PageFault, format!("BUG: unable to handle kernel {what}")));
+    }
     if let Some(site) = text.strip_prefix("traps: Missing ENDBR: ") {
         // An indirect call of a function without landing pad, as calls of original code past its entry are; `kernel BUG at` follows.
         let function = symbol(site).map(|(f, _)| f.to_string());
@@ -109,6 +116,7 @@ fn die(text: &str) -> Option<Header> {
         ("kernel stack corruption", Kind::StackOverflow, "kernel stack corruption"),
     ];
     let inner = text.strip_prefix("Oops: ").unwrap_or(text);
+    let inner = inner.strip_prefix("segment-related ").unwrap_or(inner);
     let number = inner.split_once("[#").and_then(|(_, n)| n.split_once(']')).map(|(n, _)| n);
     let counted = number.is_some_and(|n| n.parse::<u32>().is_ok());
     let trap = TRAPS

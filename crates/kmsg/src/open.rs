@@ -376,7 +376,13 @@ impl Open {
             && !self.stack_seen();
         let named = self.header.function.take().or_else(|| {
             let (lock, module) = self.lock.take()?;
-            (module || !is_machinery(&lock)).then_some(lock)
+            match module || !is_machinery(&lock) {
+                true => Some(lock),
+                false => {
+                    self.header.fallback = Some(lock);
+                    None
+                }
+            }
         });
         if self.header.fallback.is_some() {
             // What the header names beats a frame that the unwinder doubts.

@@ -59,15 +59,21 @@ pub(crate) fn split(line: &[u8]) -> Prefix {
             break;
         }
     }
-    // The kernel itself does not end some lines before another message starts.
-    if matches!(at.origin, Origin::Unknown | Origin::Kernel)
-        && let Some(start) = mid_line(&line[at.pos..])
+    if at.origin == Origin::Unknown
+        && let Some(inner) = second(line, 0)
     {
-        let mut inner = At { line, pos: at.pos + start, origin: Origin::Unknown, caller: None };
-        while inner.step() {}
-        return Prefix { start: inner.pos, origin: Origin::MidLine, caller: inner.caller };
+        return inner;
     }
     Prefix { start: at.pos, origin: at.origin, caller: at.caller }
+}
+
+/// The message that starts behind a time stamp in the middle of `line`, past `from`: the kernel does not end some lines before another
+/// message starts.
+pub(crate) fn second(line: &[u8], from: usize) -> Option<Prefix> {
+    let pos = from + mid_line(&line[from..])?;
+    let mut inner = At { line, pos, origin: Origin::Unknown, caller: None };
+    while inner.step() {}
+    Some(Prefix { start: inner.pos, origin: Origin::MidLine, caller: inner.caller })
 }
 
 struct At<'a> {
