@@ -55,8 +55,6 @@ pub(crate) struct Open {
     traces: u32,
     cpu_lines: u32,
     die_seen: bool,
-    /// Another program's line came between; corrupted if the report goes on.
-    split: bool,
     access: Option<&'static str>,
     /// Where the lock was taken, and whether a module did.
     lock: Option<(String, bool)>,
@@ -100,7 +98,6 @@ impl Open {
             traces: 0,
             cpu_lines: 0,
             die_seen,
-            split: false,
             access: None,
             lock: None,
             lock_next: false,
@@ -130,8 +127,6 @@ impl Open {
         self.lock_lines(message);
         let belongs = !matches!(body, Body::Other | Body::Weak | Body::Request);
         if belongs {
-            self.corrupted |= self.split && !self.ended;
-            self.split = false;
             self.gap = 0;
         } else {
             self.gap += u32::from(body == Body::Other);
@@ -144,9 +139,8 @@ impl Open {
         self.take(body);
     }
 
-    /// A line of a program in the middle of the report.
+    /// A line of a program in the middle of the report: a whole line between whole lines, nothing is lost.
     pub(crate) fn push_foreign(&mut self, raw: &str) {
-        self.split = true;
         self.keep(raw, false);
     }
 
@@ -370,10 +364,11 @@ impl Open {
     /// Closes the report as real.
     pub(crate) fn into_report(mut self, truncated: bool) -> Report {
         self.text.truncate(self.kept);
+        // Lockdep shows no stack where a task that still holds a lock leaves the kernel.
+        let leaving = self.header.kind == Kind::LockMisuse && self.header.stem.ends_with("user space");
         let headless = shows_stack(self.header.kind)
             && self.header.proof == Proof::Needed
-            && !self.ended
-            && !self.stack_seen();
+            && !(leaving || self.ended || self.stack_seen());
         let named = self.header.function.take().or_else(|| {
             let (lock, module) = self.lock.take()?;
             match module || !is_machinery(&lock) {
@@ -475,5 +470,7 @@ fn shows_stack(kind: Kind) -> bool {
                 | ListCorruption
                 | Odebug
                 | BadPage
+                | Spinlock
+                | LockMisuse
         )
 }
