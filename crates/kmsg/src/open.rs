@@ -59,6 +59,8 @@ pub(crate) struct Open {
     /// Where the lock was taken, and whether a module did.
     lock: Option<(String, bool)>,
     lock_next: bool,
+    /// The place is known, or will not come any more.
+    locks_over: bool,
     /// What a worker was doing.
     work: Option<String>,
     comm: Option<(u32, String)>,
@@ -101,6 +103,7 @@ impl Open {
             access: None,
             lock: None,
             lock_next: false,
+            locks_over: false,
             work: None,
             comm: None,
         };
@@ -232,23 +235,32 @@ impl Open {
         }
     }
 
-    /// Lockdep names the place of the offending lock before any stack.
+    /// Lockdep names the place of the offending lock before any stack, then that of the lock already held: the first that is no helper counts.
     fn lock_lines(&mut self, message: &str) {
         use Kind::*;
-        if !matches!(self.header.kind, Deadlock | LockState | LockMisuse | Preemptible) || self.lock.is_some()
-        {
+        let names = matches!(self.header.kind, Deadlock | LockState | LockMisuse | Preemptible);
+        if !names || self.locks_over {
             return;
         }
         let text = message.trim();
-        if let Some(site) = text.strip_prefix("caller is ").or(self.lock_next.then_some(text)) {
-            self.lock = body::frame(site).map(|f| (f.function.to_string(), f.module));
+        self.locks_over = text.contains("dependency chain") || text.starts_with("other info that");
+        let found = if let Some(site) = text.strip_prefix("caller is ").or(self.lock_next.then_some(text)) {
             self.lock_next = false;
-            return;
-        }
-        match body::lock_site(message) {
-            Some(Some(frame)) => self.lock = Some((frame.function.to_string(), frame.module)),
-            Some(None) => self.lock_next = true,
-            None => {}
+            body::frame(site)
+        } else {
+            match body::lock_site(message) {
+                Some(None) => {
+                    self.lock_next = true;
+                    None
+                }
+                found => found.flatten(),
+            }
+        };
+        if let Some(frame) = found {
+            self.locks_over = frame.module || !is_machinery(frame.function);
+            if self.lock.is_none() || self.locks_over {
+                self.lock = Some((frame.function.to_string(), frame.module));
+            }
         }
     }
 
