@@ -399,6 +399,28 @@ const STRONG: &[&str] = &[
     "Showing backtraces of running workers",
 ];
 
+/// Those of the above that can start a line of any program as well.
+const EVERYDAY: &[&str] = &[
+    "file:",
+    "addr:",
+    "index ",
+    "lock: ",
+    "page:",
+    "Object ",
+    "Padding ",
+    "Redzone ",
+    "division ",
+    "load of ",
+    "left shift of ",
+    "shift exponent ",
+    "Code: ",
+];
+
+/// Whether `message` proves nothing unless the kernel's time stamp is before it.
+pub(crate) fn is_everyday(message: &str) -> bool {
+    EVERYDAY.iter().any(|word| message.trim_start().starts_with(word))
+}
+
 /// Parts of lines that only a dump has; each starts a word.
 const STRONG_INSIDE: &[&str] = &[
     "is trying to acquire",

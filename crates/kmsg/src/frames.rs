@@ -117,7 +117,7 @@ fn enters_interrupt(name: &str) -> bool {
 /// Whether the function waits until RCU's grace period is over. Who waits is a bystander: one that never ends is the fault of a reader.
 fn waits_for_grace(name: &str) -> bool {
     let known = ["synchronize_rcu", "synchronize_sched", "synchronize_srcu", "__synchronize_srcu"];
-    known.iter().any(|k| name.starts_with(k))
+    known.iter().any(|k| name.starts_with(k)) && !name.starts_with("synchronize_rcu_tasks")
 }
 
 /// The function that calls itself, through others or not: a module's before the kernel's, then the one nearest to the entry, as the top of

@@ -91,7 +91,7 @@ const TABLE: &[(&str, &str)] = &[
         write_comp_data check_kcov_mode save_stack* __save_stack* arch_stack_walk* stack_trace_* unwind_* !unwind_next_frame
         get_stack_info* deref_stack_reg stack_depot* depot_* set_track* read_word_at_a_time __read_once* read_once*
         is_ftrace_trampoline is_bpf_text_address* __kernel_text_address kernel_text_address bpf_ksym_* __orc_find orc_*
-        __x86_indirect_thunk* __x86_return_thunk instrument_* __pfx_* __cfi_* ftrace_* !ftrace_profile* trace_event_* perf_trace*
+        __x86_indirect_thunk* __x86_return_thunk instrument_* __pfx_* __cfi_* ftrace_* !ftrace_profile* !ftrace_shutdown* trace_event_* perf_trace*
         perf_tp_event* trace_call_bpf* kprobe_* __fentry__ arch_jump_label* __jump_label*",
     ),
     (

@@ -52,6 +52,8 @@ pub(crate) struct Open {
     backtrace: bool,
     /// The next frame is none of a stack.
     stale: bool,
+    /// The stack tells what was before.
+    history: bool,
     traces: u32,
     cpu_lines: u32,
     die_seen: bool,
@@ -97,6 +99,7 @@ impl Open {
             aside_next: false,
             backtrace: false,
             stale: false,
+            history: false,
             traces: 0,
             cpu_lines: 0,
             die_seen,
@@ -136,7 +139,9 @@ impl Open {
         }
         let strong = belongs && !matches!(body, Body::Rule | Body::End);
         // Text without time stamps is anybody's: words alone prove nothing then.
-        let words = !self.stamped && !self.header.exact && matches!(body, Body::Strong | Body::Access { .. });
+        let words = !self.stamped
+            && matches!(body, Body::Strong | Body::Access { .. })
+            && (!self.header.exact || body::is_everyday(message));
         self.proven |= strong && !words;
         self.keep(raw, belongs);
         self.take(body);
@@ -169,12 +174,13 @@ impl Open {
             Body::History => {
                 self.aside_next = true;
                 self.next_stack();
+                self.history = true;
             }
             Body::Stale => self.stale = true,
             Body::Cpu { cpu, pid, comm } => {
                 self.cpu_lines += 1;
-                // A CPU shows its own stack without a word before it.
-                if self.sites.last().is_some_and(|s| s.stack == self.stack && s.aside) {
+                // A CPU shows its own stack without a word before it, also after what was before.
+                if self.history || self.sites.last().is_some_and(|s| s.stack == self.stack && s.aside) {
                     self.next_stack();
                 }
                 if self.comm.is_none() && !self.aside {
@@ -215,6 +221,7 @@ impl Open {
 
     fn next_stack(&mut self) {
         self.stack += 1;
+        self.history = false;
         self.aside = std::mem::take(&mut self.aside_next);
     }
 
@@ -367,7 +374,7 @@ impl Open {
         let truncated = !self.proven;
         // The text of an old kernel's warning stands between its header and its dump.
         let near = self.gap == 0 || self.gap == 1 && self.header.kind == Kind::Warning;
-        if truncated && !(self.lost || cut && self.header.exact && near) {
+        if truncated && !(self.lost || cut && self.header.exact && self.stamped && near) {
             return Verdict::Unproven;
         }
         Verdict::Real(self.into_report(truncated))
