@@ -5,11 +5,11 @@ use memchr::memchr;
 /// Whether a message can be a header or notice at all: a quick look, for every line.
 pub(crate) fn is_candidate(rest: &[u8]) -> bool {
     let starts: &[&[u8]] = match rest.first() {
-        Some(b'A') => &[b"Aborting journal on device "],
+        Some(b'A') => &[b"Aborting journal on device ", b"Allocated in "],
         Some(b'B') => &[b"BUG", b"Buffer I/O", b"BTRFS"],
         Some(b'D') => &[b"Disabling lock"],
         Some(b'E') => &[b"EXT"],
-        Some(b'F') => &[b"F2FS", b"FAT", b"Future hung"],
+        Some(b'F') => &[b"F2FS", b"FAT", b"Future hung", b"Freed in "],
         Some(b'I') => &[b"INFO: ", b"I/O error", b"Internal error"],
         Some(b'K') => &[b"Kernel panic"],
         Some(b'L') => &[b"Linux version"],

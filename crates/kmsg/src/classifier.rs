@@ -142,6 +142,13 @@ impl Classifier {
         {
             prefix = second;
         }
+        // A few kernels indent whole reports.
+        if self.open.is_empty()
+            && prefix.origin == Origin::Kernel
+            && line[prefix.start..].strip_prefix(b" ").is_some_and(is_candidate)
+        {
+            prefix.start += 1;
+        }
         let rest = &line[prefix.start..];
         let joined = self.half.take().map(|half| format!("{half} {}", String::from_utf8_lossy(rest)));
         let candidate = is_candidate(rest) || joined.is_some();
@@ -187,9 +194,17 @@ impl Classifier {
             self.notice(notice, message, raw, number);
         } else if let Some(header) = header::parse(message) {
             self.header(header, raw, prefix, number);
+        } else if let Some(header) = self.headless(message, prefix.origin) {
+            self.header(header, raw, prefix, number);
+            self.open.iter_mut().for_each(|open| open.corrupted = true);
         } else {
             self.belong(message, raw, prefix);
         }
+    }
+
+    /// A report of which the start was lost, by a line that nothing else has.
+    fn headless(&self, message: &str, origin: Origin) -> Option<Header> {
+        (self.open.is_empty() && origin == Origin::Kernel).then(|| header::orphan(message)).flatten()
     }
 
     /// A line without stamp where the kernel's lines have one.

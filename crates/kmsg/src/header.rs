@@ -288,6 +288,17 @@ fn slab(rest: &str) -> Option<Header> {
     Some(Header::new(Kind::SlabCorruption, format!("BUG {cache}: {what}")).alone())
 }
 
+/// `INFO: Allocated in F+0x1/0x2 age=1 cpu=1 pid=2` and the like (without `INFO: ` since 5.14), without the header of SLUB's report: it
+/// was lost.
+pub(crate) fn orphan(message: &str) -> Option<Header> {
+    let text = message.strip_prefix("INFO: ").unwrap_or(message);
+    let site = text.strip_prefix("Allocated in ").or_else(|| text.strip_prefix("Freed in "))?;
+    let (_, tail) = symbol(site)?;
+    (tail.trim_start().starts_with("age=") && tail.contains(" pid=")).then(|| {
+        Header::new(Kind::SlabCorruption, "BUG: slab corruption, of which the start was lost").alone()
+    })
+}
+
 /// kmemleak's list, as a script prints it to the console.
 fn leak_list(rest: &str) -> Option<Header> {
     (rest == "memory leak").then(|| Header::new(Kind::MemoryLeak, "memory leak"))

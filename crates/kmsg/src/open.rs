@@ -372,8 +372,9 @@ impl Open {
     /// Closes the report. `cut` tells that the console ended, or went on elsewhere, before the report was complete.
     pub(crate) fn close(self, cut: bool) -> Verdict {
         let truncated = !self.proven;
-        // The text of an old kernel's warning stands between its header and its dump.
-        let near = self.gap == 0 || self.gap == 1 && self.header.kind == Kind::Warning;
+        // The text of an old kernel's warning stands between its header and its dump; what kills the machine at once may be cut anywhere.
+        let one_between = matches!(self.header.kind, Kind::Warning | Kind::DoubleFault);
+        let near = self.gap == 0 || self.gap == 1 && one_between;
         if truncated && !(self.lost || cut && self.header.exact && self.stamped && near) {
             return Verdict::Unproven;
         }
