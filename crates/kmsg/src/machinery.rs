@@ -12,7 +12,7 @@ const TABLE: &[(&str, &str)] = &[
         warn_slowpath* __warn* warn_bogus_irq_restore report_bug fixup_bug handle_bug panic panic_* vpanic *_panic oops_end oops_begin
         die die_* __die* bust_spinlocks make_task_dead rewind_stack_* __stack_chk_fail fail_dump should_fail* should_failslab
         trigger_*backtrace* arch_trigger_* nmi_* rcu_dump_cpu_stacks printk* vprintk* _printk __printk* console_* !console_lock
-        !console_device __schedule_bug assertfail* __assertion_failed btrfs_assertfail* show_fault_oops __show_regs
+        !console_device __schedule_bug assertfail* assfail xfs_asswarn __assertion_failed btrfs_assertfail* show_fault_oops __show_regs
         dump_header oom_kill_process dump_page __dump_page print_bad_pte print_modules
         check_panic_on_warn print_tainted get_taint",
     ),
@@ -60,7 +60,7 @@ const TABLE: &[(&str, &str)] = &[
         "down down_* __down* up up_read up_write rwsem_* __rwsem* call_rwsem* percpu_down* __percpu_down* percpu_rwsem* mutex_* __mutex*
         ww_mutex* __ww_mutex* rt_mutex* __rt_mutex* rtlock* __rtlock* rt_spin* rt_read* rt_write* atomic_dec_and_mutex_lock
         _raw_* __raw_* do_raw_* queued_* native_queued* native_* !native_apic_mem_write __pv_* pv_* !pv_clock* spin_lock* spin_unlock*
-        spin_trylock* __spin_* arch_spin_* arch_read* arch_write* ticket_spin* spin_bug spin_dump rwlock_bug osq_lock seqlock_* __seqprop*
+        spin_trylock* read_lock* read_unlock* write_lock* write_unlock* raw_read_* raw_write_* __spin_* arch_spin_* arch_read* arch_write* ticket_spin* spin_bug spin_dump rwlock_bug osq_lock seqlock_* __seqprop*
         ldsem_* __ldsem* lockref_* *_atomic_dec_and_lock* _atomic_dec_and_raw_lock* __local_bh* local_bh* __bh_* bit_spin_*
         lock_sock* release_sock __lock_sock __release_sock lock_timer_base lock_hrtimer_base task_rq_lock* __task_rq_lock* raw_spin_rq_* tty_ldisc_lock* __tty_ldisc_lock* tty_lock* reiserfs_write_lock*
         task_blocks_on_rt_mutex lock_page __lock_page* __folio_lock*",
@@ -118,10 +118,10 @@ const TABLE: &[(&str, &str)] = &[
     (
         "memory, strings, checksums, formatting",
         "mem*cpy* memcpy* __memcpy* memset* __memset* memmove* __memmove* memcmp* memchr* memscan mem*_page* str*cmp strlen strnlen strcpy strncpy
-        strlcpy strlcat strcat strncat strscpy* sized_strscpy* strchr* strrchr strnchr* strstr strnstr strsep strspn strcspn strpbrk strim
+        strlcpy strlcat strcat strncat strscpy* sized_strscpy* strchr* strrchr strnchr* strstr strnstr strsep strspn strcspn strpbrk strim strreplace string_escape_* bin2hex hex_to_bin match_token seq_printf seq_puts seq_putc seq_write seq_vprintf 
         skip_spaces copy_user_* copy_to_user* copy_from_user* copyin copyout _copy_* __copy_* !__copy_siginfo*
         __get_user* __put_user* _inline_copy* raw_copy_* rep_movs* simple_copy_to_iter _copy_from_iter* _copy_to_iter* copy_from_iter*
-        copy_to_iter* copy_page_*_iter* copyin_* fortify_* __fortify* csum_partial* crc16* crc32* crc_* crc64* __crc* crc7* hex_string
+        copy_to_iter* copy_page_*_iter* copyin_* fault_in_* sg_next sg_init_* sg_copy_* sg_miter_* fortify_* __fortify* csum_partial* crc16* crc32* crc_* crc64* __crc* crc7* hex_string
         hex_dump_* print_hex_dump* va_format device_printk* string string_nocheck symbol_string vsnprintf vscnprintf snprintf scnprintf sprintf vsprintf sprint_symbol* pointer
         number format_decode kvasprintf* kasprintf* simple_strto* kstrto* _kstrto* __kstrto* sscanf vsscanf jhash* siphash* xxh32* xxh64*
         sort sort_r bsearch find_*_bit* _find_* __bitmap_* bitmap_* !bitmap_ip* !bitmap_port* hweight* div*_u64* __div64* prandom_* get_random_*
@@ -132,14 +132,14 @@ const TABLE: &[(&str, &str)] = &[
         "refcount_* __refcount* kref_* list_add* list_del* __list_* list_move* list_splice* list_lru_* __slow_* hlist_* rb_* __rb_*
         atomic_* atomic64_* arch_atomic* raw_atomic* set_bit test_bit clear_bit test_and_* xas_* xa_* __xa_* radix_tree_* !radix_tree_node_alloc
         __radix_tree_* idr_* ida_* klist_* llist_* rhashtable_* __rhashtable_* rht_* !rht_deferred_worker interval_tree_* timerqueue_*
-        percpu_ref_* percpu_counter_* __percpu_counter_* percpu_* sbitmap_* __sbitmap_* ref_tracker_* assoc_array_* mas_* mtree_*
+        put_pid put_task_struct* put_cred* __put_cred module_put percpu_ref_* percpu_counter_* __percpu_counter_* percpu_* sbitmap_* __sbitmap_* ref_tracker_* assoc_array_* mas_* mtree_*
         page_counter_* !page_counter_cancel list_sort plist_*",
     ),
     (
         "timers and debug objects",
         "del_timer* try_to_del_timer* __try_to_del* timer_delete* __timer_delete* add_timer* mod_timer* __mod_timer* timer_reduce
         timer_shutdown* detach_timer detach_if_pending init_timer_key do_init_timer timer_is_static_object timer_fixup* hrtimer_cancel
-        hrtimer_try_to_cancel hrtimer_start* hrtimer_init* __hrtimer_start* internal_add_timer debug_print_object
+        hrtimer_try_to_cancel hrtimer_active hrtimer_forward* hrtimer_start* hrtimer_init* __hrtimer_start* internal_add_timer debug_print_object
         debug_object* __debug_object* __debug_check* debug_check_no_obj* debug_timer* debug_hrtimer* debug_work* debug_rcu*
         work_is_static_object sk_stop_timer* lookup_object_or_alloc",
     ),
@@ -153,7 +153,9 @@ const TABLE: &[(&str, &str)] = &[
     (
         "kobjects, devices, sysfs, proc",
         "kobject_* __kobject_* kset_* add_uevent_var device_add device_del device_register device_unregister device_initialize device_destroy
-        device_create* device_for_each_child* device_find_* device_release device_remove_* __device_release_driver device_release_driver*
+        device_create* device_for_each_child* device_find_* device_rename device_move device_release device_remove_*
+        driver_register driver_unregister bus_register bus_unregister class_create* class_destroy class_register* class_unregister
+        platform_device_add platform_device_del platform_device_register* platform_device_unregister dev_err_probe __device_release_driver device_release_driver*
         device_links_* device_pm_* device_attach __device_attach* driver_probe_device __driver_probe_device really_probe
         driver_sysfs_* bus_remove_device bus_add_device bus_probe_device bus_for_each_* get_device* !get_device_system* put_device devm_*
         devres_* release_nodes cleanup_glue_dir class_dev_iter* dpm_sysfs_* pm_runtime_* __pm_runtime_* sysfs_* !sysfs_warn_dup
@@ -170,16 +172,16 @@ const TABLE: &[(&str, &str)] = &[
         "socket buffers and network devices",
         "skb_over_panic skb_under_panic kfree_skb* __kfree_skb* sk_skb_reason_drop consume_skb __consume_* skb_release* skb_free* skb_put*
         __skb_put* skb_push* __skb_push* skb_pull* __skb_pull* __pskb_* pskb_* skb_copy* __skb_copy* skb_clone* skb_dequeue* __skb_dequeue*
-        skb_queue_* __skb_queue_* skb_unlink __skb_unlink skb_trim ___pskb_trim skb_reserve skb_checksum* __skb_checksum* skb_set_*
+        skb_queue_* __skb_queue_* skb_unlink __skb_unlink skb_append skb_ensure_writable skb_expand_head skb_array_* skb_trim ___pskb_trim skb_reserve skb_checksum* __skb_checksum* skb_set_*
         skb_orphan* skb_pad __skb_pad __dev_kfree_skb* dev_kfree_skb* __build_skb* build_skb* 
         __netdev_alloc_skb skb_to_sgvec* unregister_netdevice_* !unregister_netdevice_notifier* rollback_registered* unregister_netdev
         call_netdevice_notifiers* notifier_call_chain raw_notifier_* blocking_notifier_*
         atomic_notifier_* __blocking_notifier* dev_printk* __dev_printk* dev_vprintk* _dev_* __netdev_printk* netdev_printk netdev_err
-        netdev_warn netdev_info nla_* __nla_*",
+        netdev_warn netdev_info nla_* __nla_* nlmsg_*",
     ),
     (
         "dentries, inodes, files, block requests",
-        "fast_dput dput dput_to_list __dentry_kill dentry_free umount_check d_walk do_one_tree drop_nlink fput fput_many ____fput
+        "fast_dput dput dput_to_list __dentry_kill dentry_free umount_check d_walk do_one_tree drop_nlink fput fput_many ____fput path_put mntput*
         kill_fasync iput blk_mq_freeze* blk_freeze_queue*",
     ),
     (
