@@ -9,7 +9,7 @@ pub(crate) enum Body<'a> {
     /// A stack frame.
     Frame(Frame<'a>),
     /// An instruction pointer; `None` if it is no symbol.
-    Pointer { function: Option<&'a str>, kernel: bool },
+    Pointer { function: Option<&'a str>, module: bool, kernel: bool },
     /// `CPU: N PID: N Comm: COMM`.
     Cpu { cpu: u32, pid: u64, comm: &'a str },
     /// The line with which a dump names its task.
@@ -22,6 +22,10 @@ pub(crate) enum Body<'a> {
     Aside,
     /// `stack backtrace:` of lockdep: the frames before were history.
     Backtrace,
+    /// `Allocated by task 12:`, `page last allocated via order 0`: the next frames tell what was before.
+    History,
+    /// `Preemption disabled at:`: the next line names a place that may be long left.
+    Stale,
     /// `---[ end trace 0123 ]---`, `---[ end Kernel panic ...`.
     End,
     /// A row of `=`.
@@ -30,6 +34,8 @@ pub(crate) enum Body<'a> {
     Access { write: bool },
     /// `in-flight: 123:FUNC`, `last function: FUNC`, `preempt=0x0 ... workfn=FUNC`.
     InFlight { function: &'a str },
+    /// `Workqueue: NAME FUNC`: what the worker was doing.
+    Work { function: &'a str },
     /// Another line that only such a dump has.
     Strong,
     /// A line that a dump can have, but anything else too.
@@ -84,6 +90,18 @@ pub(crate) fn frame(text: &str) -> Option<Frame<'_>> {
     let mut rest = text;
     if let Some(tail) = rest.strip_prefix("[<") {
         rest = tail.split_once(">]")?.1.trim_start();
+        if let Some(frame) = arm_frame(rest) {
+            return Some(frame);
+        }
+    } else if rest.starts_with('[') {
+        // 64-bit POWER: `[SP] [ADDR] F+0x1/0x2`.
+        for _ in 0..2 {
+            let (address, tail) = rest.strip_prefix('[')?.split_once("] ")?;
+            if address.len() != 16 || !address.bytes().all(|b| b.is_ascii_hexdigit()) {
+                return None;
+            }
+            rest = tail;
+        }
     }
     let reliable = match rest.strip_prefix("? ") {
         Some(tail) => {
@@ -94,12 +112,25 @@ pub(crate) fn frame(text: &str) -> Option<Frame<'_>> {
     };
     if let Some((function, tail)) = symbol(rest) {
         let tail = tail.trim();
-        let module = tail.starts_with('[') && !tail.starts_with("[inline");
+        let module = is_module(tail);
         let ends = tail.is_empty() || module || tail.starts_with('(') || is_source(tail);
         return ends.then_some(Frame { function, module, reliable });
     }
     let (name, place) = rest.strip_suffix(" [inline]")?.split_once(' ')?;
     is_source(place).then_some(Frame { function: plain(name), module: false, reliable })
+}
+
+/// `(F) from [<ADDR>] (G+0x1/0x2)`, as 32-bit ARM has it: the next line names G again.
+fn arm_frame(text: &str) -> Option<Frame<'_>> {
+    let (name, caller) = text.strip_prefix('(')?.split_once(") from [<")?;
+    let (name, module) = name.split_once(' ').map_or((name, false), |(name, tail)| (name, is_module(tail)));
+    caller.contains(">] (").then_some(Frame { function: plain(name), module, reliable: true })
+}
+
+/// ` [module]` behind a symbol, as opposed to ` [inline]`.
+pub(crate) fn is_module(tail: &str) -> bool {
+    let tail = tail.trim_start();
+    tail.starts_with('[') && !tail.starts_with("[inline")
 }
 
 /// `mm/madvise.c:123`, with or without something behind it.
@@ -138,10 +169,12 @@ fn pointer(text: &str) -> Option<Body<'_>> {
         scan.until(">]")?;
         scan.spaces();
     }
-    let function = symbol(scan.0).map(|(name, _)| name);
+    let named = symbol(scan.0);
+    let function = named.map(|(name, _)| name);
+    let module = named.is_some_and(|(_, tail)| is_module(tail));
     let plausible =
         function.is_some() || text.contains("[<") || scan.0.starts_with("0x") || scan.0.ends_with("(null)");
-    plausible.then_some(Body::Pointer { function, kernel })
+    plausible.then_some(Body::Pointer { function, module, kernel })
 }
 
 /// `CPU: 0 PID: 12 Comm: a b Not tainted 4.4`, with `UID: 0` since 6.12.
@@ -197,6 +230,12 @@ fn named(text: &str) -> Option<Body<'_>> {
     if text == "stack backtrace:" {
         return Some(Body::Backtrace);
     }
+    if HISTORY.iter().any(|h| text.starts_with(h)) {
+        return Some(Body::History);
+    }
+    if text.starts_with("Preemption disabled at:") {
+        return Some(Body::Stale);
+    }
     if text.starts_with("---[ end ") {
         return Some(Body::End);
     }
@@ -217,11 +256,40 @@ fn named(text: &str) -> Option<Body<'_>> {
         let end = name.find([' ', ',']).unwrap_or(name.len());
         return Some(Body::InFlight { function: plain(&name[..end]) });
     }
+    if let Some((_, function)) = text.strip_prefix("Workqueue: ").and_then(|work| work.split_once(' ')) {
+        let end = function.find(' ').unwrap_or(function.len());
+        return Some(Body::Work { function: plain(&function[..end]) });
+    }
     if text.starts_with("sysrq: ") || text.starts_with("SysRq : ") {
         return Some(Body::Request);
     }
     None
 }
+
+/// Starts of lines behind which a dump shows how things came about: who allocated, freed or queued what went wrong.
+const HISTORY: &[&str] = &[
+    "Allocated by task",
+    "Freed by task",
+    "Allocated:",
+    "Freed:",
+    "allocated by task",
+    "freed by task",
+    "INFO: Allocated in ",
+    "INFO: Freed in ",
+    "Allocated in ",
+    "Freed in ",
+    "Last potentially related work creation:",
+    "Second to last potentially related work creation:",
+    "Last call_rcu():",
+    "Uninit was created at:",
+    "Uninit was stored to memory at:",
+    "page_owner tracks the page as ",
+    "page last allocated via order",
+    "page last free stack trace:",
+    "page last free pid ",
+    "page has been migrated",
+    "page allocated via order",
+];
 
 /// Starts of lines that only a dump has.
 const STRONG: &[&str] = &[
@@ -259,16 +327,9 @@ const STRONG: &[&str] = &[
     "Showing all locks held",
     "Memory state around",
     "The buggy address",
-    "Allocated by task",
-    "Freed by task",
-    "Allocated:",
-    "Freed:",
-    "allocated by task",
-    "freed by task",
     "irq event stamp: ",
     "hardirqs last ",
     "softirqs last ",
-    "Preemption disabled at:",
     "in_atomic(): ",
     "caller is ",
     "other info that might help",
@@ -307,7 +368,6 @@ const STRONG: &[&str] = &[
     "pstate: ",
     "Internal error: ",
     "Mem abort info",
-    "Uninit was ",
     "Local variable ",
     "Use-after-free ",
     "Out-of-bounds ",
@@ -322,8 +382,6 @@ const STRONG: &[&str] = &[
     "turning off the locking",
     "INFO: Slab ",
     "INFO: Object ",
-    "INFO: Allocated in ",
-    "INFO: Freed in ",
     "INFO: 0x",
     "comm \"",
     "lock: ",
@@ -340,6 +398,28 @@ const STRONG: &[&str] = &[
     "division ",
     "Showing backtraces of running workers",
 ];
+
+/// Those of the above that can start a line of any program as well.
+const EVERYDAY: &[&str] = &[
+    "file:",
+    "addr:",
+    "index ",
+    "lock: ",
+    "page:",
+    "Object ",
+    "Padding ",
+    "Redzone ",
+    "division ",
+    "load of ",
+    "left shift of ",
+    "shift exponent ",
+    "Code: ",
+];
+
+/// Whether `message` proves nothing unless the kernel's time stamp is before it.
+pub(crate) fn is_everyday(message: &str) -> bool {
+    EVERYDAY.iter().any(|word| message.trim_start().starts_with(word))
+}
 
 /// Parts of lines that only a dump has; each starts a word.
 const STRONG_INSIDE: &[&str] = &[
@@ -399,6 +479,9 @@ fn fixed<'a>(message: &'a str, text: &'a str) -> Body<'a> {
         return Body::Strong;
     }
     let dump_word = |w: &str| w.len() >= 16 && w.bytes().all(|b| b.is_ascii_hexdigit());
+    if is_release(text) {
+        return Body::Strong;
+    }
     if text == "Stack:" || text.split(' ').take(2).all(dump_word) || is_lock_line(text) {
         return Body::Strong;
     }
@@ -408,6 +491,12 @@ fn fixed<'a>(message: &'a str, text: &'a str) -> Body<'a> {
         return Body::Weak;
     }
     Body::Other
+}
+
+/// `6.1.0-30-amd64 #1 Not tainted`: lockdep says which kernel it speaks of.
+fn is_release(text: &str) -> bool {
+    let known = || text.ends_with(" Not tainted") || text.contains(" Tainted: ");
+    text.starts_with(|c: char| c.is_ascii_digit()) && text.contains(" #") && known()
 }
 
 /// ` #0: ffff888 (&x){....}, at: F+0x1/0x2` and the like.
@@ -420,13 +509,13 @@ fn is_lock_line(text: &str) -> bool {
 }
 
 /// The function behind `at: ` in a lockdep line; `Some(None)` if `at:` ends the line and the next one names it.
-pub(crate) fn lock_site(message: &str) -> Option<Option<&str>> {
+pub(crate) fn lock_site(message: &str) -> Option<Option<Frame<'_>>> {
     let text = message.trim();
     if text.ends_with(" at:") {
         return Some(None);
     }
     let (_, rest) = text.split_once(" at: ")?;
-    frame(rest).map(|f| Some(f.function))
+    frame(rest).map(Some)
 }
 
 #[cfg(test)]
@@ -451,19 +540,28 @@ mod tests {
             name(" context_switch kernel/sched/core.c:5399 [inline]"),
             Some(("context_switch", false, true))
         );
+        assert_eq!(
+            name("[<8013fee8>] (do_work) from [<8207ed1c>] (run+0x12c/0x208)"),
+            Some(("do_work", false, true))
+        );
+        assert_eq!(
+            name("[c000000049a87710] [c0000000000286fc] mmput+0xbc/0x260"),
+            Some(("mmput", false, true))
+        );
         assert_eq!(name("see func+0x5c/0x70"), None);
         assert_eq!(name("func+0x5c/0x70 failed"), None);
     }
 
     #[test]
     fn pointers_of_all_versions() {
-        let kernel = |f| Body::Pointer { function: Some(f), kernel: true };
+        let kernel = |f| Body::Pointer { function: Some(f), module: false, kernel: true };
         assert_eq!(parse("RIP: 0010:[<ffffffff81234567>]  [<ffffffff81234567>] f+0x1/0x2"), kernel("f"));
-        assert_eq!(parse("RIP: 0010:f.isra.0+0x1/0x2 [m]"), kernel("f"));
+        let of_module = Body::Pointer { function: Some("f"), module: true, kernel: true };
+        assert_eq!(parse("RIP: 0010:f.isra.0+0x1/0x2 [m]"), of_module);
         assert_eq!(parse("RIP  [<ffffffff81234567>] f+0x1/0x2"), kernel("f"));
         assert_eq!(parse("IP: [<ffffffff81234567>] f+0x1/0x2"), kernel("f"));
-        assert_eq!(parse("RIP: 0010:0x0"), Body::Pointer { function: None, kernel: true });
-        assert_eq!(parse("RIP: 0033:0x7f12"), Body::Pointer { function: None, kernel: false });
+        assert_eq!(parse("RIP: 0010:0x0"), Body::Pointer { function: None, module: false, kernel: true });
+        assert_eq!(parse("RIP: 0033:0x7f12"), Body::Pointer { function: None, module: false, kernel: false });
     }
 
     #[test]

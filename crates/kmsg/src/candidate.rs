@@ -5,10 +5,11 @@ use memchr::memchr;
 /// Whether a message can be a header or notice at all: a quick look, for every line.
 pub(crate) fn is_candidate(rest: &[u8]) -> bool {
     let starts: &[&[u8]] = match rest.first() {
-        Some(b'B') => &[b"BUG", b"Buffer I/O", b"BTRFS error"],
+        Some(b'A') => &[b"Aborting journal on device ", b"Allocated in "],
+        Some(b'B') => &[b"BUG", b"Buffer I/O", b"BTRFS"],
         Some(b'D') => &[b"Disabling lock"],
         Some(b'E') => &[b"EXT"],
-        Some(b'F') => &[b"F2FS", b"FAT", b"Future hung"],
+        Some(b'F') => &[b"F2FS", b"FAT", b"Future hung", b"Freed in "],
         Some(b'I') => &[b"INFO: ", b"I/O error", b"Internal error"],
         Some(b'K') => &[b"Kernel panic"],
         Some(b'L') => &[b"Linux version"],
@@ -19,23 +20,24 @@ pub(crate) fn is_candidate(rest: &[u8]) -> bool {
         Some(b'U') => &[b"UBSAN: ", b"Unable to handle"],
         Some(b'V') => &[b"VFS: "],
         Some(b'W') => &[b"WARNING: ", b"Watchdog detected"],
+        Some(b'X') => &[b"XFS ("],
         Some(b'[') => &[b"[ INFO: ", b"[ BUG: "],
         Some(b'b') => &[b"blk_update_request", b"bounds"],
         Some(b'a') => &[b"alignment check"],
         Some(b'c') => &[b"critical ", b"control protection"],
-        Some(b'd') => &[b"divide error", b"double fault"],
+        Some(b'd') => &[b"divide", b"double fault"],
         Some(b'f') => &[b"fpu exception"],
         Some(b'g') => &[b"general protection fault"],
         Some(b'h') => &[b"hung_task: "],
-        Some(b'i') => &[b"invalid opcode", b"int3", b"invalid TSS"],
-        Some(b'k') => &[b"kernel BUG", b"kmemleak: ", b"kernel stack", b"kfence: "],
+        Some(b'i') => &[b"invalid opcode", b"int3", b"invalid TSS", b"irq "],
+        Some(b'k') => &[b"kernel BUG", b"kmemleak: ", b"kernel stack", b"kfence: ", b"kasan: GPF"],
         Some(b'l') => &[b"list_", b"livepatch: "],
         Some(b'o') => &[b"overflow"],
         Some(b'p') => &[b"print_req_error", b"protection error"],
         Some(b'r') => &[b"rcu", b"refcount_t: "],
-        Some(b's') => &[b"stack segment", b"stack guard page", b"segment not present", b"simd exception"],
+        Some(b's') => &[b"stack segment", b"stack guard page", b"segment", b"simd exception"],
         Some(b't') => &[b"traps: PANIC", b"traps: Missing ENDBR", b"turning off", b"timeout error"],
-        Some(b'u') => &[b"unregister_netdevice", b"unreferenced object"],
+        Some(b'u') => &[b"unregister_netdevice", b"unreferenced object", b"unchecked MSR"],
         Some(b'w') => &[b"watchdog: "],
         _ => &[],
     };
@@ -54,6 +56,7 @@ fn comm_candidate(rest: &[u8]) -> bool {
         Some(b'v') => &[b" version magic "],
         Some(b't') => &[b" tainting kernel with TAINT_LIVEPATCH"],
         Some(b'M') => &[b" Missed "],
+        Some(b'N') => &[b" NETDEV WATCHDOG: "],
         _ => comm_with_colon(rest),
     };
     starts.iter().any(|s| tail.starts_with(s))
@@ -66,7 +69,21 @@ fn comm_with_colon(rest: &[u8]) -> &'static [&'static [u8]] {
     if rest.starts_with(b"kworker/") && window.windows(needle.len()).any(|w| w == needle) {
         return &[b""];
     }
+    // The name of a PCI device holds two colons: `0000:00:03.0`.
+    let needle = b": NETDEV WATCHDOG: ";
+    if rest.get(..66).is_some_and(|head| is_pci(head) && head.windows(needle.len()).any(|w| w == needle)) {
+        return &[b""];
+    }
     &[]
+}
+
+/// Whether the first colon is one of a PCI address.
+fn is_pci(head: &[u8]) -> bool {
+    memchr(b':', head).is_some_and(|colon| {
+        head.get(colon + 3) == Some(&b':')
+            && head[colon + 1..colon + 3].iter().all(u8::is_ascii_hexdigit)
+            && head[..colon].ends_with(b"0000")
+    })
 }
 
 #[cfg(test)]

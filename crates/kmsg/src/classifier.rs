@@ -33,6 +33,8 @@ pub struct Classifier {
     stamped: u32,
     open: Vec<Open>,
     patch: String,
+    /// A header that a line break in the name of a task cut in two, as far as it came.
+    half: Option<String>,
     /// The last oops: pid and line.
     dead: Option<(u64, u64)>,
     out: Vec<Signal>,
@@ -129,12 +131,27 @@ impl Classifier {
             self.lose(number, count);
             line = &line[rest..];
         }
-        let prefix = prefix::split(line);
+        let mut prefix = prefix::split(line);
         if prefix.origin == Origin::Kernel {
             self.stamped = self.stamped.saturating_add(1);
         }
+        if prefix.origin == Origin::Kernel
+            && !is_candidate(&line[prefix.start..])
+            && let Some(second) = prefix::second(line, prefix.start)
+            && is_candidate(&line[second.start..])
+        {
+            prefix = second;
+        }
+        // A few kernels indent whole reports.
+        if self.open.is_empty()
+            && prefix.origin == Origin::Kernel
+            && line[prefix.start..].strip_prefix(b" ").is_some_and(is_candidate)
+        {
+            prefix.start += 1;
+        }
         let rest = &line[prefix.start..];
-        let candidate = is_candidate(rest);
+        let joined = self.half.take().map(|half| format!("{half} {}", String::from_utf8_lossy(rest)));
+        let candidate = is_candidate(rest) || joined.is_some();
         if self.open.is_empty() && !candidate {
             return;
         }
@@ -144,6 +161,12 @@ impl Classifier {
             true => Cow::Borrowed(&raw[prefix.start..]),
             false => String::from_utf8_lossy(rest),
         };
+        if let Some(joined) = joined.filter(|joined| header::parse(joined).is_some()) {
+            return self.message(&joined, &raw, prefix, true, number);
+        }
+        if header::is_half(&message) {
+            self.half = Some(message.clone().into_owned());
+        }
         if self.overlong {
             self.message(&message, &format!("{raw} [truncated]"), prefix, candidate, number);
         } else {
@@ -171,9 +194,17 @@ impl Classifier {
             self.notice(notice, message, raw, number);
         } else if let Some(header) = header::parse(message) {
             self.header(header, raw, prefix, number);
+        } else if let Some(header) = self.headless(message, prefix.origin) {
+            self.header(header, raw, prefix, number);
+            self.open.iter_mut().for_each(|open| open.corrupted = true);
         } else {
             self.belong(message, raw, prefix);
         }
+    }
+
+    /// A report of which the start was lost, by a line that nothing else has.
+    fn headless(&self, message: &str, origin: Origin) -> Option<Header> {
+        (self.open.is_empty() && origin == Origin::Kernel).then(|| header::orphan(message)).flatten()
     }
 
     /// A line without stamp where the kernel's lines have one.

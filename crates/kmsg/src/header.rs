@@ -1,8 +1,11 @@
 //! First lines of reports. Every match starts at the start of the message.
 
-use crate::frames::{Search, is_machinery};
+use crate::body::is_module;
+use crate::frames::Search;
+use crate::machinery::is_machinery;
+use crate::names::canonical;
 use crate::scan::{Scan, plain, symbol};
-use crate::single::{after_comm, io, leak, netdevice, out_of_memory, vfs};
+use crate::single::{after_comm, io, irq, leak, msr, netdevice, out_of_memory, vfs};
 use crate::{Kind, lockdep, oops};
 
 /// How a header is believed.
@@ -77,12 +80,16 @@ impl Header {
         Header { exact, ..self }
     }
 
-    /// The header itself names `function`.
-    fn names(self, function: Option<&str>) -> Self {
-        let name = function.map(str::to_string);
-        match function {
-            Some(f) if is_machinery(f) => Header { fallback: name, ..self },
-            _ => Header { function: name, ..self },
+    /// The header itself names a place: `F+0x1/0x2 [module]`.
+    fn names(self, site: &str) -> Self {
+        let Some((function, tail)) = symbol(site) else { return self };
+        if is_module(tail) {
+            return Header { function: Some(function.to_string()), ..self };
+        }
+        let name = Some(canonical(function).into_owned());
+        match name.as_deref().is_some_and(is_machinery) {
+            true => Header { fallback: name, ..self },
+            false => Header { function: name, ..self },
         }
     }
 
@@ -92,16 +99,21 @@ impl Header {
         match self.kind {
             HungTask => Search::Hung,
             SoftLockup | HardLockup | RcuStall => Search::Interrupted,
+            StackOverflow | DoubleFault => Search::Recursion,
             MemoryLeak => Search::Leak,
+            BadPage => Search::Owner,
             kind if oops::is_oops(kind) => Search::Pointer,
             _ => Search::Frames,
         }
     }
 }
 
+/// Kernels before 4.15 printed this without ending the line; the header of the fault follows at once.
+const GLUED: &str = "kasan: GPF could be caused by NULL-ptr deref or user memory access";
+
 /// The header that `message` is, if it is one.
 pub(crate) fn parse(message: &str) -> Option<Header> {
-    let text = ["NMI watchdog: ", "watchdog: ", "rcu: "]
+    let text = ["NMI watchdog: ", "watchdog: ", "rcu: ", GLUED]
         .iter()
         .find_map(|p| message.strip_prefix(p))
         .unwrap_or(message);
@@ -117,8 +129,10 @@ pub(crate) fn parse(message: &str) -> Option<Header> {
         b'C' => hard_lockup(text),
         b'V' => vfs(text),
         b'a' | b'b' | b'c' | b'f' | b'o' => oops::parse(text),
-        b'K' | b'k' | b'g' | b'd' | b'i' | b's' | b'P' | b't' => oops::parse(text).or_else(|| leak(text)),
-        b'u' => leak(text).or_else(|| netdevice(text)),
+        b'K' | b'k' | b'g' | b'd' | b'i' | b's' | b'P' | b't' => {
+            oops::parse(text).or_else(|| leak(text)).or_else(|| irq(text))
+        }
+        b'u' => leak(text).or_else(|| netdevice(text)).or_else(|| msr(text)),
         _ => None,
     }
     .or_else(|| io(text))
@@ -131,6 +145,9 @@ fn bug(text: &str) -> Option<Header> {
         return slab(rest);
     }
     let rest = text.strip_prefix("BUG: ")?;
+    if rest.starts_with("Dentry ") && rest.contains(" still in use ") {
+        return Some(Header::new(Kind::Bug, "BUG: Dentry still in use").alone().message());
+    }
     sanitizer(rest)
         .or_else(|| soft_lockup(rest))
         .or_else(|| oops::bug(rest))
@@ -198,7 +215,12 @@ fn sanitizer(rest: &str) -> Option<Header> {
     if kind == Kind::Kcsan {
         let mut names: Vec<&str> =
             site.split(" / ").map(|s| plain(s.split([' ', '+']).next().unwrap_or(s))).collect();
+        // An address that no symbol has is no name.
+        names.retain(|name| !name.starts_with(|c: char| c.is_ascii_digit()));
         names.dedup();
+        if names.is_empty() {
+            return Some(Header::new(kind, format!("KCSAN: {bug}")).alone());
+        }
         let header = Header::new(kind, format!("KCSAN: {bug} in {}", names.join(" / "))).alone();
         return Some(Header { function: Some(names[0].to_string()), ..header });
     }
@@ -207,8 +229,7 @@ fn sanitizer(rest: &str) -> Option<Header> {
         _ if bug == "double-free or invalid-free" => "invalid-free",
         _ => bug,
     };
-    let found = symbol(site).map(|(f, _)| f);
-    Some(Header::new(kind, format!("{name}: {bug}")).exact(found.is_some()).names(found))
+    Some(Header::new(kind, format!("{name}: {bug}")).exact(symbol(site).is_some()).names(site))
 }
 
 /// Atomic sleep, scheduling while atomic, spinlocks.
@@ -259,12 +280,23 @@ fn memory(rest: &str) -> Option<Header> {
 
 /// `kmalloc-64 (Tainted: G    B): Redzone overwritten`
 fn slab(rest: &str) -> Option<Header> {
-    let (cache, tail) = rest.split_once([' ', ':'])?;
-    let what = match tail.strip_prefix('(') {
-        Some(tail) => tail.split_once("): ")?.1,
-        None => tail.strip_prefix(' ')?,
-    };
+    let (cache, taints) = rest.split_once(" (")?;
+    let (taints, what) = taints.split_once("): ")?;
+    if taints != "Not tainted" && !taints.starts_with("Tainted: ") {
+        return None;
+    }
     Some(Header::new(Kind::SlabCorruption, format!("BUG {cache}: {what}")).alone())
+}
+
+/// `INFO: Allocated in F+0x1/0x2 age=1 cpu=1 pid=2` and the like (without `INFO: ` since 5.14), without the header of SLUB's report: it
+/// was lost.
+pub(crate) fn orphan(message: &str) -> Option<Header> {
+    let text = message.strip_prefix("INFO: ").unwrap_or(message);
+    let site = text.strip_prefix("Allocated in ").or_else(|| text.strip_prefix("Freed in "))?;
+    let (_, tail) = symbol(site)?;
+    (tail.trim_start().starts_with("age=") && tail.contains(" pid=")).then(|| {
+        Header::new(Kind::SlabCorruption, "BUG: slab corruption, of which the start was lost").alone()
+    })
 }
 
 /// kmemleak's list, as a script prints it to the console.
@@ -274,9 +306,6 @@ fn leak_list(rest: &str) -> Option<Header> {
 
 /// Any other `BUG: `, with numbers and addresses blanked.
 fn other_bug(rest: &str) -> Option<Header> {
-    if rest.starts_with("Dentry ") && rest.contains(" still in use ") {
-        return Some(Header::new(Kind::Bug, "BUG: Dentry still in use"));
-    }
     let header = Header::new(Kind::Bug, format!("BUG: {}", blank_numbers(rest)));
     Some(header.alone().exact(false))
 }
@@ -288,6 +317,13 @@ fn info(text: &str) -> Option<Header> {
         return hung_task(tail);
     }
     rcu(rest).or_else(|| lockdep::parse(text))
+}
+
+/// Whether `message` is the first line of a header whose task has a line break in its name: the kernel prints it as it is.
+pub(crate) fn is_half(message: &str) -> bool {
+    const COMM: usize = 16;
+    let comm = message.strip_prefix("INFO: task ");
+    comm.is_some_and(|comm| comm.len() < COMM && !comm.contains(" blocked"))
 }
 
 /// `COMM:PID blocked for more than N seconds.`
@@ -388,7 +424,7 @@ fn warning_at(file: &str, site: &str) -> Header {
         _ if name.starts_with("mm/") && site.contains("malloc") => (Kind::Warning, "WARNING: kmalloc bug"),
         _ => (Kind::Warning, "WARNING"),
     };
-    Header::new(kind, stem).exact(!file.is_empty()).names(symbol(site).map(|(f, _)| f))
+    Header::new(kind, stem).exact(!file.is_empty()).names(site)
 }
 
 /// `UBSAN: Undefined behaviour in FILE:LINE:COLUMN`

@@ -125,7 +125,14 @@ kinds! {
     MemoryLeak = "memory-leak", Warning;
     /// `unregister_netdevice: waiting for DEV to become free. Usage count = N`.
     NetdeviceRefs = "netdevice-refs", Fatal;
-    /// `EXT4-fs error (device DEV): ...`, the same of other file systems.
+    /// `irq N: nobody cared` (all versions): an interrupt that no handler took.
+    UnhandledIrq = "unhandled-irq", Warning;
+    /// `DEV: NETDEV WATCHDOG: CPU: N: transmit queue N timed out N ms` (6.8 and newer; before, a warning in `dev_watchdog`).
+    TransmitTimeout = "transmit-timeout", Warning;
+    /// `unchecked MSR access error: WRMSR to 0xN ...` (4.6 and newer).
+    MsrAccess = "msr-access", Warning;
+    /// `EXT4-fs error (device DEV): ...`, the same of other file systems, `Aborting journal on device`, `XFS (DEV): Metadata corruption
+    /// detected at F`, `Corruption of in-memory data`, `BTRFS critical (device DEV): ...`.
     FilesystemError = "filesystem-error", Fatal;
     /// `blk_update_request: I/O error, dev D`, `Buffer I/O error on dev D`, `I/O error, dev D`.
     IoError = "io-error", Warning;

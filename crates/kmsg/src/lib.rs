@@ -10,7 +10,7 @@
 //! 4. `body`: what the line is within a report: stack frame, register, task line, end mark.
 //! 5. `open`: one report while it grows; it must be *proven* by lines that only the kernel's own dump has,
 //!    because a module can print any header it likes.
-//! 6. `frames`: which function of the stack is guilty.
+//! 6. `frames`: which function of the stack is guilty, with `machinery` (what never is) and `names` (how a function is called).
 //! 7. `classifier`: which open report a line belongs to, when reports end, interleave or lose lines.
 //!
 //! Signals come when a report is complete, so their order is that of the reports' ends.
@@ -22,6 +22,8 @@ mod frames;
 mod header;
 mod kind;
 mod lockdep;
+mod machinery;
+mod names;
 mod notice;
 mod oops;
 mod open;
@@ -31,6 +33,6 @@ mod signal;
 mod single;
 
 pub use classifier::{Classifier, triage};
-pub use frames::is_machinery;
 pub use kind::{Kind, Severity};
+pub use machinery::is_machinery;
 pub use signal::{Detector, LivepatchState, Report, Signal};

@@ -38,7 +38,11 @@ pub(crate) fn bug(rest: &str) -> Option<Header> {
         return Some(Header::new(Kind::PageFault, PAGING));
     }
     if let Some(what) = rest.strip_prefix("unable to handle ") {
+        // `kernel ` alone, if another CPU's message broke in: all that is left to say is paging.
         let what = what.split(" at ").next().unwrap_or(what);
+        if what.contains('[') || what.trim() == "kernel" {
+            return Some(Header::new(Kind::PageFault, PAGING).exact(false));
+        }
         return Some(Header::new(Kind::PageFault, format!("BUG: unable to handle {what}")).exact(false));
     }
     let guard = rest.split_once("stack guard page was hit at ").is_some_and(|(kind, _)| kind.len() < 12);
@@ -58,6 +62,13 @@ pub(crate) fn parse(text: &str) -> Option<Header> {
     }
     if text.starts_with("Unable to handle kernel paging request at virtual address") {
         return Some(Header::new(Kind::PageFault, PAGING));
+    }
+    if let Some((what, _)) =
+        text.strip_prefix("Unable to handle kernel ").and_then(|rest| rest.split_once(" at virtual address"))
+    {
+        // `access to user memory without uaccess routines`, `execution of user memory`, ...
+        let what = what.split(" without ").next().unwrap_or(what);
+        return Some(Header::new(Kind::PageFault, format!("BUG: unable to handle kernel {what}")));
     }
     if let Some(site) = text.strip_prefix("traps: Missing ENDBR: ") {
         // An indirect call of a function without landing pad, as calls of original code past its entry are; `kernel BUG at` follows.
@@ -88,6 +99,7 @@ fn die(text: &str) -> Option<Header> {
         ("general protection fault", Kind::GeneralProtection, "general protection fault"),
         ("invalid opcode", Kind::InvalidOpcode, "invalid opcode"),
         ("divide error", Kind::DivideError, "divide error"),
+        ("divide_error", Kind::DivideError, "divide error"),
         ("double fault", Kind::DoubleFault, "double fault"),
         ("stack segment", Kind::StackSegment, "stack segment fault"),
         ("int3", Kind::Int3, "int3"),
@@ -104,6 +116,7 @@ fn die(text: &str) -> Option<Header> {
         ("kernel stack corruption", Kind::StackOverflow, "kernel stack corruption"),
     ];
     let inner = text.strip_prefix("Oops: ").unwrap_or(text);
+    let inner = inner.strip_prefix("segment-related ").unwrap_or(inner);
     let number = inner.split_once("[#").and_then(|(_, n)| n.split_once(']')).map(|(n, _)| n);
     let counted = number.is_some_and(|n| n.parse::<u32>().is_ok());
     let trap = TRAPS
@@ -156,7 +169,9 @@ fn panic(text: &str) -> Header {
         let site =
             site.strip_prefix("[<").and_then(|s| s.split_once(">]")).map_or(site, |(_, s)| s.trim_start());
         let function = symbol(site).map_or(plain(site.split([' ', '+']).next().unwrap_or("")), |(f, _)| f);
-        let known = !function.is_empty() && !function.starts_with(|c: char| c.is_ascii_digit());
+        let address = |name: &str| name.len() >= 8 && name.bytes().all(|b| b.is_ascii_hexdigit());
+        let known =
+            !function.is_empty() && !function.starts_with(|c: char| c.is_ascii_digit()) && !address(function);
         let header = Header::new(Kind::StackProtector, "kernel panic: stack is corrupted");
         return Header { function: known.then(|| function.to_string()), ..header };
     }

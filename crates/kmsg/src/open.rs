@@ -2,7 +2,9 @@
 
 use crate::body::{self, Body};
 use crate::frames::{Site, guilty};
-use crate::header::{Header, Place};
+use crate::header::{Header, Place, Proof};
+use crate::machinery::is_machinery;
+use crate::names::canonical;
 use crate::prefix::Caller;
 use crate::{Kind, Report, oops};
 
@@ -46,14 +48,23 @@ pub(crate) struct Open {
     aside: bool,
     /// Nor is the next one.
     aside_next: bool,
+    /// Saw lockdep's `stack backtrace:`.
+    backtrace: bool,
+    /// The next frame is none of a stack.
+    stale: bool,
+    /// The stack tells what was before.
+    history: bool,
     traces: u32,
     cpu_lines: u32,
     die_seen: bool,
-    /// Another program's line came between; corrupted if the report goes on.
-    split: bool,
     access: Option<&'static str>,
-    lock: Option<String>,
+    /// Where the lock was taken, and whether a module did.
+    lock: Option<(String, bool)>,
     lock_next: bool,
+    /// The place is known, or will not come any more.
+    locks_over: bool,
+    /// What a worker was doing.
+    work: Option<String>,
     comm: Option<(u32, String)>,
 }
 
@@ -86,13 +97,17 @@ impl Open {
             stack: 0,
             aside: false,
             aside_next: false,
+            backtrace: false,
+            stale: false,
+            history: false,
             traces: 0,
             cpu_lines: 0,
             die_seen,
-            split: false,
             access: None,
             lock: None,
             lock_next: false,
+            locks_over: false,
+            work: None,
             comm: None,
         };
         open.keep(raw, true);
@@ -118,40 +133,54 @@ impl Open {
         self.lock_lines(message);
         let belongs = !matches!(body, Body::Other | Body::Weak | Body::Request);
         if belongs {
-            self.corrupted |= self.split && !self.ended;
-            self.split = false;
             self.gap = 0;
         } else {
             self.gap += u32::from(body == Body::Other);
         }
         let strong = belongs && !matches!(body, Body::Rule | Body::End);
-        self.proven |= strong;
+        // Text without time stamps is anybody's: words alone prove nothing then.
+        let words = !self.stamped
+            && matches!(body, Body::Strong | Body::Access { .. })
+            && (!self.header.exact || body::is_everyday(message));
+        self.proven |= strong && !words;
         self.keep(raw, belongs);
         self.take(body);
     }
 
-    /// A line of a program in the middle of the report.
+    /// A line of a program in the middle of the report: a whole line between whole lines, nothing is lost.
     pub(crate) fn push_foreign(&mut self, raw: &str) {
-        self.split = true;
         self.keep(raw, false);
     }
 
     fn take(&mut self, body: Body<'_>) {
+        let stale = std::mem::take(&mut self.stale);
         match body {
+            Body::Frame(_) if stale => {}
             Body::Frame(frame) => {
                 self.site(frame.function, frame.module, frame.reliable, false);
             }
             // A jump to nowhere is kept without a name: the pointers that follow are not where it happened.
-            Body::Pointer { function, kernel: true } => self.site(function.unwrap_or(""), false, true, true),
+            Body::Pointer { function, module, kernel: true } => {
+                self.site(function.unwrap_or(""), module, true, true);
+            }
             Body::Pointer { .. } => {}
             Body::NewStack => self.next_stack(),
             Body::Aside => self.aside_next = true,
             Body::Trace => self.traces += 1,
-            Body::Backtrace => self.sites.clear(),
+            Body::Backtrace => {
+                self.sites.clear();
+                self.backtrace = true;
+            }
+            Body::History => {
+                self.aside_next = true;
+                self.next_stack();
+                self.history = true;
+            }
+            Body::Stale => self.stale = true,
             Body::Cpu { cpu, pid, comm } => {
                 self.cpu_lines += 1;
-                // A CPU shows its own stack without a word before it.
-                if self.sites.last().is_some_and(|s| s.stack == self.stack && s.aside) {
+                // A CPU shows its own stack without a word before it, also after what was before.
+                if self.history || self.sites.last().is_some_and(|s| s.stack == self.stack && s.aside) {
                     self.next_stack();
                 }
                 if self.comm.is_none() && !self.aside {
@@ -183,18 +212,25 @@ impl Open {
                     self.header.function = Some(function.to_string());
                 }
             }
-            Body::Strong | Body::Weak | Body::Request | Body::Other => {}
+            Body::Work { function } if !self.aside && self.work.is_none() => {
+                self.work = Some(canonical(function).into_owned());
+            }
+            Body::Work { .. } | Body::Strong | Body::Weak | Body::Request | Body::Other => {}
         }
     }
 
     fn next_stack(&mut self) {
         self.stack += 1;
+        self.history = false;
         self.aside = std::mem::take(&mut self.aside_next);
     }
 
     fn site(&mut self, function: &str, module: bool, reliable: bool, pointer: bool) {
         if self.sites.len() < SITE_LIMIT {
-            let function = function.to_string();
+            let function = match module {
+                true => function.to_string(),
+                false => canonical(function).into_owned(),
+            };
             self.sites.push(Site {
                 function,
                 module,
@@ -206,23 +242,32 @@ impl Open {
         }
     }
 
-    /// Lockdep names the place of the offending lock before any stack.
+    /// Lockdep names the place of the offending lock before any stack, then that of the lock already held: the first that is no helper counts.
     fn lock_lines(&mut self, message: &str) {
         use Kind::*;
-        if !matches!(self.header.kind, Deadlock | LockState | LockMisuse | Preemptible) || self.lock.is_some()
-        {
+        let names = matches!(self.header.kind, Deadlock | LockState | LockMisuse | Preemptible);
+        if !names || self.locks_over {
             return;
         }
         let text = message.trim();
-        if let Some(site) = text.strip_prefix("caller is ").or(self.lock_next.then_some(text)) {
-            self.lock = body::frame(site).map(|f| f.function.to_string());
+        self.locks_over = text.contains("dependency chain") || text.starts_with("other info that");
+        let found = if let Some(site) = text.strip_prefix("caller is ").or(self.lock_next.then_some(text)) {
             self.lock_next = false;
-            return;
-        }
-        match body::lock_site(message) {
-            Some(Some(function)) => self.lock = Some(function.to_string()),
-            Some(None) => self.lock_next = true,
-            None => {}
+            body::frame(site)
+        } else {
+            match body::lock_site(message) {
+                Some(None) => {
+                    self.lock_next = true;
+                    None
+                }
+                found => found.flatten(),
+            }
+        };
+        if let Some(frame) = found {
+            self.locks_over = frame.module || !is_machinery(frame.function);
+            if self.lock.is_none() || self.locks_over {
+                self.lock = Some((frame.function.to_string(), frame.module));
+            }
         }
     }
 
@@ -327,9 +372,10 @@ impl Open {
     /// Closes the report. `cut` tells that the console ended, or went on elsewhere, before the report was complete.
     pub(crate) fn close(self, cut: bool) -> Verdict {
         let truncated = !self.proven;
-        // The text of an old kernel's warning stands between its header and its dump.
-        let near = self.gap == 0 || self.gap == 1 && self.header.kind == Kind::Warning;
-        if truncated && !(self.lost || cut && self.header.exact && near) {
+        // The text of an old kernel's warning stands between its header and its dump; what kills the machine at once may be cut anywhere.
+        let one_between = matches!(self.header.kind, Kind::Warning | Kind::DoubleFault);
+        let near = self.gap == 0 || self.gap == 1 && one_between;
+        if truncated && !(self.lost || cut && self.header.exact && self.stamped && near) {
             return Verdict::Unproven;
         }
         Verdict::Real(self.into_report(truncated))
@@ -338,17 +384,31 @@ impl Open {
     /// Closes the report as real.
     pub(crate) fn into_report(mut self, truncated: bool) -> Report {
         self.text.truncate(self.kept);
+        // Lockdep shows no stack where a task that still holds a lock leaves the kernel.
+        let leaving = self.header.kind == Kind::LockMisuse && self.header.stem.ends_with("user space");
+        let headless = shows_stack(self.header.kind)
+            && self.header.proof == Proof::Needed
+            && !(leaving || self.ended || self.stack_seen());
         let named = self.header.function.take().or_else(|| {
-            let lock = self.lock.take()?;
-            (!crate::frames::is_machinery(&lock)).then_some(lock)
+            let (lock, module) = self.lock.take()?;
+            match module || !is_machinery(&lock) {
+                true => Some(lock),
+                false => {
+                    self.header.fallback = Some(lock);
+                    None
+                }
+            }
         });
         if self.header.fallback.is_some() {
             // What the header names beats a frame that the unwinder doubts.
             self.sites.retain(|s| s.reliable);
         }
         let found = || guilty(self.header.search(), &self.sites).map(str::to_string);
-        let function =
-            named.or_else(found).or_else(|| self.header.fallback.take()).or_else(|| self.pointed_at());
+        let function = named
+            .or_else(found)
+            .or_else(|| self.header.fallback.take())
+            .or_else(|| self.work.take())
+            .or_else(|| self.pointed_at());
         let access = if self.header.kind == Kind::Kasan { self.access.unwrap_or("") } else { "" };
         let mut title = std::mem::take(&mut self.header.stem);
         let panicked = self.panicked || title.starts_with("kernel panic");
@@ -365,10 +425,15 @@ impl Open {
             task: self.header.task.or(task),
             cpu: self.header.cpu.or(cpu),
             line: self.line,
-            corrupted: self.corrupted || self.lost || truncated,
+            corrupted: self.corrupted || self.lost || truncated || headless,
             panicked,
             text: self.text,
         }
+    }
+
+    /// Whether any stack came, even without a frame in it.
+    fn stack_seen(&self) -> bool {
+        self.traces > 0 || self.sites.iter().any(|s| !s.pointer && !s.aside)
     }
 
     /// Where an oops happened, even if that is mere machinery.
@@ -399,4 +464,33 @@ impl Open {
             .iter()
             .any(|s| matches!(s.function.as_str(), "do_exit" | "make_task_dead" | "rewind_stack_do_exit"))
     }
+}
+
+/// Whether a whole report of `kind` shows the stack of the trouble, on all kernels.
+fn shows_stack(kind: Kind) -> bool {
+    use Kind::*;
+    oops::is_oops(kind)
+        || matches!(
+            kind,
+            Warning
+                | HungTask
+                | SoftLockup
+                | Kasan
+                | Kfence
+                | Kmsan
+                | Kcsan
+                | Ubsan
+                | Deadlock
+                | LockState
+                | SuspiciousRcu
+                | SchedulingWhileAtomic
+                | SleepInAtomic
+                | Preemptible
+                | Refcount
+                | ListCorruption
+                | Odebug
+                | BadPage
+                | Spinlock
+                | LockMisuse
+        )
 }

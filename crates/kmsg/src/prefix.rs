@@ -60,13 +60,20 @@ pub(crate) fn split(line: &[u8]) -> Prefix {
         }
     }
     if at.origin == Origin::Unknown
-        && let Some(start) = mid_line(line)
+        && let Some(inner) = second(line, 0)
     {
-        let mut inner = At { line, pos: start, origin: Origin::Unknown, caller: None };
-        while inner.step() {}
-        return Prefix { start: inner.pos, origin: Origin::MidLine, caller: inner.caller };
+        return inner;
     }
     Prefix { start: at.pos, origin: at.origin, caller: at.caller }
+}
+
+/// The message that starts behind a time stamp in the middle of `line`, past `from`: the kernel does not end some lines before another
+/// message starts.
+pub(crate) fn second(line: &[u8], from: usize) -> Option<Prefix> {
+    let pos = from + mid_line(&line[from..])?;
+    let mut inner = At { line, pos, origin: Origin::Unknown, caller: None };
+    while inner.step() {}
+    Some(Prefix { start: inner.pos, origin: Origin::MidLine, caller: inner.caller })
 }
 
 struct At<'a> {

@@ -2,7 +2,7 @@
 
 use crate::Kind;
 use crate::header::{Header, blank_numbers};
-use crate::scan::{Scan, plain};
+use crate::scan::{Scan, plain, symbol};
 
 /// `Out of memory: Kill process 12 (comm) score 9 or sacrifice child`, `Out of memory: Killed process 12 (comm) ...`
 pub(crate) fn out_of_memory(text: &str) -> Option<Header> {
@@ -73,20 +73,77 @@ pub(crate) fn io(text: &str) -> Option<Header> {
         let device = scan.until(", logical block ")?;
         return Some(Header::new(Kind::IoError, format!("Buffer I/O error on dev {device}")).given());
     }
+    filesystem(text)
+}
+
+/// What file systems say of their own corruption, and that they give up.
+fn filesystem(text: &str) -> Option<Header> {
+    let report =
+        |stem: String, function| Header { function, ..Header::new(Kind::FilesystemError, stem).given() };
+    if text.starts_with("Aborting journal on device ") {
+        return Some(report("Aborting journal".to_string(), None));
+    }
+    if let Some(rest) = text.strip_prefix("XFS (") {
+        return xfs(rest.split_once("): ")?.1);
+    }
     for fs in ["EXT4-fs", "EXT3-fs", "EXT2-fs", "BTRFS", "F2FS-fs", "FAT-fs"] {
-        let Some(rest) = text.strip_prefix(fs).and_then(|r| r.strip_prefix(" error (device ")) else {
+        let Some(rest) = text.strip_prefix(fs) else { continue };
+        let mut scan = Scan(rest);
+        let level = if scan.eat(" critical (device ") { "critical" } else { "error" };
+        if level == "error" && !scan.eat(" error (device ") && !scan.eat(": error (device ") {
             continue;
-        };
-        let (_, rest) = rest.split_once("): ")?;
-        let function =
-            Scan(rest).run(|c| c.is_ascii_alphanumeric() || c == '_').map(|f| plain(f).to_string());
-        let stem = match &function {
-            Some(f) if rest[f.len()..].starts_with(':') => format!("{fs} error in {f}"),
-            _ => format!("{fs} error"),
-        };
-        return Some(Header { function, ..Header::new(Kind::FilesystemError, stem).given() });
+        }
+        scan.until(")")?;
+        if !scan.eat(" in ") && !scan.eat(": ") {
+            return None;
+        }
+        // `ext4_lookup:1700: ...`; other text than a function's name has no line number behind it.
+        let name = scan.run(|c| c.is_ascii_alphanumeric() || c == '_' || c == '.').map(plain);
+        let line = scan.eat(":") && scan.number().is_some();
+        let function = name.filter(|_| line).map(str::to_string);
+        let place = function.as_ref().map_or(String::new(), |f| format!(" in {f}"));
+        return Some(report(format!("{fs} {level}{place}"), function));
     }
     None
+}
+
+/// Behind `XFS (DEV): `.
+fn xfs(rest: &str) -> Option<Header> {
+    let what = [
+        ("Metadata corruption detected at ", "metadata corruption"),
+        ("Metadata CRC error detected at ", "metadata corruption"),
+        ("Internal error ", "internal error"),
+        ("Corruption of in-memory data ", "corruption of in-memory data"),
+        ("Corruption of on-disk metadata ", "corruption of metadata"),
+        ("Corruption detected", "corruption detected"),
+        ("Corruption warning: ", "corruption detected"),
+        ("Log I/O Error ", "log I/O error"),
+        ("Metadata I/O Error ", "metadata I/O error"),
+        ("xfs_do_force_shutdown(", "shutdown"),
+    ];
+    let (start, what) = what.into_iter().find(|(start, _)| rest.starts_with(start))?;
+    let site = rest[start.len()..].split_once("detected at ").map_or(&rest[start.len()..], |(_, site)| site);
+    let caller = || rest.split_once("Caller ").map(|(_, caller)| caller);
+    let named = symbol(site).or_else(|| caller().and_then(symbol)).map(|(name, _)| name.to_string());
+    let place = named.as_ref().map_or(String::new(), |f| format!(" in {f}"));
+    let header = Header::new(Kind::FilesystemError, format!("XFS: {what}{place}"));
+    Some(Header { function: named, ..header.given() })
+}
+
+/// `irq 17: nobody cared (try booting with the "irqpoll" option)`, a stack and the handlers follow.
+pub(crate) fn irq(text: &str) -> Option<Header> {
+    let mut scan = Scan(text);
+    scan.lit("irq ")?;
+    scan.number()?;
+    scan.lit(": nobody cared")?;
+    Some(Header::new(Kind::UnhandledIrq, "irq: nobody cared").alone())
+}
+
+/// `unchecked MSR access error: WRMSR to 0x1b0 (...) at rIP: 0xADDR (F+0x1/0x2)`, a stack follows.
+pub(crate) fn msr(text: &str) -> Option<Header> {
+    let rest = text.strip_prefix("unchecked MSR access error: ")?;
+    let exact = rest.starts_with("WRMSR to ") || rest.starts_with("RDMSR from ");
+    Some(Header::new(Kind::MsrAccess, "unchecked MSR access error").exact(exact))
 }
 
 /// Files and inodes that are used after their end, or beyond that of their file system.
@@ -103,6 +160,13 @@ pub(crate) fn after_comm(text: &str) -> Option<Header> {
     if name.len() > 64 {
         return None;
     }
+    if let Some(what) = rest.strip_prefix("NETDEV WATCHDOG: ") {
+        // Since 6.8; before, the same words came with a warning.
+        let exact = what.contains("transmit queue ") && what.contains(" timed out");
+        return exact.then(|| {
+            Header::new(Kind::TransmitTimeout, "NETDEV WATCHDOG: transmit queue timed out").given()
+        });
+    }
     if let Some(tail) = rest.strip_prefix("page allocation failure") {
         let exact = tail.starts_with(": order:") || tail.starts_with(". order:");
         return exact.then(|| Header::new(Kind::PageAllocation, "page allocation failure"));
@@ -111,7 +175,10 @@ pub(crate) fn after_comm(text: &str) -> Option<Header> {
     let what = if let Some(symbol) = rest.strip_prefix("disagrees about version of symbol ") {
         format!("disagrees about version of symbol {symbol}")
     } else if let Some(symbol) = rest.strip_prefix("Unknown symbol ") {
-        format!("Unknown symbol {}", symbol.split(' ').next().unwrap_or(""))
+        // The kernel says with which error.
+        let (symbol, error) = symbol.split_once(" (err ")?;
+        error.strip_suffix(')')?.parse::<i32>().ok()?;
+        format!("Unknown symbol {symbol}")
     } else if rest.starts_with("version magic '") && rest.contains("' should be '") {
         "version magic mismatch".to_string()
     } else {
