@@ -153,7 +153,7 @@ pub(crate) fn body(text: &str) -> Option<Body<'_>> {
         return Some(Body::Frame(frame));
     }
     let registers = REGISTERS.iter().any(|r| text.starts_with(r));
-    (registers || is_disassembly(text)).then_some(Body::Strong)
+    (registers || is_disassembly(text) || is_stack_row(text)).then_some(Body::Strong)
 }
 
 /// `NIP [ADDR] F+0x1/0x2` (POWER), `epc   : ADDR F+0x1/0x2` (MIPS), `ERA: ADDR F+0x1/0x2` (LoongArch), `epc : F+0x1/0x2` (RISC-V),
@@ -188,6 +188,13 @@ fn frame(text: &str) -> Option<Frame<'_>> {
     };
     let fits = name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.$".contains(&b));
     fits.then_some(Frame { function: plain(name), module, reliable: true })
+}
+
+/// `1f20: c0308ffc 20010013 ...`: a row of the stack of 32-bit ARM, which can have hundreds.
+fn is_stack_row(text: &str) -> bool {
+    let Some((offset, words)) = text.split_once(": ") else { return false };
+    let hex = |word: &str, len| word.len() == len && word.bytes().all(|b| b.is_ascii_hexdigit());
+    hex(offset, 4) && words.split_ascii_whitespace().all(|word| hex(word, 8))
 }
 
 /// What `decode_stacktrace.sh` writes behind a `Code: ` line.
@@ -260,5 +267,7 @@ mod tests {
         assert_eq!(named("this came from demo_ioctl+0x54/0x9c"), None);
         assert!(is_disassembly("2a:*\t48 8b a8 a0 00 00 00 \tmov    0xa0(%rax),%rbp"));
         assert!(!is_disassembly("a: b"));
+        assert!(is_stack_row("1f20:                   c0308ffc 20010013"));
+        assert!(!is_stack_row("beef: is what it is"));
     }
 }

@@ -44,7 +44,7 @@ const TABLE: &[(&str, &str)] = &[
         pgm_check_handler __do_pgm_check do_dat_exception do_protection_exception do_per_trap ext_int_handler do_ext_irq io_int_handler
         do_io_irq psw_idle* syscall_common handle_sys handle_sys64 handle_sysn32 handle_syscall handle_tlb* handle_bp
         do_bp do_syscall do_trap_ecall_u gic_handle_irq handle_domain_irq __handle_domain_irq generic_handle_irq* generic_handle_domain_irq handle_percpu_devid_irq arch_timer_handler_*
-        do_interrupt_handler call_on_irq_stack kernel_thread_helper arm64_serror_panic do_serror nmi_panic panic_bad_stack __bad_stack",
+        do_interrupt_handler call_on_irq_stack kernel_thread_helper cpu_idle arm64_serror_panic do_serror nmi_panic panic_bad_stack __bad_stack",
     ),
     (
         "entering the kernel, threads, idling",
