@@ -1,6 +1,7 @@
 //! What a line is within a report.
 
-use crate::scan::{Scan, plain, symbol};
+use crate::arch;
+use crate::scan::{Scan, decoded, plain, symbol};
 use std::sync::LazyLock;
 
 /// One line of a report, as far as the classifier cares.
@@ -66,7 +67,10 @@ pub(crate) fn parse(message: &str) -> Body<'_> {
     if let Some(frame) = frame(text) {
         return Body::Frame(frame);
     }
-    task_line(message).or_else(|| named(text)).unwrap_or_else(|| fixed(message, text))
+    task_line(message)
+        .or_else(|| named(text))
+        .or_else(|| arch::body(text))
+        .unwrap_or_else(|| fixed(message, text))
 }
 
 /// `<TASK>`, `</IRQ>` and the like, with or without a frame behind it.
@@ -116,6 +120,9 @@ pub(crate) fn frame(text: &str) -> Option<Frame<'_>> {
         let ends = tail.is_empty() || module || tail.starts_with('(') || is_source(tail);
         return ends.then_some(Frame { function, module, reliable });
     }
+    if let Some((function, module)) = decoded(rest) {
+        return Some(Frame { function, module, reliable });
+    }
     let (name, place) = rest.strip_suffix(" [inline]")?.split_once(' ')?;
     is_source(place).then_some(Frame { function: plain(name), module: false, reliable })
 }
@@ -146,7 +153,7 @@ fn pointer(text: &str) -> Option<Body<'_>> {
     let mut scan = Scan(text);
     let selector = if scan.eat("RIP: ") || scan.eat("EIP: ") {
         let selector = scan.until(":").unwrap_or("");
-        if selector.contains("+0x") || scan.0.is_empty() {
+        if selector.contains("+0x") || selector.contains(" (") || scan.0.is_empty() {
             // 32 bit: `EIP: F+0x1/0x2` has no selector.
             scan = Scan(&text[5..]);
             "0010"
@@ -169,9 +176,8 @@ fn pointer(text: &str) -> Option<Body<'_>> {
         scan.until(">]")?;
         scan.spaces();
     }
-    let named = symbol(scan.0);
-    let function = named.map(|(name, _)| name);
-    let module = named.is_some_and(|(_, tail)| is_module(tail));
+    let named = symbol(scan.0).map(|(name, tail)| (name, is_module(tail))).or_else(|| decoded(scan.0));
+    let (function, module) = named.map_or((None, false), |(name, module)| (Some(name), module));
     let plausible =
         function.is_some() || text.contains("[<") || scan.0.starts_with("0x") || scan.0.ends_with("(null)");
     plausible.then_some(Body::Pointer { function, module, kernel })

@@ -140,7 +140,10 @@ impl Classifier {
             && let Some(second) = prefix::second(line, prefix.start)
             && is_candidate(&line[second.start..])
         {
-            prefix = second;
+            prefix = Prefix { caller: second.caller.or(prefix.caller), ..second };
+        }
+        if prefix.origin == Origin::MidLine && !is_candidate(&line[prefix.start..]) && is_candidate(line) {
+            prefix = Prefix { start: 0, origin: Origin::Unknown, ..prefix };
         }
         // A few kernels indent whole reports.
         if self.open.is_empty()

@@ -173,7 +173,10 @@ fn interrupted(stack: &[Site]) -> &[Site] {
     }
     let is_timer = |s: &Site| {
         s.function.contains("apic_timer_interrupt")
-            || matches!(s.function.as_str(), "el1_irq" | "el1h_64_irq" | "el1_interrupt" | "__irq_svc")
+            || matches!(
+                s.function.as_str(),
+                "el1_irq" | "el1h_64_irq" | "el1_interrupt" | "__irq_svc" | "end_repeat_nmi" | "asm_exc_nmi"
+            )
     };
     let Some(first) = stack.iter().position(is_timer) else { return stack };
     let behind = stack[first..].iter().position(|s| !is_timer(s)).map_or(stack.len(), |n| first + n);

@@ -4,9 +4,9 @@ use crate::body::is_module;
 use crate::frames::Search;
 use crate::machinery::is_machinery;
 use crate::names::canonical;
-use crate::scan::{Scan, plain, symbol};
+use crate::scan::{Scan, decoded, plain, symbol};
 use crate::single::{after_comm, io, irq, leak, msr, netdevice, out_of_memory, vfs};
-use crate::{Kind, lockdep, oops};
+use crate::{Kind, arch, lockdep, oops};
 
 /// How a header is believed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +43,8 @@ pub(crate) struct Header {
     pub(crate) exact: bool,
     /// A line like `Oops: 0000 [#1] SMP`, which a report can have in its middle.
     pub(crate) die: bool,
+    /// The machine panics with it.
+    pub(crate) panic: bool,
     /// Stands before the `WARNING: ` or `kernel BUG at ` of the same report, or just after it.
     pub(crate) message: bool,
 }
@@ -60,6 +62,7 @@ impl Header {
             proof: Proof::Needed,
             exact: true,
             die: false,
+            panic: false,
             message: false,
         }
     }
@@ -82,8 +85,9 @@ impl Header {
 
     /// The header itself names a place: `F+0x1/0x2 [module]`.
     fn names(self, site: &str) -> Self {
-        let Some((function, tail)) = symbol(site) else { return self };
-        if is_module(tail) {
+        let named = symbol(site).map(|(name, tail)| (name, is_module(tail))).or_else(|| decoded(site));
+        let Some((function, module)) = named else { return self };
+        if module {
             return Header { function: Some(function.to_string()), ..self };
         }
         let name = Some(canonical(function).into_owned());
@@ -118,7 +122,8 @@ pub(crate) fn parse(message: &str) -> Option<Header> {
         .find_map(|p| message.strip_prefix(p))
         .unwrap_or(message);
     match text.as_bytes().first()? {
-        b'B' => bug(text).or_else(|| oops::parse(text)).or_else(|| io(text)),
+        // POWER's words would be any other BUG.
+        b'B' => arch::header(text).or_else(|| bug(text)).or_else(|| oops::parse(text)).or_else(|| io(text)),
         b'I' => info(text).or_else(|| oops::parse(text)).or_else(|| io(text)),
         b'W' => warning(text).or_else(|| hard_lockup(text)),
         b'[' => lockdep::parse(text.strip_prefix("[ ")?.strip_suffix(" ]")?),
@@ -135,6 +140,7 @@ pub(crate) fn parse(message: &str) -> Option<Header> {
         b'u' => leak(text).or_else(|| netdevice(text)).or_else(|| msr(text)),
         _ => None,
     }
+    .or_else(|| arch::header(text))
     .or_else(|| io(text))
     .or_else(|| after_comm(text))
 }
@@ -229,7 +235,11 @@ fn sanitizer(rest: &str) -> Option<Header> {
         _ if bug == "double-free or invalid-free" => "invalid-free",
         _ => bug,
     };
-    Some(Header::new(kind, format!("{name}: {bug}")).exact(symbol(site).is_some()).names(site))
+    Some(
+        Header::new(kind, format!("{name}: {bug}"))
+            .exact(symbol(site).is_some() || decoded(site).is_some())
+            .names(site),
+    )
 }
 
 /// Atomic sleep, scheduling while atomic, spinlocks.
@@ -412,6 +422,11 @@ fn unwinder(rest: &str) -> Option<Header> {
 /// A warning at `file` (`lib/refcount.c:28`) in `site` (`F+0x1/0x2 [mod]()`): some places have a meaning of their own.
 fn warning_at(file: &str, site: &str) -> Header {
     let name = file.rsplit_once(':').map_or(file, |(name, _)| name);
+    // Kernels before 4.5 warn of a hard lockup; the text comes before or after.
+    let watchdog = site.is_empty() || site.starts_with("watchdog_overflow_callback");
+    if watchdog && name.ends_with("kernel/watchdog.c") {
+        return Header::new(Kind::HardLockup, "BUG: hard lockup");
+    }
     let (kind, stem) = match name.trim_start_matches("./") {
         "lib/refcount.c" => (Kind::Refcount, "WARNING: refcount bug"),
         "include/linux/refcount.h" => (Kind::Refcount, "WARNING: refcount bug"),

@@ -15,6 +15,7 @@
 //!
 //! Signals come when a report is complete, so their order is that of the reports' ends.
 
+mod arch;
 mod body;
 mod candidate;
 mod classifier;

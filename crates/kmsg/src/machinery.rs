@@ -37,6 +37,16 @@ const TABLE: &[(&str, &str)] = &[
         ret_from_syscall el0_svc* !el0_svc_naked __hwasan_* kasan_tag_mismatch __virt_to_phys* walk_stackframe",
     ),
     (
+        "system calls and interrupts of other architectures",
+        "system_call system_call_common* system_call_exception system_call_vectored* syscall_exit interrupt_return* hardware_interrupt*
+        data_access_common* program_check_common* decrementer_common* timer_interrupt replay_interrupt* arch_local_irq_restore*
+        ret_from_kernel_thread ret_from_kernel_user_thread start_here_common snooze_loop shared_cede_loop dedicated_cede_loop __do_syscall
+        pgm_check_handler __do_pgm_check do_dat_exception do_protection_exception do_per_trap ext_int_handler do_ext_irq io_int_handler
+        do_io_irq psw_idle* syscall_common handle_sys handle_sys64 handle_sysn32 handle_syscall handle_tlb* handle_bp
+        do_bp do_syscall do_trap_ecall_u gic_handle_irq handle_domain_irq __handle_domain_irq generic_handle_irq* generic_handle_domain_irq handle_percpu_devid_irq arch_timer_handler_*
+        do_interrupt_handler call_on_irq_stack kernel_thread_helper cpu_idle arm64_serror_panic do_serror nmi_panic panic_bad_stack __bad_stack",
+    ),
+    (
         "entering the kernel, threads, idling",
         "entry_SYSCALL* entry_INT80* do_syscall_* do_int80* do_fast_syscall* __do_fast_syscall* system_call_fastpath sysenter_* ia32_sys*
         x64_sys_call invoke_syscall* __invoke_syscall* __sys_trace* tracesys* syscall_return_via_sysret int_ret_from_sys_call

@@ -23,8 +23,8 @@ pub(crate) fn is_oops(kind: Kind) -> bool {
     )
 }
 
-const NULL: &str = "BUG: unable to handle kernel NULL pointer dereference";
-const PAGING: &str = "BUG: unable to handle kernel paging request";
+pub(crate) const NULL: &str = "BUG: unable to handle kernel NULL pointer dereference";
+pub(crate) const PAGING: &str = "BUG: unable to handle kernel paging request";
 
 /// After `BUG: `.
 pub(crate) fn bug(rest: &str) -> Option<Header> {
@@ -177,6 +177,10 @@ fn panic(text: &str) -> Header {
     }
     if text.starts_with("corrupted stack end detected inside scheduler") {
         return Header::new(Kind::StackOverflow, "kernel panic: corrupted stack end");
+    }
+    if let Some(cpu) = text.strip_prefix("Watchdog detected hard LOCKUP on cpu ") {
+        let cpu = cpu.trim_end().parse().ok();
+        return Header { cpu, panic: true, ..Header::new(Kind::HardLockup, "BUG: hard lockup") };
     }
     let text = text.trim_end_matches(['.', ' ']);
     let text = text.split(" exitcode=").next().unwrap_or(text);

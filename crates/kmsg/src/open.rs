@@ -78,13 +78,13 @@ pub(crate) enum Verdict {
 
 impl Open {
     pub(crate) fn new(header: Header, line: u64, raw: &str, caller: Option<Caller>, stamped: bool) -> Self {
-        let die_seen = header.die;
+        let (die_seen, panicked) = (header.die, header.panic);
         let mut open = Open {
             header,
             caller,
             stamped,
             corrupted: false,
-            panicked: false,
+            panicked,
             proven: false,
             ended: false,
             gap: 0,
@@ -153,7 +153,7 @@ impl Open {
     }
 
     fn take(&mut self, body: Body<'_>) {
-        let stale = std::mem::take(&mut self.stale);
+        let stale = !matches!(body, Body::Weak | Body::Other) && std::mem::take(&mut self.stale);
         match body {
             Body::Frame(_) if stale => {}
             Body::Frame(frame) => {
@@ -314,6 +314,10 @@ impl Open {
             && self.sites.is_empty()
         {
             self.die_seen = true;
+            return true;
+        }
+        if mine == HardLockup && other.kind == HardLockup && self.sites.is_empty() && self.traces == 0 {
+            self.adopt(other, false);
             return true;
         }
         if mine == RcuStall && other.kind == RcuStall && (other.message || self.sites.is_empty()) {

@@ -65,7 +65,40 @@ pub(crate) fn symbol(text: &str) -> Option<(&str, &str)> {
     if scan.eat("/0x") {
         scan.run(|c| c.is_ascii_hexdigit())?;
     }
-    Some((plain(name), scan.0))
+    // 64-bit POWER of old has a dot before the name of a function's code.
+    Some((plain(name.strip_prefix('.').unwrap_or(name)), scan.0))
+}
+
+/// A symbol whose offset `decode_stacktrace.sh` has replaced by source lines, `F (fs/file.c:12 fs/other.h:3 (discriminator 1)) module`, at
+/// the start of `text`: its name without compiler suffixes, and whether a module brings it.
+pub(crate) fn decoded(text: &str) -> Option<(&str, bool)> {
+    let (name, rest) = text.split_once(" (")?;
+    let fits = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'_' | b'.' | b'$');
+    if name.is_empty()
+        || name.len() > SYMBOL_LIMIT
+        || name.as_bytes()[0].is_ascii_digit()
+        || !name.bytes().all(fits)
+    {
+        return None;
+    }
+    let (place, _) = rest.split_once([' ', ')'])?;
+    let (file, line) = place.rsplit_once(':')?;
+    // A program's trace has plain file names.
+    let source = file.contains('/') && [".c", ".h", ".S", ".rs"].iter().any(|end| file.ends_with(end));
+    let numbered = !line.is_empty() && line.bytes().all(|b| b.is_ascii_digit());
+    if !(source && numbered || place == "??:?" || place == "??:0") {
+        return None;
+    }
+    let mut depth = 1;
+    let end = rest.bytes().position(|b| {
+        depth += i32::from(b == b'(') - i32::from(b == b')');
+        depth == 0
+    })?;
+    let module = rest[end + 1..].trim();
+    module
+        .bytes()
+        .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'))
+        .then(|| (plain(name), !module.is_empty()))
 }
 
 /// Drops what the compiler adds to a symbol: `.constprop.0`, `.isra.1`, `.part.3`, `.cold`, `.llvm.123`.
@@ -86,7 +119,24 @@ mod tests {
         assert_eq!(symbol("do_madvise.part.0+0x1a/0x2b0 [klp]"), Some(("do_madvise", " [klp]")));
         assert_eq!(symbol("F+0x5 more"), Some(("F", " more")));
         assert_eq!(symbol("0xffffffff+0x1"), None);
+        assert_eq!(symbol(".F+0x5 more"), Some(("F", " more")));
         assert_eq!(symbol("word more"), None);
         assert_eq!(plain(".text"), ".text");
+    }
+
+    #[test]
+    fn source_lines_instead_of_an_offset() {
+        assert_eq!(decoded("kthread (kernel/kthread.c:388)"), Some(("kthread", false)));
+        assert_eq!(decoded("walk.isra.0 (fs/a.c:1 (discriminator 3) fs/b.h:2) demo"), Some(("walk", true)));
+        assert_eq!(decoded("walk (??:?)"), Some(("walk", false)));
+        for text in [
+            "abort (abort.c:79)",
+            "walk (fs/a.c:1) is slow",
+            "see walk (fs/a.c:1)",
+            "walk (fs/a.js:1)",
+            "walk (fs/a.c:1",
+        ] {
+            assert_eq!(decoded(text), None, "{text}");
+        }
     }
 }

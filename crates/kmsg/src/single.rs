@@ -168,7 +168,8 @@ pub(crate) fn after_comm(text: &str) -> Option<Header> {
         });
     }
     if let Some(tail) = rest.strip_prefix("page allocation failure") {
-        let exact = tail.starts_with(": order:") || tail.starts_with(". order:");
+        let order = tail.strip_prefix(": order:").or_else(|| tail.strip_prefix(". order:"));
+        let exact = order.is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()));
         return exact.then(|| Header::new(Kind::PageAllocation, "page allocation failure"));
     }
     let module = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
