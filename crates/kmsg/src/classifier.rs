@@ -2,12 +2,14 @@
 
 use crate::body::{self, Body};
 use crate::candidate::is_candidate;
+use crate::echo::Echoes;
 use crate::header::{self, Header, Proof};
 use crate::notice::{self, Notice};
 use crate::open::{Open, Verdict};
 use crate::prefix::{self, Caller, Origin, Prefix};
-use crate::{Kind, Report, Signal, oops};
-use memchr::memchr;
+use crate::records::{Record, Records};
+use crate::{Kind, Report, Signal, logcat, oops};
+use memchr::memchr2;
 use std::borrow::Cow;
 
 /// The most of a line that is looked at, in bytes; the kernel's own limit is about 1 KiB.
@@ -16,7 +18,7 @@ const LINE_LIMIT: usize = 8 << 10;
 const OPEN_LIMIT: usize = 8;
 /// From this many time-stamped lines on, a line without a stamp is not the kernel's.
 const STAMPED_ENOUGH: u32 = 8;
-/// For how many lines a dead task is remembered.
+/// For how many messages a dead task is remembered.
 const GRIEF: u64 = 300;
 
 /// Reads the console of one machine, in chunks of any size, and tells what the kernel reported.
@@ -29,13 +31,21 @@ pub struct Classifier {
     partial: Vec<u8>,
     /// The line is longer than what is kept of it.
     overlong: bool,
-    line: u64,
+    /// Line feeds and carriage returns so far.
+    feeds: u64,
+    returns: u64,
+    /// Something stood in this line before a carriage return.
+    begun: bool,
+    records: Records,
+    echoes: Echoes,
     stamped: u32,
     open: Vec<Open>,
     patch: String,
     /// A header that a line break in the name of a task cut in two, as far as it came.
     half: Option<String>,
-    /// The last oops: pid and line.
+    /// Messages so far: records have more lines than messages.
+    messages: u64,
+    /// The last oops: pid and message.
     dead: Option<(u64, u64)>,
     out: Vec<Signal>,
 }
@@ -56,24 +66,45 @@ impl Classifier {
 
     /// Takes the next bytes of the console.
     pub fn push(&mut self, mut bytes: &[u8]) -> Vec<Signal> {
-        while let Some(end) = memchr(b'\n', bytes) {
-            let (head, tail) = bytes.split_at(end);
-            if head.is_empty() && self.partial.is_empty() && self.open.is_empty() {
-                self.line += 1;
-            } else if self.partial.is_empty() {
-                self.overlong = head.len() > LINE_LIMIT;
-                self.end_line(&head[..head.len().min(LINE_LIMIT)]);
-            } else {
-                self.extend_partial(head);
-                let line = std::mem::take(&mut self.partial);
-                self.end_line(&line);
-                self.partial = line;
-                self.partial.clear();
-            }
-            bytes = &tail[1..];
+        while let Some(end) = memchr2(b'\n', b'\r', bytes) {
+            let feed = bytes[end] == b'\n';
+            self.end_line(&bytes[..end], feed);
+            bytes = &bytes[end + 1..];
         }
         self.extend_partial(bytes);
         std::mem::take(&mut self.out)
+    }
+
+    /// Number of the present line, from 1. Text without a line feed is counted by its carriage returns.
+    fn line(&self) -> u64 {
+        1 + if self.feeds == 0 { self.returns } else { self.feeds }
+    }
+
+    /// The line ends with `bytes`: at a line feed, or at a carriage return, which may stand before one.
+    fn end_line(&mut self, bytes: &[u8], feed: bool) {
+        let empty = bytes.is_empty() && self.partial.is_empty();
+        let nothing = if feed {
+            // Within a report or record, an empty line counts.
+            empty && (self.begun || self.open.is_empty() && !self.records.is_inside())
+        } else {
+            empty
+        };
+        if !nothing {
+            let number = self.line();
+            if self.partial.is_empty() {
+                self.overlong = bytes.len() > LINE_LIMIT;
+                self.process(&bytes[..bytes.len().min(LINE_LIMIT)], number);
+            } else {
+                self.extend_partial(bytes);
+                let line = std::mem::take(&mut self.partial);
+                self.process(&line, number);
+                self.partial = line;
+                self.partial.clear();
+            }
+            self.overlong = false;
+        }
+        self.begun = !feed && (self.begun || !empty);
+        *if feed { &mut self.feeds } else { &mut self.returns } += 1;
     }
 
     /// The console went quiet, or we stop listening to a machine that still lives: gives the reports that are open and
@@ -92,7 +123,10 @@ impl Classifier {
     pub fn finish(&mut self) -> Vec<Signal> {
         let line = std::mem::take(&mut self.partial);
         if !line.is_empty() {
-            self.end_line(&line);
+            self.process(&line, self.line());
+        }
+        if let Some(record) = self.records.finish() {
+            self.record(&record);
         }
         self.close_all(true);
         std::mem::take(&mut self.out)
@@ -106,7 +140,9 @@ impl Classifier {
     /// Bytes that are held for lines and reports not yet complete. Bounded whatever comes: at most 8 MiB, and
     /// mostly some KiB.
     pub fn retained(&self) -> usize {
-        self.partial.capacity() + self.open.iter().map(Open::retained).sum::<usize>()
+        self.partial.capacity()
+            + self.records.retained()
+            + self.open.iter().map(Open::retained).sum::<usize>()
     }
 
     fn extend_partial(&mut self, bytes: &[u8]) {
@@ -115,23 +151,50 @@ impl Classifier {
         self.partial.extend_from_slice(&bytes[..bytes.len().min(room)]);
     }
 
-    fn end_line(&mut self, line: &[u8]) {
-        self.line += 1;
-        self.process(line, self.line);
-        self.overlong = false;
-    }
-
-    fn process(&mut self, line: &[u8], number: u64) {
-        let line = line.trim_ascii_end();
-        let cleaned = prefix::clean(line);
+    fn process(&mut self, raw: &[u8], number: u64) {
+        let cleaned = prefix::clean(raw.trim_ascii_end());
         let mut line = cleaned.as_ref();
+        // What netconsole and /dev/kmsg tell of the device.
+        if line.starts_with(b" SUBSYSTEM=") || line.starts_with(b" DEVICE=") {
+            return;
+        }
+        if self.records.wants(line) {
+            let taken = self.records.take(line, raw, number);
+            if let Some(record) = self.records.ready() {
+                self.record(&record);
+            }
+            if taken {
+                return;
+            }
+        }
         if line.starts_with(b"** ")
             && let Some((count, rest)) = notice::lost(line)
         {
             self.lose(number, count);
             line = &line[rest..];
         }
-        let mut prefix = prefix::split(line);
+        match logcat::kernel_line(line) {
+            Some(line) => self.console_line(&line, prefix::split(&line), number),
+            None => self.console_line(line, prefix::split(line), number),
+        }
+    }
+
+    /// Takes the message of a record.
+    fn record(&mut self, record: &Record) {
+        let foreign = record.origin() == Origin::User;
+        for line in record.message.split(|b| *b == b'\n') {
+            let line = prefix::clean(line.trim_ascii_end());
+            let mut prefix = prefix::split(&line);
+            if foreign || prefix.origin != Origin::Kernel {
+                let (origin, caller, stamp) = (record.origin(), record.caller, record.stamp);
+                prefix = Prefix { start: 0, origin, caller, stamp, tagged: true };
+            }
+            self.console_line(&line, prefix, record.line);
+        }
+    }
+
+    fn console_line(&mut self, line: &[u8], mut prefix: Prefix, number: u64) {
+        self.messages += 1;
         if prefix.origin == Origin::Kernel {
             self.stamped = self.stamped.saturating_add(1);
         }
@@ -156,6 +219,9 @@ impl Classifier {
         let joined = self.half.take().map(|half| format!("{half} {}", String::from_utf8_lossy(rest)));
         let candidate = is_candidate(rest) || joined.is_some();
         if self.open.is_empty() && !candidate {
+            return;
+        }
+        if prefix.origin != Origin::User && self.echoes.is_echo(line, &prefix, number) {
             return;
         }
         let raw = String::from_utf8_lossy(line);
@@ -343,7 +409,7 @@ impl Classifier {
     /// Remembers the task that an oops killed.
     fn mourn(&mut self, report: &Report, pid: Option<u64>) {
         if oops::is_oops(report.kind) || report.kind == Kind::ListCorruption {
-            self.dead = pid.map(|pid| (pid, report.line));
+            self.dead = pid.map(|pid| (pid, self.messages));
         }
     }
 
@@ -352,7 +418,8 @@ impl Classifier {
         let late =
             matches!(report.header.kind, Kind::Warning | Kind::SleepInAtomic | Kind::SchedulingWhileAtomic)
                 || oops::is_oops(report.header.kind);
-        let dead = self.dead.is_some_and(|(pid, line)| Some(pid) == report.pid() && self.line < line + GRIEF);
+        let dead =
+            self.dead.is_some_and(|(pid, then)| Some(pid) == report.pid() && self.messages < then + GRIEF);
         late && dead && report.is_exiting()
     }
 }

@@ -3,7 +3,9 @@
 //! [`Classifier`] takes the bytes of a console as they come and gives [`Signal`]s; [`triage`] takes a whole log.
 //! A line goes through these steps:
 //!
-//! 1. `prefix`: what stands before the message (time stamp, caller, syslog head) and whether the kernel wrote it.
+//! 1. `records`: is it a field of a record (JSON, export and verbose forms of the journal)? Then the message is taken from it.
+//!    `prefix` (with `heads`, `logcat`): what stands before the message (time stamp, caller, syslog head) and whether the kernel
+//!    wrote it. `echo`: was it there a moment ago already?
 //! 2. `candidate`: can the message be a header at all? A quick look, for every line.
 //! 3. `header` (with `oops`, `lockdep`, `single`, `notice`): is the message the first line of a report? Anchored at the start of the message, so that text which
 //!    merely mentions such words is none.
@@ -19,16 +21,20 @@ mod arch;
 mod body;
 mod candidate;
 mod classifier;
+mod echo;
 mod frames;
 mod header;
+mod heads;
 mod kind;
 mod lockdep;
+mod logcat;
 mod machinery;
 mod names;
 mod notice;
 mod oops;
 mod open;
 mod prefix;
+mod records;
 mod scan;
 mod signal;
 mod single;

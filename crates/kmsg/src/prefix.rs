@@ -1,5 +1,6 @@
 //! What stands before a message: priority, time stamp, caller, syslog head. Works on bytes, for every line.
 
+use crate::heads::{self, Tail};
 use std::borrow::Cow;
 
 /// The task or CPU that printed a line (`[ T12]`, `[ C0]`), where the kernel says so.
@@ -26,64 +27,109 @@ pub(crate) struct Prefix {
     pub(crate) start: usize,
     pub(crate) origin: Origin,
     pub(crate) caller: Option<Caller>,
+    /// The kernel's own time in microseconds, where the prefix has it with that precision.
+    pub(crate) stamp: Option<u64>,
+    /// A logger's head says that the kernel wrote it: `host kernel: `.
+    pub(crate) tagged: bool,
 }
 
-/// Drops ANSI escape sequences and other control characters but tab.
+/// Drops ANSI escape sequences and other control characters but tab; blanks that do not break become blanks.
 pub(crate) fn clean(line: &[u8]) -> Cow<'_, [u8]> {
-    if !line.iter().fold(false, |bad, &b| bad | (b < 0x20 && b != b'\t') | (b == 0x7f)) {
+    if is_plain(line) {
         return Cow::Borrowed(line);
     }
     let mut out = Vec::with_capacity(line.len());
-    let mut bytes = line.iter().copied().peekable();
-    while let Some(b) = bytes.next() {
-        if b == 0x1b {
-            if bytes.next_if_eq(&b'[').is_some() {
-                while bytes.next_if(|b| !(0x40..=0x7e).contains(b)).is_some() {}
-                bytes.next();
-            } else {
-                bytes.next();
+    let mut rest = line;
+    while let Some((&b, tail)) = rest.split_first() {
+        rest = tail;
+        match b {
+            0x1b => rest = escape(rest),
+            // U+00A0 and U+202F, which web pages and office programs put in place of blanks.
+            0xc2 if rest.first() == Some(&0xa0) => {
+                out.push(b' ');
+                rest = &rest[1..];
             }
-        } else if (b >= 0x20 || b == b'\t') && b != 0x7f {
-            out.push(b);
+            0xe2 if rest.starts_with(&[0x80, 0xaf]) => {
+                out.push(b' ');
+                rest = &rest[2..];
+            }
+            b'\t' => out.push(b),
+            0..0x20 | 0x7f => {}
+            _ => out.push(b),
         }
     }
     Cow::Owned(out)
 }
 
+/// Whether [`clean`] has nothing to do.
+fn is_plain(line: &[u8]) -> bool {
+    let odd = |b: u8| (b < 0x20) & (b != b'\t') | (b == 0x7f) | (b == 0xc2) | (b == 0xe2);
+    !line.iter().fold(false, |bad, &b| bad | odd(b))
+}
+
+/// What follows an escape sequence whose first byte is gone.
+fn escape(rest: &[u8]) -> &[u8] {
+    let Some(sequence) = rest.strip_prefix(b"[") else { return rest.get(1..).unwrap_or(&[]) };
+    let end = sequence.iter().position(|b| (0x40..=0x7e).contains(b));
+    end.map_or(&[], |end| &sequence[end + 1..])
+}
+
 /// Takes `line` apart.
 pub(crate) fn split(line: &[u8]) -> Prefix {
-    let mut at = At { line, pos: 0, origin: Origin::Unknown, caller: None };
-    // Each form at most once or twice: a bound, since a hostile line could repeat them without end.
-    for _ in 0..6 {
-        if !at.step() {
-            break;
+    let whole = At::new(line, 0).run();
+    if whole.origin != Origin::Unknown {
+        return whole.prefix();
+    }
+    // A log that was quoted or indented when it was pasted.
+    if let Some(b' ' | b'\t' | b'>' | b'|') = line.first() {
+        let quote = line.iter().take(40).take_while(|b| matches!(b, b' ' | b'\t' | b'>' | b'|')).count();
+        let inner = At::new(line, quote).run();
+        if inner.origin == Origin::User || inner.timed {
+            return inner.prefix();
         }
     }
-    if at.origin == Origin::Unknown
-        && let Some(inner) = second(line, 0)
-    {
-        return inner;
-    }
-    Prefix { start: at.pos, origin: at.origin, caller: at.caller }
+    second(line, 0).unwrap_or_else(|| whole.prefix())
 }
 
 /// The message that starts behind a time stamp in the middle of `line`, past `from`: the kernel does not end some lines before another
 /// message starts.
 pub(crate) fn second(line: &[u8], from: usize) -> Option<Prefix> {
-    let pos = from + mid_line(&line[from..])?;
-    let mut inner = At { line, pos, origin: Origin::Unknown, caller: None };
-    while inner.step() {}
-    Some(Prefix { start: inner.pos, origin: Origin::MidLine, caller: inner.caller })
+    let start = from + mid_line(&line[from..])?;
+    Some(Prefix { origin: Origin::MidLine, ..At::new(line, start).run().prefix() })
 }
 
+#[derive(Clone, Copy)]
 struct At<'a> {
     line: &'a [u8],
     pos: usize,
     origin: Origin,
     caller: Option<Caller>,
+    stamp: Option<u64>,
+    tagged: bool,
+    /// More than a priority or caller was there.
+    timed: bool,
 }
 
 impl<'a> At<'a> {
+    fn new(line: &'a [u8], pos: usize) -> Self {
+        At { line, pos, origin: Origin::Unknown, caller: None, stamp: None, tagged: false, timed: false }
+    }
+
+    fn prefix(self) -> Prefix {
+        let At { pos, origin, caller, stamp, tagged, .. } = self;
+        Prefix { start: pos, origin, caller, stamp, tagged }
+    }
+
+    /// Takes all pieces. Each form comes at most once or twice: a bound, since a hostile line could repeat them without end.
+    fn run(mut self) -> Self {
+        for _ in 0..8 {
+            if !self.step() {
+                break;
+            }
+        }
+        self
+    }
+
     fn rest(&self) -> &'a [u8] {
         &self.line[self.pos..]
     }
@@ -92,84 +138,114 @@ impl<'a> At<'a> {
     fn step(&mut self) -> bool {
         let rest = self.rest();
         let Some(&first) = rest.first() else { return false };
-        let (len, origin) = match first {
+        match first {
             b'[' => return self.bracket(),
             b'<' => match priority(rest) {
-                Some((len, facility)) => (len, if facility == 0 { Origin::Kernel } else { Origin::User }),
+                Some((len, facility)) => self.take(len, facility_origin(facility)),
                 None => return false,
             },
-            b'0'..=b'9' => match record(rest) {
-                Some((len, facility, caller)) => {
-                    self.caller = caller.or(self.caller);
-                    (len, if facility == 0 { Origin::Kernel } else { Origin::User })
+            b'0'..=b'9' => {
+                if let Some(record) = record(rest) {
+                    self.caller = record.caller.or(self.caller);
+                    self.stamp = self.stamp.or(Some(record.stamp));
+                    self.timed = true;
+                    self.take(record.len, facility_origin(record.facility));
+                } else {
+                    return self.time();
                 }
-                None => match iso_time(rest) {
-                    Some((len, true)) => (len, Origin::Kernel),
-                    Some((len, false)) => syslog(rest, len),
-                    None => return false,
-                },
-            },
-            b'A'..=b'S' => match syslog_time(rest) {
-                Some(len) => syslog(rest, len),
-                None => return false,
-            },
-            b'k' | b'u' | b'd' | b'a' | b'l' | b'm' | b's' => match named(rest) {
-                Some((len, kernel)) => (len, if kernel { Origin::Kernel } else { Origin::User }),
-                None => return false,
+            }
+            b'A'..=b'Z' | b'a'..=b'z' | 0x80.. => match named(rest) {
+                Some((len, kernel)) => {
+                    self.timed = true;
+                    self.tagged |= kernel;
+                    self.take(len, if kernel { Origin::Kernel } else { Origin::User });
+                }
+                None => return self.time(),
             },
             _ => return false,
-        };
+        }
+        true
+    }
+
+    fn take(&mut self, len: usize, origin: Origin) {
         self.pos += len;
         if self.origin != Origin::User {
             self.origin = origin;
         }
+    }
+
+    /// A time without brackets, as loggers write it; what follows says whose line it is.
+    fn time(&mut self) -> bool {
+        let rest = self.rest();
+        // Only a priority may stand before it.
+        let version = if self.pos > 0 && rest.starts_with(b"1 ") { 2 } else { 0 };
+        let Some(time) = heads::time(&rest[version..]) else { return false };
+        self.timed = true;
+        match heads::tail(&rest[version..], &time) {
+            Tail::Stamp(len) => self.pos += version + len,
+            Tail::Kernel(len) => {
+                self.tagged |= !time.dmesg;
+                self.take(version + len, Origin::Kernel);
+            }
+            Tail::User(len) => self.take(version + len, Origin::User),
+            Tail::None => {
+                self.timed = false;
+                return false;
+            }
+        }
         true
     }
 
-    /// `[   12.345678]`, `[  T12]`, `[Mon Nov  2 10:00:00 2020]`, `[2020-11-02 10:00:00]`.
+    /// `[   12.345678]`, `[  T12]`, `[Mon Nov  2 10:00:00 2020]`, `[2020-11-02 10:00:00]` and the like.
     fn bracket(&mut self) -> bool {
         let rest = self.rest();
-        let window = &rest[..rest.len().min(40)];
+        let window = &rest[..rest.len().min(72)];
         let Some(end) = memchr::memchr(b']', window) else { return false };
         let inner = rest[1..end].trim_ascii();
-        let kernel_time = is_stamp(inner);
-        if !kernel_time && !is_wall_time(inner) {
-            match caller(inner) {
-                Some(c) => self.caller = Some(c),
-                None => return false,
+        let mut len = end + 1 + usize::from(rest.get(end + 1) == Some(&b' '));
+        if let Some(stamp) = heads::stamp(inner) {
+            self.stamp = self.stamp.or(stamp.micros);
+        } else if let Some(number) = caller(inner) {
+            self.caller = Some(number);
+            self.take(len, Origin::Kernel);
+            return true;
+        } else if heads::is_clock(inner) {
+            // A terminal program's: what follows must be the kernel's own stamp.
+            let Tail::Stamp(blanks) = heads::own(&rest[len..]) else { return false };
+            self.pos += len + blanks;
+            return true;
+        } else if !heads::is_wall_time(inner) {
+            return false;
+        }
+        let tagged = match if self.timed { Tail::None } else { heads::tagged(&rest[len..]) } {
+            Tail::Kernel(head) => {
+                len += head;
+                true
             }
-        }
-        let space = usize::from(rest.get(end + 1) == Some(&b' '));
-        self.pos += end + 1 + space;
-        if self.origin != Origin::User {
-            self.origin = Origin::Kernel;
-        }
+            Tail::User(head) => {
+                self.timed = true;
+                self.take(len + head, Origin::User);
+                return true;
+            }
+            Tail::Stamp(_) | Tail::None => false,
+        };
+        self.timed = true;
+        self.tagged |= tagged;
+        self.take(len, Origin::Kernel);
         true
     }
 }
 
-fn digits(bytes: &[u8]) -> usize {
+fn facility_origin(facility: u32) -> Origin {
+    if facility == 0 { Origin::Kernel } else { Origin::User }
+}
+
+pub(crate) fn digits(bytes: &[u8]) -> usize {
     bytes.iter().take_while(|b| b.is_ascii_digit()).count()
 }
 
-/// `12.345678`
-fn is_stamp(inner: &[u8]) -> bool {
-    let whole = digits(inner);
-    whole > 0 && inner.get(whole) == Some(&b'.') && {
-        let fraction = digits(&inner[whole + 1..]);
-        fraction >= 3 && whole + 1 + fraction == inner.len()
-    }
-}
-
-/// `Mon Nov  2 10:00:00 2020` or `2020-11-02 10:00:00`.
-fn is_wall_time(inner: &[u8]) -> bool {
-    let named = inner.len() >= 20 && inner[3] == b' ' && inner[..3].iter().all(u8::is_ascii_alphabetic);
-    let dated = inner.len() >= 16 && digits(inner) == 4 && inner[4] == b'-';
-    (named || dated) && inner.iter().filter(|&&b| b == b':').count() >= 2
-}
-
 /// `T123` or `C0`.
-fn caller(inner: &[u8]) -> Option<Caller> {
+pub(crate) fn caller(inner: &[u8]) -> Option<Caller> {
     let kind = match inner.first()? {
         b'T' => 0,
         b'C' => 1 << 40,
@@ -193,60 +269,46 @@ fn priority(rest: &[u8]) -> Option<(usize, u32)> {
     Some((len + 2, value >> 3))
 }
 
-/// `6,123,456789,-;` or `6,123,456789,-,caller=T12;`: length, facility, caller.
-fn record(rest: &[u8]) -> Option<(usize, u32, Option<Caller>)> {
-    let window = &rest[..rest.len().min(80)];
+/// The head of a line of `/dev/kmsg` or of netconsole.
+struct Record {
+    len: usize,
+    facility: u32,
+    /// Microseconds.
+    stamp: u64,
+    caller: Option<Caller>,
+}
+
+/// `6,123,456789,-;` or `6,123,456789,-,caller=T12;`, with the release before it where netconsole is set so.
+fn record(rest: &[u8]) -> Option<Record> {
+    let window = &rest[..rest.len().min(120)];
+    if !window[..window.len().min(65)].contains(&b',') {
+        return None;
+    }
     let end = memchr::memchr(b';', window)?;
     let mut fields = window[..end].split(|&b| b == b',');
-    let priority = fields.next().filter(|f| f.len() <= 3 && digits(f) == f.len())?;
+    let mut first = fields.next()?;
+    if first.contains(&b'.') {
+        first = fields.next()?;
+    }
+    if first.is_empty() || first.len() > 3 || digits(first) != first.len() {
+        return None;
+    }
+    let mut stamp = 0;
     for _ in 0..2 {
-        fields.next().filter(|f| !f.is_empty() && digits(f) == f.len())?;
+        let number = fields.next().filter(|f| !f.is_empty() && digits(f) == f.len())?;
+        stamp = heads::number(number);
     }
     fields.next().filter(|f| f.len() == 1)?;
     let caller = fields.find_map(|f| caller(f.strip_prefix(b"caller=")?));
-    let value = priority.iter().fold(0u32, |n, b| n * 10 + u32::from(b - b'0'));
-    Some((end + 1, value >> 3, caller))
-}
-
-/// `2020-11-02T10:00:00.123456+00:00 `: length, and whether it is dmesg's form (a comma before the fraction), after
-/// which the message comes at once.
-fn iso_time(rest: &[u8]) -> Option<(usize, bool)> {
-    if rest.len() < 20 || digits(rest) != 4 || rest[4] != b'-' || rest[7] != b'-' || rest[13] != b':' {
-        return None;
-    }
-    if !matches!(rest[10], b'T' | b' ') {
-        return None;
-    }
-    let len = rest[11..].iter().position(|&b| b == b' ')? + 12;
-    (len <= 40).then(|| (len, rest[..len].contains(&b',')))
-}
-
-/// `Nov  2 10:00:00 ` or `Nov 02 10:00:00.123456 `: length.
-fn syslog_time(rest: &[u8]) -> Option<usize> {
-    const MONTHS: &[u8] = b"JanFebMarAprMayJunJulAugSepOctNovDec";
-    if rest.len() < 16 || rest[3] != b' ' || !MONTHS.chunks(3).any(|m| m == &rest[..3]) {
-        return None;
-    }
-    if rest[6] != b' ' || rest[9] != b':' || rest[12] != b':' || !rest[7..9].iter().all(u8::is_ascii_digit) {
-        return None;
-    }
-    Some(rest[7..].iter().take(20).position(|&b| b == b' ')? + 8)
-}
-
-/// After a time of `len` bytes: `host kernel: ` is the kernel's, `host name[pid]: ` a program's.
-fn syslog(rest: &[u8], len: usize) -> (usize, Origin) {
-    let tail = &rest[len..];
-    let Some(host) = tail.iter().take(80).position(|&b| b == b' ') else { return (len, Origin::User) };
-    let tag = &tail[host + 1..];
-    let Some(end) = tag.iter().take(80).position(|&b| b == b':') else { return (len, Origin::User) };
-    let after = len + host + 1 + end + 1;
-    let space = usize::from(rest.get(after) == Some(&b' '));
-    let origin = if tag[..end] == *b"kernel" { Origin::Kernel } else { Origin::User };
-    (after + space, origin)
+    let facility = first.iter().fold(0u32, |n, b| n * 10 + u32::from(b - b'0')) >> 3;
+    Some(Record { len: end + 1, facility, stamp, caller })
 }
 
 /// `kern  :warn  : ` (dmesg -x) or `kernel: `: length, and whether it is the kernel's.
 fn named(rest: &[u8]) -> Option<(usize, bool)> {
+    if !matches!(rest[0], b'k' | b'u' | b'd' | b'a' | b'l' | b'm' | b's' | b'f') {
+        return None;
+    }
     if let Some(tail) = rest.strip_prefix(b"kernel:") {
         return Some((7 + usize::from(tail.first() == Some(&b' ')), true));
     }
@@ -278,7 +340,11 @@ fn mid_line(line: &[u8]) -> Option<usize> {
     for at in memchr::memchr2_iter(b'[', b']', line) {
         if line[at] == b'[' {
             start = at;
-        } else if start > 0 && start < 400 && at < start + 24 && is_stamp(line[start + 1..at].trim_ascii()) {
+        } else if start > 0
+            && start < 400
+            && at < start + 24
+            && heads::is_seconds(line[start + 1..at].trim_ascii())
+        {
             return Some(start);
         }
     }

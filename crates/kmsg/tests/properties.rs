@@ -48,7 +48,8 @@ proptest! {
         signals.extend(classifier.push(&text[cut..]));
         prop_assert!(classifier.retained() <= RETAINED);
         signals.extend(classifier.finish());
-        let last = text.iter().filter(|&&b| b == b'\n').count() as u64 + 1;
+        let ends = |end| text.iter().filter(|&&b| b == end).count() as u64 + 1;
+        let last = ends(b'\n').max(ends(b'\r'));
         prop_assert!(signals.iter().all(|s| (1..=last).contains(&s.line())));
     }
 
