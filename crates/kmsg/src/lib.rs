@@ -7,7 +7,7 @@
 //! 2. `candidate`: can the message be a header at all? A quick look, for every line.
 //! 3. `header` (with `oops`, `lockdep`, `single`, `notice`): is the message the first line of a report? Anchored at the start of the message, so that text which
 //!    merely mentions such words is none.
-//! 4. `body`: what the line is within a report: stack frame, register, task line, end mark.
+//! 4. `body` (with `words`): what the line is within a report: stack frame, register, task line, end mark.
 //! 5. `open`: one report while it grows; it must be *proven* by lines that only the kernel's own dump has,
 //!    because a module can print any header it likes.
 //! 6. `frames`: which function of the stack is guilty, with `machinery` (what never is) and `names` (how a function is called).
@@ -32,6 +32,7 @@ mod prefix;
 mod scan;
 mod signal;
 mod single;
+mod words;
 
 pub use classifier::{Classifier, triage};
 pub use kind::{Kind, Severity};
