@@ -36,6 +36,7 @@ const STARTS: &[&[u8]] = &[
     b"I/O error",
     b"illegal operation",
     b"INFO: ",
+    b"Insufficient stack space",
     b"int3",
     b"Internal error",
     b"invalid opcode",
