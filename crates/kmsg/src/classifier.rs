@@ -6,7 +6,7 @@ use crate::header::{self, Header, Proof};
 use crate::notice::{self, Notice};
 use crate::open::{Open, Verdict};
 use crate::prefix::{self, Caller, Origin, Prefix};
-use crate::{Kind, Report, Signal, oops};
+use crate::{Kind, Report, Signal, oops, skim};
 use memchr::memchr;
 use std::borrow::Cow;
 
@@ -122,6 +122,11 @@ impl Classifier {
     }
 
     fn process(&mut self, line: &[u8], number: u64) {
+        // What follows of the line is read only as far as it matters: nothing is open, and this line opens nothing.
+        let idle = self.open.is_empty() && self.half.is_none() && self.stamped >= STAMPED_ENOUGH;
+        if idle && skim::is_boring(line) {
+            return;
+        }
         let line = line.trim_ascii_end();
         let cleaned = prefix::clean(line);
         let mut line = cleaned.as_ref();
@@ -276,6 +281,9 @@ impl Classifier {
 
     /// Gives a line to the report that it belongs to.
     fn belong(&mut self, message: &str, raw: &str, prefix: Prefix) {
+        if self.open.is_empty() {
+            return;
+        }
         let body = body::parse(message);
         let strong = !matches!(body, Body::Other | Body::Weak);
         let Some(position) = self.owner(prefix.caller, strong) else { return };

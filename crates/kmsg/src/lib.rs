@@ -4,7 +4,7 @@
 //! A line goes through these steps:
 //!
 //! 1. `prefix`: what stands before the message (time stamp, caller, syslog head) and whether the kernel wrote it.
-//! 2. `candidate`: can the message be a header at all? A quick look, for every line.
+//! 2. `candidate`: can the message be a header at all? A quick look, for every line; `skim` passes over most lines even before.
 //! 3. `header` (with `oops`, `lockdep`, `single`, `notice`): is the message the first line of a report? Anchored at the start of the message, so that text which
 //!    merely mentions such words is none.
 //! 4. `body` (with `words`): what the line is within a report: stack frame, register, task line, end mark.
@@ -32,6 +32,7 @@ mod prefix;
 mod scan;
 mod signal;
 mod single;
+mod skim;
 mod words;
 
 pub use classifier::{Classifier, triage};

@@ -178,6 +178,9 @@ fn panic(text: &str) -> Header {
     if text.starts_with("corrupted stack end detected inside scheduler") {
         return Header::new(Kind::StackOverflow, "kernel panic: corrupted stack end");
     }
+    if text.trim_end() == "kernel stack overflow" {
+        return Header { panic: true, ..Header::new(Kind::StackOverflow, "kernel stack overflow") };
+    }
     if let Some(cpu) = text.strip_prefix("Watchdog detected hard LOCKUP on cpu ") {
         let cpu = cpu.trim_end().parse().ok();
         return Header { cpu, panic: true, ..Header::new(Kind::HardLockup, "BUG: hard lockup") };

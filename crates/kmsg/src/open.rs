@@ -287,6 +287,7 @@ impl Open {
         }
         if oops::is_oops(mine) && (other.die || oops::is_oops(other.kind)) && !self.ended && !self.die_seen {
             self.die_seen = other.die;
+            self.panicked |= other.panic;
             return true;
         }
         // KASAN names the slab in SLUB's words on old kernels, and a null pointer is an oops as well.

@@ -30,7 +30,7 @@ pub(crate) struct Prefix {
 
 /// Drops ANSI escape sequences and other control characters but tab.
 pub(crate) fn clean(line: &[u8]) -> Cow<'_, [u8]> {
-    if !line.iter().fold(false, |bad, &b| bad | (b < 0x20 && b != b'\t') | (b == 0x7f)) {
+    if is_plain(line) {
         return Cow::Borrowed(line);
     }
     let mut out = Vec::with_capacity(line.len());
@@ -48,6 +48,12 @@ pub(crate) fn clean(line: &[u8]) -> Cow<'_, [u8]> {
         }
     }
     Cow::Owned(out)
+}
+
+/// Whether [`clean`] has nothing to do.
+pub(crate) fn is_plain(line: &[u8]) -> bool {
+    let odd = |b: u8| (b < 0x20) & (b != b'\t') | (b == 0x7f);
+    !line.iter().fold(false, |bad, &b| bad | odd(b))
 }
 
 /// Takes `line` apart.
