@@ -19,6 +19,7 @@ const STARTS: &[&[u8]] = &[
     b"BUG",
     b"control protection",
     b"CPU ",
+    b"CFI failure",
     b"critical ",
     b"data exception",
     b"Disabling lock",
@@ -32,6 +33,7 @@ const STARTS: &[&[u8]] = &[
     b"Freed in ",
     b"Future hung",
     b"general protection fault",
+    b"huh, entered softirq",
     b"hung_task: ",
     b"I/O error",
     b"illegal operation",
@@ -43,7 +45,11 @@ const STARTS: &[&[u8]] = &[
     b"invalid TSS",
     b"irq ",
     b"kasan: GPF",
+    b"JBD2: ",
     b"Kernel BUG",
+    b"kmem_cache_destroy ",
+    b"RTNL: assertion",
+    b"end_request: ",
     b"Kernel bug",
     b"kernel BUG",
     b"Kernel panic",
@@ -131,9 +137,10 @@ fn comm_candidate(rest: &[u8]) -> bool {
     let Some(colon) = memchr(b':', window) else { return false };
     let tail = &rest[colon + 1..];
     let starts: &[&[u8]] = match tail.get(1) {
-        Some(b'p') => &[b" page allocation failure"],
+        Some(b'p') => &[b" page allocation failure", b" page allocation stalls"],
+        Some(b'B') => &[b" Bad swap "],
         Some(b'd') => &[b" disagrees about version"],
-        Some(b'U') => &[b" Unknown symbol "],
+        Some(b'U') => &[b" Unknown symbol ", b" Unused swap "],
         Some(b'v') => &[b" version magic "],
         Some(b't') => &[b" tainting kernel with TAINT_LIVEPATCH"],
         Some(b'M') => &[b" Missed "],
@@ -148,6 +155,13 @@ fn comm_with_colon(rest: &[u8]) -> &'static [&'static [u8]] {
     let needle = b": page allocation failure: order:";
     let window = &rest[..rest.len().min(64)];
     if rest.starts_with(b"kworker/") && window.windows(needle.len()).any(|w| w == needle) {
+        return &[b""];
+    }
+    // `FILE:LINE: bad pmd`
+    let window = &rest[..rest.len().min(66)];
+    if memchr(b':', window).is_some_and(|colon| window[..colon].ends_with(b".c"))
+        && window.windows(7).any(|w| w == b": bad p")
+    {
         return &[b""];
     }
     // The name of a PCI device holds two colons: `0000:00:03.0`.

@@ -6,7 +6,7 @@ use crate::machinery::is_machinery;
 use crate::names::canonical;
 use crate::scan::{Scan, decoded, plain, symbol};
 use crate::single::{after_comm, io, irq, leak, msr, netdevice, out_of_memory, vfs};
-use crate::{Kind, arch, lockdep, oops};
+use crate::{Kind, arch, lockdep, oops, quiet};
 
 /// How a header is believed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,6 +143,7 @@ pub(crate) fn parse(message: &str) -> Option<Header> {
     .or_else(|| arch::header(text))
     .or_else(|| io(text))
     .or_else(|| after_comm(text))
+    .or_else(|| quiet::parse(text))
 }
 
 /// `BUG: ...`

@@ -5,7 +5,7 @@
 //!
 //! 1. `prefix`: what stands before the message (time stamp, caller, syslog head) and whether the kernel wrote it.
 //! 2. `candidate`: can the message be a header at all? A quick look, for every line; `skim` passes over most lines even before.
-//! 3. `header` (with `oops`, `lockdep`, `single`, `notice`): is the message the first line of a report? Anchored at the start of the message, so that text which
+//! 3. `header` (with `oops`, `lockdep`, `single`, `quiet`, `arch`, `notice`): is the message the first line of a report? Anchored at the start of the message, so that text which
 //!    merely mentions such words is none.
 //! 4. `body` (with `words`): what the line is within a report: stack frame, register, task line, end mark.
 //! 5. `open`: one report while it grows; it must be *proven* by lines that only the kernel's own dump has,
@@ -29,6 +29,7 @@ mod notice;
 mod oops;
 mod open;
 mod prefix;
+mod quiet;
 mod scan;
 mod signal;
 mod single;
