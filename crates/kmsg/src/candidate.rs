@@ -17,6 +17,7 @@ const STARTS: &[&[u8]] = &[
     b"BTRFS",
     b"Buffer I/O",
     b"BUG",
+    b"Bad pagetable",
     b"control protection",
     b"CPU ",
     b"CFI failure",
@@ -139,6 +140,7 @@ fn comm_candidate(rest: &[u8]) -> bool {
     let starts: &[&[u8]] = match tail.get(1) {
         Some(b'p') => &[b" page allocation failure", b" page allocation stalls"],
         Some(b'B') => &[b" Bad swap "],
+        Some(b'C') => &[b" Corrupted page table"],
         Some(b'd') => &[b" disagrees about version"],
         Some(b'U') => &[b" Unknown symbol ", b" Unused swap "],
         Some(b'v') => &[b" version magic "],

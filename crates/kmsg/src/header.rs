@@ -261,7 +261,9 @@ fn atomic(rest: &str) -> Option<Header> {
         let (what, _) = tail.split_once(" in preemptible [")?;
         return Some(Header::new(Kind::Preemptible, format!("BUG: using {what} in preemptible code")));
     }
-    let lock = ["spinlock ", "rwlock ", "rwlock-"].into_iter().find(|l| rest.starts_with(l))?;
+    let lock = ["spinlock ", "rwlock ", "rwlock-", "read-lock ", "write-lock "]
+        .into_iter()
+        .find(|l| rest.starts_with(l))?;
     let what = &rest[lock.len()..];
     let what = &what[..what.find(" on CPU#").or_else(|| what.find(" on "))?];
     let exact = what.split(' ').count() <= 3;

@@ -1,8 +1,8 @@
 //! Reports that need no lockup and no oops: memory, devices, modules. Most are complete in one line.
 
-use crate::Kind;
 use crate::header::{Header, blank_numbers};
 use crate::scan::{Scan, plain, symbol};
+use crate::{Kind, oops};
 
 /// `Out of memory: Kill process 12 (comm) score 9 or sacrifice child`, `Out of memory: Killed process 12 (comm) ...`
 pub(crate) fn out_of_memory(text: &str) -> Option<Header> {
@@ -171,6 +171,10 @@ pub(crate) fn after_comm(text: &str) -> Option<Header> {
         let order = tail.strip_prefix(": order:").or_else(|| tail.strip_prefix(". order:"));
         let exact = order.is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()));
         return exact.then(|| Header::new(Kind::PageAllocation, "page allocation failure"));
+    }
+    if rest.starts_with("Corrupted page table at address ") {
+        // A line with a `[#1]` follows.
+        return Some(Header::new(Kind::PageFault, oops::TABLE));
     }
     if let Some(tail) = rest.strip_prefix("page allocation stalls for ") {
         // Kernels 4.10 to 4.14.
