@@ -5,6 +5,7 @@
 //!     cargo run --release -p klpfarm-kmsg --example throughput -- console.log ...
 
 use klpfarm_kmsg::Classifier;
+use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 const ORDINARY: &str = "\
@@ -16,6 +17,22 @@ const ORDINARY: &str = "\
 Debian GNU/Linux 12 host ttyS0
 [   93.115000] audit: type=1400 audit(1604311200.123:12): apparmor=\"STATUS\" operation=\"profile_load\" pid=312
 [   94.000001] perf: interrupt took too long (2507 > 2500), lowering kernel.perf_event_max_sample_rate to 79750
+";
+
+/// What a healthy kernel prints.
+const HEALTHY: &str = "\
+[    0.512345] pci 0000:00:02.0: reg 0x10: [mem 0xfd000000-0xfdffffff pref]
+[    0.512346] BIOS-e820: [mem 0x0000000000100000-0x000000007ffdffff] usable
+[    0.512347]   DMA32    [mem 0x0000000001000000-0x00000000ffffffff]
+[    1.204411] EXT4-fs (vda): mounted filesystem with ordered data mode. Opts: (null)
+[    1.204412] virtio_net virtio0 ens3: renamed from eth0
+[    1.204413] systemd[1]: Starting Journal Service...
+[    1.204414] usb 1-1: new high-speed USB device number 2 using xhci_hcd
+[    1.204415] audit: type=1400 audit(1604311200.123:12): apparmor=\"STATUS\" operation=\"profile_load\" pid=312
+[    1.204416] perf: interrupt took too long (2507 > 2500), lowering kernel.perf_event_max_sample_rate to 79750
+[    1.204417] NET: Registered PF_INET6 protocol family
+[    1.204418] klpfarm[7c1d]: heartbeat 12 7f3a90c1
+[    1.204419] device-mapper: uevent: version 1.0.3
 ";
 
 const SOFT_LOCKUP: &str = include_str!("../tests/corpus/001-soft-lockup-6.1.txt");
@@ -51,7 +68,11 @@ fn built_in() -> Vec<(&'static str, Vec<u8>)> {
         fill(&format!("{head}{frame}{}", format!("{}{frame}", lines.repeat(20)).repeat(50)))
     };
     let body = |text: &str| text.split_once("\n\n").map_or(String::new(), |(_, log)| log.to_owned());
+    let reports = [SOFT_LOCKUP, WARNING, HUNG].map(body).concat();
     vec![
+        ("clean", restamped(HEALTHY, SIZE)),
+        ("mixed", restamped(&format!("{}{reports}", HEALTHY.repeat(100)), SIZE)),
+        ("reports only", restamped(&reports, SIZE)),
         ("ordinary lines", fill(ORDINARY)),
         ("a boot", fill(&body(BOOT))),
         ("soft lockups", fill(&body(SOFT_LOCKUP))),
@@ -84,6 +105,21 @@ fn built_in() -> Vec<(&'static str, Vec<u8>)> {
                 .collect(),
         ),
     ]
+}
+
+/// `block` over and over, until there are `size` bytes, and each line later than the one before.
+fn restamped(block: &str, size: usize) -> Vec<u8> {
+    let mut out = String::with_capacity(size + 200);
+    let mut micros: u64 = 1_000_000;
+    for line in block.lines().cycle() {
+        let message = line.split_once("] ").map_or(line, |(_, message)| message);
+        micros += 731;
+        let _ = writeln!(out, "[{:5}.{:06}] {message}", micros / 1_000_000, micros % 1_000_000);
+        if out.len() > size {
+            return out.into_bytes();
+        }
+    }
+    Vec::new()
 }
 
 fn headers() -> String {

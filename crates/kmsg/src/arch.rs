@@ -49,6 +49,9 @@ fn hard_lockup(text: &str) -> Option<Header> {
 
 /// Exceptions of arm64 that have no line with a `[#1]`.
 fn exception(text: &str) -> Option<Header> {
+    if text == "Insufficient stack space to handle exception!" {
+        return Some(Header::new(Kind::StackOverflow, "kernel stack overflow"));
+    }
     let serror = text.starts_with("SError Interrupt on CPU");
     let bad = text.starts_with("Bad mode in ") && text.contains(" detected on CPU")
         || text.starts_with("Unhandled 64-bit el1") && text.contains(" exception on CPU");

@@ -1,53 +1,135 @@
 //! Which messages are worth parsing.
 
 use memchr::memchr;
+use std::sync::LazyLock;
+
+/// What a header or notice can start with; each is three bytes or longer.
+const STARTS: &[&[u8]] = &[
+    b"[ BUG: ",
+    b"[ INFO: ",
+    b"Aborting journal on device ",
+    b"addressing exception",
+    b"alignment check",
+    b"Allocated in ",
+    b"Bad mode in",
+    b"blk_update_request",
+    b"bounds",
+    b"BTRFS",
+    b"Buffer I/O",
+    b"BUG",
+    b"Bad pagetable",
+    b"control protection",
+    b"CPU ",
+    b"CFI failure",
+    b"critical ",
+    b"data exception",
+    b"Disabling lock",
+    b"divide",
+    b"double fault",
+    b"EXT",
+    b"F2FS",
+    b"FAT",
+    b"fixpoint divide",
+    b"fpu exception",
+    b"Freed in ",
+    b"Future hung",
+    b"general protection fault",
+    b"huh, entered softirq",
+    b"hung_task: ",
+    b"I/O error",
+    b"illegal operation",
+    b"INFO: ",
+    b"Insufficient stack space",
+    b"int3",
+    b"Internal error",
+    b"invalid opcode",
+    b"invalid TSS",
+    b"irq ",
+    b"kasan: GPF",
+    b"JBD2: ",
+    b"Kernel BUG",
+    b"kmem_cache_destroy ",
+    b"RTNL: assertion",
+    b"end_request: ",
+    b"Kernel bug",
+    b"kernel BUG",
+    b"Kernel panic",
+    b"kernel stack",
+    b"kfence: ",
+    b"kmemleak: ",
+    b"Linux version",
+    b"list_",
+    b"livepatch: ",
+    b"Memory cgroup out",
+    b"Missed ",
+    b"monitor event",
+    b"NMI watchdog: ",
+    b"ODEBUG: ",
+    b"Oops",
+    b"operation exception",
+    b"Out of memory",
+    b"overflow",
+    b"PANIC: ",
+    b"Perf NMI",
+    b"print_req_error",
+    b"privileged operation",
+    b"protection e",
+    b"rcu",
+    b"refcount_t: ",
+    b"Reserved instruction",
+    b"segment",
+    b"SError Interrupt",
+    b"simd exception",
+    b"specification exc",
+    b"stack guard page",
+    b"stack segment",
+    b"timeout error",
+    b"traps: Missing ENDBR",
+    b"traps: PANIC",
+    b"turning off",
+    b"UBSAN: ",
+    b"Unable to handle",
+    b"unchecked MSR",
+    b"Unhandled 64-bit",
+    b"unreferenced object",
+    b"unregister_netdevice",
+    b"VFS: ",
+    b"WARNING: ",
+    b"Watchdog detected",
+    b"watchdog: ",
+    b"XFS (",
+];
+
+/// The texts of `STARTS` by what they start with, so that most messages are turned away by their first two bytes.
+struct Index {
+    /// One bit for each pair of bytes.
+    pairs: Vec<u64>,
+    by_first: [Vec<&'static [u8]>; 256],
+}
+
+impl Index {
+    fn new() -> Self {
+        let mut pairs = vec![0; 1 << 10];
+        for start in STARTS {
+            let pair = usize::from(u16::from_le_bytes([start[0], start[1]]));
+            pairs[pair / 64] |= 1 << (pair % 64);
+        }
+        let starting = |first| STARTS.iter().copied().filter(|s| usize::from(s[0]) == first).collect();
+        Index { pairs, by_first: std::array::from_fn(starting) }
+    }
+
+    fn starts(&self, rest: &[u8]) -> bool {
+        let [first, second, ..] = *rest else { return false };
+        let pair = usize::from(u16::from_le_bytes([first, second]));
+        self.pairs[pair / 64] >> (pair % 64) & 1 == 1
+            && self.by_first[usize::from(first)].iter().any(|s| rest.starts_with(s))
+    }
+}
 
 /// Whether a message can be a header or notice at all: a quick look, for every line.
 pub(crate) fn is_candidate(rest: &[u8]) -> bool {
-    let starts: &[&[u8]] = match rest.first() {
-        Some(b'A') => &[b"Aborting journal on device ", b"Allocated in "],
-        Some(b'C') => &[b"CPU "],
-        Some(b'B') => &[b"BUG", b"Bad mode in", b"Buffer I/O", b"BTRFS"],
-        Some(b'D') => &[b"Disabling lock"],
-        Some(b'E') => &[b"EXT"],
-        Some(b'F') => &[b"F2FS", b"FAT", b"Future hung", b"Freed in "],
-        Some(b'I') => &[b"INFO: ", b"I/O error", b"Internal error"],
-        Some(b'K') => &[b"Kernel panic", b"Kernel bug", b"Kernel BUG"],
-        Some(b'L') => &[b"Linux version"],
-        Some(b'M') => &[b"Memory cgroup out", b"Missed "],
-        Some(b'N') => &[b"NMI watchdog: "],
-        Some(b'O') => &[b"Oops", b"Out of memory", b"ODEBUG: "],
-        Some(b'P') => &[b"PANIC: ", b"Perf NMI"],
-        Some(b'R') => &[b"Reserved instruction"],
-        Some(b'S') => &[b"SError Interrupt"],
-        Some(b'U') => &[b"UBSAN: ", b"Unable to handle", b"Unhandled 64-bit"],
-        Some(b'V') => &[b"VFS: "],
-        Some(b'W') => &[b"WARNING: ", b"Watchdog detected"],
-        Some(b'X') => &[b"XFS ("],
-        Some(b'[') => &[b"[ INFO: ", b"[ BUG: "],
-        Some(b'b') => &[b"blk_update_request", b"bounds"],
-        Some(b'a') => &[b"alignment check", b"addressing exception"],
-        Some(b'c') => &[b"critical ", b"control protection"],
-        Some(b'd') => &[b"divide", b"double fault", b"data exception"],
-        Some(b'f') => &[b"fpu exception", b"fixpoint divide"],
-        Some(b'g') => &[b"general protection fault"],
-        Some(b'h') => &[b"hung_task: "],
-        Some(b'i') => &[b"invalid opcode", b"int3", b"invalid TSS", b"irq ", b"illegal operation"],
-        Some(b'k') => &[b"kernel BUG", b"kmemleak: ", b"kernel stack", b"kfence: ", b"kasan: GPF"],
-        Some(b'l') => &[b"list_", b"livepatch: "],
-        Some(b'm') => &[b"monitor event"],
-        Some(b'o') => &[b"overflow", b"operation exception"],
-        Some(b'p') => &[b"print_req_error", b"protection e", b"privileged operation"],
-        Some(b'r') => &[b"rcu", b"refcount_t: "],
-        Some(b's') => {
-            &[b"stack segment", b"stack guard page", b"segment", b"simd exception", b"specification exc"]
-        }
-        Some(b't') => &[b"traps: PANIC", b"traps: Missing ENDBR", b"turning off", b"timeout error"],
-        Some(b'u') => &[b"unregister_netdevice", b"unreferenced object", b"unchecked MSR"],
-        Some(b'w') => &[b"watchdog: "],
-        _ => &[],
-    };
-    starts.iter().any(|s| rest.starts_with(s)) || comm_candidate(rest)
+    static INDEX: LazyLock<Index> = LazyLock::new(Index::new);
+    INDEX.starts(rest) || comm_candidate(rest)
 }
 
 /// Whether the message has the form `NAME: TEXT` with one of the texts that matter.
@@ -56,9 +138,11 @@ fn comm_candidate(rest: &[u8]) -> bool {
     let Some(colon) = memchr(b':', window) else { return false };
     let tail = &rest[colon + 1..];
     let starts: &[&[u8]] = match tail.get(1) {
-        Some(b'p') => &[b" page allocation failure"],
+        Some(b'p') => &[b" page allocation failure", b" page allocation stalls"],
+        Some(b'B') => &[b" Bad swap "],
+        Some(b'C') => &[b" Corrupted page table"],
         Some(b'd') => &[b" disagrees about version"],
-        Some(b'U') => &[b" Unknown symbol "],
+        Some(b'U') => &[b" Unknown symbol ", b" Unused swap "],
         Some(b'v') => &[b" version magic "],
         Some(b't') => &[b" tainting kernel with TAINT_LIVEPATCH"],
         Some(b'M') => &[b" Missed "],
@@ -73,6 +157,13 @@ fn comm_with_colon(rest: &[u8]) -> &'static [&'static [u8]] {
     let needle = b": page allocation failure: order:";
     let window = &rest[..rest.len().min(64)];
     if rest.starts_with(b"kworker/") && window.windows(needle.len()).any(|w| w == needle) {
+        return &[b""];
+    }
+    // `FILE:LINE: bad pmd`
+    let window = &rest[..rest.len().min(66)];
+    if memchr(b':', window).is_some_and(|colon| window[..colon].ends_with(b".c"))
+        && window.windows(7).any(|w| w == b": bad p")
+    {
         return &[b""];
     }
     // The name of a PCI device holds two colons: `0000:00:03.0`.

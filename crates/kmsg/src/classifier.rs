@@ -8,7 +8,7 @@ use crate::notice::{self, Notice};
 use crate::open::{Open, Verdict};
 use crate::prefix::{self, Caller, Origin, Prefix};
 use crate::records::{Record, Records};
-use crate::{Kind, Report, Signal, logcat, oops};
+use crate::{Kind, Report, Signal, logcat, oops, skim};
 use memchr::memchr2;
 use std::borrow::Cow;
 
@@ -152,6 +152,12 @@ impl Classifier {
     }
 
     fn process(&mut self, raw: &[u8], number: u64) {
+        // What follows of the line is read only as far as it matters: nothing is open, and this line opens nothing.
+        let idle = self.open.is_empty() && self.half.is_none() && self.stamped >= STAMPED_ENOUGH;
+        if idle && !self.records.is_inside() && skim::is_boring(raw) {
+            self.messages += 1;
+            return;
+        }
         let cleaned = prefix::clean(raw.trim_ascii_end());
         let mut line = cleaned.as_ref();
         // What netconsole and /dev/kmsg tell of the device.
@@ -342,6 +348,9 @@ impl Classifier {
 
     /// Gives a line to the report that it belongs to.
     fn belong(&mut self, message: &str, raw: &str, prefix: Prefix) {
+        if self.open.is_empty() {
+            return;
+        }
         let body = body::parse(message);
         let strong = !matches!(body, Body::Other | Body::Weak);
         let Some(position) = self.owner(prefix.caller, strong) else { return };

@@ -6,7 +6,7 @@ use crate::machinery::is_machinery;
 use crate::names::canonical;
 use crate::scan::{Scan, decoded, plain, symbol};
 use crate::single::{after_comm, io, irq, leak, msr, netdevice, out_of_memory, vfs};
-use crate::{Kind, arch, lockdep, oops};
+use crate::{Kind, arch, lockdep, oops, quiet};
 
 /// How a header is believed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,6 +143,7 @@ pub(crate) fn parse(message: &str) -> Option<Header> {
     .or_else(|| arch::header(text))
     .or_else(|| io(text))
     .or_else(|| after_comm(text))
+    .or_else(|| quiet::parse(text))
 }
 
 /// `BUG: ...`
@@ -260,7 +261,9 @@ fn atomic(rest: &str) -> Option<Header> {
         let (what, _) = tail.split_once(" in preemptible [")?;
         return Some(Header::new(Kind::Preemptible, format!("BUG: using {what} in preemptible code")));
     }
-    let lock = ["spinlock ", "rwlock ", "rwlock-"].into_iter().find(|l| rest.starts_with(l))?;
+    let lock = ["spinlock ", "rwlock ", "rwlock-", "read-lock ", "write-lock "]
+        .into_iter()
+        .find(|l| rest.starts_with(l))?;
     let what = &rest[lock.len()..];
     let what = &what[..what.find(" on CPU#").or_else(|| what.find(" on "))?];
     let exact = what.split(' ').count() <= 3;

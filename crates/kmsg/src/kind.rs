@@ -89,7 +89,7 @@ kinds! {
     Refcount = "refcount", Fatal;
     /// `list_add corruption`, `list_del corruption` (all versions).
     ListCorruption = "list-corruption", Fatal;
-    /// `BUG: Bad page state in process`, `Bad page map`, `Bad page cache`.
+    /// `BUG: Bad page state in process`, `Bad page map`, `Bad page cache`; `FILE:LINE: bad pmd ADDR`, `F: Bad swap file entry N`.
     BadPage = "bad-page", Fatal;
     /// `BUG: Bad rss-counter state mm:...`, `BUG: non-zero pgtables_bytes on freeing mm` (`nr_ptes` on 4.4).
     BadRssCounter = "bad-rss-counter", Warning;

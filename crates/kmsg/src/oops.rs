@@ -24,6 +24,7 @@ pub(crate) fn is_oops(kind: Kind) -> bool {
 }
 
 pub(crate) const NULL: &str = "BUG: unable to handle kernel NULL pointer dereference";
+pub(crate) const TABLE: &str = "BUG: corrupted page table";
 pub(crate) const PAGING: &str = "BUG: unable to handle kernel paging request";
 
 /// After `BUG: `.
@@ -56,6 +57,9 @@ pub(crate) fn parse(text: &str) -> Option<Header> {
     }
     if text.strip_prefix("kernel BUG at ").is_some_and(|place| place.ends_with('!')) {
         return Some(kernel_bug(&text["kernel BUG at ".len()..]));
+    }
+    if text.starts_with("Kernel BUG at ") && text.ends_with("[verbose debug info unavailable]") {
+        return Some(Header::new(Kind::KernelBug, "kernel BUG"));
     }
     if text.starts_with("Unable to handle kernel NULL pointer dereference at virtual address") {
         return Some(Header::new(Kind::NullDeref, NULL));
@@ -104,6 +108,7 @@ fn die(text: &str) -> Option<Header> {
         ("stack segment", Kind::StackSegment, "stack segment fault"),
         ("int3", Kind::Int3, "int3"),
         ("stack guard page", Kind::StackOverflow, "stack guard page"),
+        ("Bad pagetable", Kind::PageFault, TABLE),
         ("bounds", Kind::Oops, "bounds"),
         ("overflow", Kind::Oops, "overflow"),
         ("invalid TSS", Kind::Oops, "invalid TSS"),
@@ -177,6 +182,9 @@ fn panic(text: &str) -> Header {
     }
     if text.starts_with("corrupted stack end detected inside scheduler") {
         return Header::new(Kind::StackOverflow, "kernel panic: corrupted stack end");
+    }
+    if text.trim_end() == "kernel stack overflow" {
+        return Header { panic: true, ..Header::new(Kind::StackOverflow, "kernel stack overflow") };
     }
     if let Some(cpu) = text.strip_prefix("Watchdog detected hard LOCKUP on cpu ") {
         let cpu = cpu.trim_end().parse().ok();

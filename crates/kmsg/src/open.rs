@@ -6,6 +6,7 @@ use crate::header::{Header, Place, Proof};
 use crate::machinery::is_machinery;
 use crate::names::canonical;
 use crate::prefix::Caller;
+use crate::words::is_everyday;
 use crate::{Kind, Report, oops};
 
 /// The most text a report keeps, in bytes.
@@ -141,7 +142,7 @@ impl Open {
         // Text without time stamps is anybody's: words alone prove nothing then.
         let words = !self.stamped
             && matches!(body, Body::Strong | Body::Access { .. })
-            && (!self.header.exact || body::is_everyday(message));
+            && (!self.header.exact || is_everyday(message));
         self.proven |= strong && !words;
         self.keep(raw, belongs);
         self.take(body);
@@ -286,6 +287,7 @@ impl Open {
         }
         if oops::is_oops(mine) && (other.die || oops::is_oops(other.kind)) && !self.ended && !self.die_seen {
             self.die_seen = other.die;
+            self.panicked |= other.panic;
             return true;
         }
         // KASAN names the slab in SLUB's words on old kernels, and a null pointer is an oops as well.

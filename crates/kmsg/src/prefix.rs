@@ -62,7 +62,7 @@ pub(crate) fn clean(line: &[u8]) -> Cow<'_, [u8]> {
 }
 
 /// Whether [`clean`] has nothing to do.
-fn is_plain(line: &[u8]) -> bool {
+pub(crate) fn is_plain(line: &[u8]) -> bool {
     let odd = |b: u8| (b < 0x20) & (b != b'\t') | (b == 0x7f) | (b == 0xc2) | (b == 0xe2);
     !line.iter().fold(false, |bad, &b| bad | odd(b))
 }

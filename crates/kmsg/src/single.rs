@@ -1,8 +1,8 @@
 //! Reports that need no lockup and no oops: memory, devices, modules. Most are complete in one line.
 
-use crate::Kind;
 use crate::header::{Header, blank_numbers};
 use crate::scan::{Scan, plain, symbol};
+use crate::{Kind, oops};
 
 /// `Out of memory: Kill process 12 (comm) score 9 or sacrifice child`, `Out of memory: Killed process 12 (comm) ...`
 pub(crate) fn out_of_memory(text: &str) -> Option<Header> {
@@ -57,7 +57,7 @@ pub(crate) fn netdevice(text: &str) -> Option<Header> {
 /// File systems and block devices.
 pub(crate) fn io(text: &str) -> Option<Header> {
     let mut scan = Scan(text);
-    let _ = scan.eat("blk_update_request: ") || scan.eat("print_req_error: ");
+    let _ = scan.eat("blk_update_request: ") || scan.eat("end_request: ") || scan.eat("print_req_error: ");
     let kinds =
         ["critical medium", "critical target", "critical space allocation", "I/O", "timeout", "protection"];
     let is_kind = |k: &&str| scan.0.strip_prefix(*k).is_some_and(|tail| tail.starts_with(" error, dev "));
@@ -171,6 +171,15 @@ pub(crate) fn after_comm(text: &str) -> Option<Header> {
         let order = tail.strip_prefix(": order:").or_else(|| tail.strip_prefix(". order:"));
         let exact = order.is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()));
         return exact.then(|| Header::new(Kind::PageAllocation, "page allocation failure"));
+    }
+    if rest.starts_with("Corrupted page table at address ") {
+        // A line with a `[#1]` follows.
+        return Some(Header::new(Kind::PageFault, oops::TABLE));
+    }
+    if let Some(tail) = rest.strip_prefix("page allocation stalls for ") {
+        // Kernels 4.10 to 4.14.
+        let exact = tail.contains("ms, order:");
+        return exact.then(|| Header::new(Kind::PageAllocation, "page allocation stalls").given());
     }
     let module = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
     let what = if let Some(symbol) = rest.strip_prefix("disagrees about version of symbol ") {
