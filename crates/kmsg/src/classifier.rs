@@ -135,6 +135,11 @@ impl Classifier {
         !self.open.is_empty()
     }
 
+    /// The line of the first report that is not complete yet: no report of an earlier line will come.
+    pub fn open_since(&self) -> Option<u64> {
+        self.open.iter().map(Open::since).min()
+    }
+
     /// Bytes that are held for lines and reports not yet complete. Bounded whatever comes: at most 8 MiB, and
     /// mostly some KiB.
     pub fn retained(&self) -> usize {

@@ -8,7 +8,10 @@ use std::{fs, path::Path};
 /// A message of the kernel and when it came, in microseconds since boot.
 type Log<'a> = [(u64, &'a str)];
 /// Writes the whole log.
-type Form = (&'static str, fn(&Log<'_>) -> Vec<u8>);
+type Write = fn(&Log<'_>) -> Vec<u8>;
+type Form = (&'static str, Write);
+/// What stands before a line, by its time and who wrote it.
+type Head = fn(u64, &str) -> String;
 
 fn seconds(time: u64) -> String {
     format!("{:5}.{:06}", time / 1_000_000, time % 1_000_000)
@@ -31,7 +34,7 @@ fn each(log: &Log<'_>, line: impl Fn(u64, &str) -> String) -> Vec<u8> {
 /// Every line with a head before it.
 macro_rules! heads {
     ($($name:literal => |$time:ident| $head:expr;)*) => {
-        vec![$(($name, (|log: &Log<'_>| each(log, |$time, text| format!("{}{text}", $head))) as fn(&Log<'_>) -> Vec<u8>)),*]
+        vec![$(($name, (|log: &Log<'_>| each(log, |$time, text| format!("{}{text}", $head))) as Write)),*]
     };
 }
 
@@ -158,7 +161,7 @@ fn forms() -> Vec<Form> {
     ];
     forms.extend(more);
     forms.extend([
-        ("json, bytes", json_bytes as fn(&Log<'_>) -> Vec<u8>),
+        ("json, bytes", json_bytes as Write),
         ("json-pretty, bytes", json_pretty_bytes),
         ("export, bytes", export_bytes),
         ("dmesg -J -x", |log| {
@@ -285,7 +288,7 @@ fn borrowed(log: &[(u64, String)]) -> Vec<(u64, &str)> {
 }
 
 /// Whether two messages within a second look the same: one that came again may be one that was written twice.
-fn is_coarse(write: fn(&Log<'_>) -> Vec<u8>) -> bool {
+fn is_coarse(write: Write) -> bool {
     let text = write(&[(1_000_000, "x"), (1_000_731, "x")]);
     let lines: Vec<&[u8]> = text.split(|b| *b == b'\n').collect();
     lines[0] == lines[1]
@@ -445,7 +448,7 @@ fn a_clock_that_stands_still_hides_nothing() {
 #[test]
 fn lines_of_programs_split_nothing_and_are_nothing() {
     let log = reports();
-    let heads: [(&str, fn(u64, &str) -> String); 12] = [
+    let heads: [(&str, Head); 12] = [
         ("short", |t, who| format!("Nov 02 {} host {who}: ", clock(t))),
         ("short, French", |t, who| format!("nov. 02 {} host {who}: ", clock(t))),
         ("short-full", |t, who| format!("Mon 2020-11-02 {} CET host {who}: ", clock(t))),
