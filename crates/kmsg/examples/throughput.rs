@@ -20,6 +20,9 @@ Debian GNU/Linux 12 host ttyS0
 
 const SOFT_LOCKUP: &str = include_str!("../tests/corpus/001-soft-lockup-6.1.txt");
 const WARNING: &str = include_str!("../tests/corpus/034-warn-module-6.1.txt");
+const HUNG_TASK: &str = include_str!("../tests/corpus/009-hung-task-6.1-patched.txt");
+const NULL: &str = include_str!("../tests/corpus/019-null-5.10.txt");
+const KASAN: &str = include_str!("../tests/corpus/045-kasan-uaf-6.1.txt");
 const BOOT: &str = include_str!("../tests/corpus/201-none-boot-6.1.txt");
 const HUNG: &str = include_str!("../tests/corpus/real-6.1-madvise-held-lock.txt");
 
@@ -43,7 +46,7 @@ fn main() {
 }
 
 fn built_in() -> Vec<(&'static str, Vec<u8>)> {
-    let fill = |block: &str| block.repeat(SIZE / block.len()).into_bytes();
+    let fill = |block: &str| numbered(block.repeat(SIZE / block.len()));
     // A report that stays open, so that every line is looked at closely.
     let within = |lines: &str| {
         let head = "[    9.000000] WARNING: CPU: 0 PID: 1 at mm/madvise.c:12 do_madvise+0x1/0x2\n";
@@ -51,7 +54,17 @@ fn built_in() -> Vec<(&'static str, Vec<u8>)> {
         fill(&format!("{head}{frame}{}", format!("{}{frame}", lines.repeat(20)).repeat(50)))
     };
     let body = |text: &str| text.split_once("\n\n").map_or(String::new(), |(_, log)| log.to_owned());
+    let clean: String =
+        body(BOOT).lines().filter(|l| !l.contains("Linux version")).map(|l| l.to_owned() + "\n").collect();
+    let reports: String = [SOFT_LOCKUP, WARNING, HUNG_TASK, NULL, KASAN].map(body).concat();
     vec![
+        ("clean log", fill(&clean)),
+        ("reports and nothing else", fill(&reports)),
+        (
+            "reports in a clean log, 1 %",
+            fill(&(clean.repeat(1 + 100 * reports.len() / clean.len()) + &reports)),
+        ),
+        ("a journal of reports as JSON", fill(&json(&reports))),
         ("ordinary lines", fill(ORDINARY)),
         ("a boot", fill(&body(BOOT))),
         ("soft lockups", fill(&body(SOFT_LOCKUP))),
@@ -84,6 +97,37 @@ fn built_in() -> Vec<(&'static str, Vec<u8>)> {
                 .collect(),
         ),
     ]
+}
+
+/// Gives each stamped line a time of its own: the same twice in a row would be an echo.
+fn numbered(text: String) -> Vec<u8> {
+    let mut text = text.into_bytes();
+    let mut start = 0;
+    for number in 0.. {
+        let line = &mut text[start..];
+        if line.is_empty() {
+            break;
+        }
+        let end = line.iter().position(|b| *b == b'\n').map_or(line.len(), |end| end + 1);
+        let stamp = line[..end.min(24)].iter().position(|b| *b == b'.');
+        if let Some(digits) = stamp.filter(|_| line[0] == b'[').and_then(|dot| line.get_mut(dot + 1..dot + 7))
+        {
+            digits.copy_from_slice(format!("{:06}", number % 1_000_000).as_bytes());
+        }
+        start += end;
+    }
+    text
+}
+
+fn json(log: &str) -> String {
+    let record = |line: &str| {
+        let text = line.split_once("] ").map_or(line, |(_, text)| text);
+        let message = serde_json::to_string(text).unwrap_or_default();
+        format!(
+            "{{\"__CURSOR\":\"s=0\",\"_TRANSPORT\":\"kernel\",\"MESSAGE\":{message},\"PRIORITY\":\"4\"}}\n"
+        )
+    };
+    log.lines().map(record).collect()
 }
 
 fn headers() -> String {

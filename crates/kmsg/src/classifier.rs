@@ -155,7 +155,13 @@ impl Classifier {
     }
 
     fn process(&mut self, raw: &[u8], number: u64) {
-        let cleaned = prefix::clean(raw.trim_ascii_end());
+        let line = raw.trim_ascii_end();
+        if !self.records.is_inside()
+            && let Some(prefix) = prefix::usual(line)
+        {
+            return self.console_line(line, prefix, number);
+        }
+        let cleaned = prefix::clean(line);
         let mut line = cleaned.as_ref();
         // What netconsole and /dev/kmsg tell of the device.
         if line.starts_with(b" SUBSYSTEM=") || line.starts_with(b" DEVICE=") {
@@ -313,6 +319,9 @@ impl Classifier {
 
     /// Gives a line to the report that it belongs to.
     fn belong(&mut self, message: &str, raw: &str, prefix: Prefix) {
+        if self.open.is_empty() {
+            return;
+        }
         let body = body::parse(message);
         let strong = !matches!(body, Body::Other | Body::Weak);
         let Some(position) = self.owner(prefix.caller, strong) else { return };

@@ -1,6 +1,6 @@
 //! One log in every form that people paste: what is found must be the same in all of them.
 
-use klpfarm_kmsg::{Report, Signal, triage};
+use klpfarm_kmsg::{Classifier, Report, Signal, triage};
 use proptest::prelude::*;
 use std::fmt::Write as _;
 use std::{fs, path::Path};
@@ -565,6 +565,89 @@ fn programs_and_builds_raise_no_alarm() {
         let text: String =
             texts.iter().map(|text| format!("[   12.345678] usb 1-1: new device\n{head}{text}\n")).collect();
         assert_eq!(essence(text.as_bytes()), [""; 0], "{head}");
+    }
+}
+
+#[test]
+fn every_form_may_come_in_any_pieces() {
+    let log = reports();
+    let log = borrowed(&log);
+    for (name, write) in forms() {
+        let text = write(&log);
+        let whole = triage(&text);
+        for step in [1, 2, 7, 64, 1000] {
+            let mut classifier = Classifier::new();
+            let mut signals = Vec::new();
+            for piece in text.chunks(step) {
+                signals.extend(classifier.push(piece));
+                assert!(classifier.retained() <= 1 << 20, "{name}");
+            }
+            signals.extend(classifier.finish());
+            assert_eq!(signals, whole, "{name} in pieces of {step}");
+        }
+    }
+}
+
+/// Bytes of records that break off, lie about their lengths or never end.
+fn broken_records() -> impl Strategy<Value = Vec<u8>> {
+    let parts = [
+        "{",
+        "}",
+        "},{",
+        "{\n",
+        "}\n",
+        "\"MESSAGE\" : ",
+        "\"msg\":",
+        "\"",
+        "\\u12",
+        "\\ud800\\udc00",
+        "\\",
+        "[ 66, 85, 999",
+        "]",
+        ",",
+        "\n",
+        "\n\n",
+        "__CURSOR=x\n",
+        "MESSAGE=BUG: x\n",
+        "MESSAGE\n",
+        "_TRANSPORT=kernel\n",
+        "    MESSAGE=x\n",
+        "data: ",
+        "\0\0\0\0\0\0\0",
+        "Mon 2020-11-02 10:00:00 UTC [s=1;b=2]\n",
+        "Nov  2 10:00:00 ",
+        "11-02 10:00:00.123     0     0 W ",
+        "W/x(    0): ",
+        "host kernel: ",
+        "<4>1 ",
+        "2020-11-02T10:00:00",
+        ".123456Z ",
+        "01O ",
+        "[   12.345678 <",
+        "    0.000001>] ",
+        "6.1,4,1,2,-;",
+        "\r",
+        "\u{a0}",
+        "ноя 2 ",
+        "> ",
+        "\x1b[",
+    ];
+    let part = prop_oneof![
+        4 => proptest::sample::select(parts.map(|p| p.as_bytes().to_vec()).to_vec()),
+        1 => proptest::collection::vec(any::<u8>(), 0..12),
+    ];
+    proptest::collection::vec(part, 0..80).prop_map(|parts| parts.concat())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(500))]
+
+    #[test]
+    fn broken_records_are_survived_in_any_pieces(text in broken_records(), step in 1..50_usize) {
+        let mut classifier = Classifier::new();
+        let mut signals: Vec<Signal> = text.chunks(step).flat_map(|piece| classifier.push(piece)).collect();
+        signals.extend(classifier.finish());
+        prop_assert_eq!(signals, triage(&text));
     }
 }
 
