@@ -36,6 +36,7 @@ mod sign;
 mod signing;
 mod trend;
 mod triage;
+mod unpack;
 mod verify;
 
 use std::process::ExitCode;

@@ -131,6 +131,28 @@ fn triage_reads_files_and_standard_input() {
 }
 
 #[test]
+fn triage_reads_what_is_compressed_and_tells_what_it_found_before_damage() {
+    let dir = temporary();
+    let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    packed.write_all(&[LOG, &b"[  200.000000] usb 1-1: new device\n".repeat(100_000)].concat()).unwrap();
+    let packed = packed.finish().unwrap();
+    let found = "2: [hung-task] INFO: task hung in klp_new_madvise\n";
+    std::fs::write(dir.path().join("console.log.gz"), &packed).unwrap();
+    let done = klpfarm(&["triage", "console.log.gz"], dir.path(), b"");
+    assert_eq!((done.code, done.out.as_str()), (Some(0), found));
+    let done = klpfarm(&["triage", "-"], dir.path(), &packed);
+    assert_eq!((done.code, done.out.as_str()), (Some(0), found));
+    std::fs::write(dir.path().join("cut.gz"), &packed[..packed.len() - 20]).unwrap();
+    let done = klpfarm(&["triage", "cut.gz", "--json"], dir.path(), b"");
+    let json: Value = serde_json::from_str(&done.out).unwrap();
+    assert_eq!((done.code, json.as_array().unwrap().len()), (Some(2), 1));
+    assert!(done.err.contains("cut.gz: "), "{}", done.err);
+    std::fs::write(dir.path().join("system.journal"), b"LPKSHHRH\0\0").unwrap();
+    let done = klpfarm(&["triage", "system.journal"], dir.path(), b"");
+    assert!(done.code == Some(2) && done.err.contains("journalctl --file"), "{}", done.err);
+}
+
+#[test]
 fn doctor_says_what_to_do() {
     let dir = temporary();
     let done = klpfarm(&["doctor", "--json"], dir.path(), b"");

@@ -137,6 +137,11 @@ impl Classifier {
         !self.open.is_empty()
     }
 
+    /// The line of the first report that is not complete yet: no report of an earlier line will come.
+    pub fn open_since(&self) -> Option<u64> {
+        self.open.iter().map(Open::since).min()
+    }
+
     /// Bytes that are held for lines and reports not yet complete. Bounded whatever comes: at most 8 MiB, and
     /// mostly some KiB.
     pub fn retained(&self) -> usize {
@@ -158,7 +163,13 @@ impl Classifier {
             self.messages += 1;
             return;
         }
-        let cleaned = prefix::clean(raw.trim_ascii_end());
+        let line = raw.trim_ascii_end();
+        if !self.records.is_inside()
+            && let Some(prefix) = prefix::usual(line)
+        {
+            return self.console_line(line, prefix, number);
+        }
+        let cleaned = prefix::clean(line);
         let mut line = cleaned.as_ref();
         // What netconsole and /dev/kmsg tell of the device.
         if line.starts_with(b" SUBSYSTEM=") || line.starts_with(b" DEVICE=") {

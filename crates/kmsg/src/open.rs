@@ -458,6 +458,11 @@ impl Open {
         self.text.capacity() + sites + task + header + rival + list
     }
 
+    /// The line of its header, or of its rival's.
+    pub(crate) fn since(&self) -> u64 {
+        self.rival.as_ref().map_or(self.line, |rival| rival.since().min(self.line))
+    }
+
     /// The pid of the task, if it is known.
     pub(crate) fn pid(&self) -> Option<u64> {
         let task = self.header.task.as_ref().or(self.comm.as_ref().map(|(_, task)| task))?;
