@@ -1,8 +1,12 @@
 //! Events: what happened in a run, in order. The journal is one event a line; all sinks see the same stream.
 
+mod measured;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
+
+pub use measured::{LatencyMeasure, Measured, Resources, WorkloadMeasure};
 
 use crate::wait::Waits;
 use crate::{Accel, Arm, Finding, Phase};
@@ -297,94 +301,6 @@ impl Vitals {
         let all: f64 = buddy.iter().enumerate().map(pages).sum();
         let small: f64 = buddy.iter().enumerate().take(ORDER).map(pages).sum();
         if all > 0.0 { small / all } else { 0.0 }
-    }
-}
-
-/// Summary of a phase under load.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Measured {
-    /// Length in milliseconds.
-    pub window_ms: u64,
-    /// Per workload.
-    pub workloads: BTreeMap<String, WorkloadMeasure>,
-    /// What the kernel had given out, in the course of the phase: every second, of a long phase [`Self::MOST`] samples at most.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub resources: Vec<Resources>,
-}
-
-impl Measured {
-    /// Most samples of [`Self::resources`].
-    pub const MOST: usize = 120;
-}
-
-/// What a kernel has given out.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Resources {
-    /// Milliseconds since boot.
-    pub at_ms: u64,
-    /// `MemAvailable`, in KiB.
-    pub available_kib: u64,
-    /// `SUnreclaim`, in KiB.
-    pub slab_unreclaimable_kib: u64,
-    /// Pages that the kernel took for itself: neither free nor in any counter, in KiB.
-    pub unaccounted_kib: u64,
-    /// Open files, right within some 32 a CPU.
-    pub open_files: u64,
-    /// File descriptors of the workloads' processes.
-    pub descriptors: u64,
-    /// Tasks.
-    pub tasks: u64,
-    /// Zombies.
-    pub zombies: u64,
-}
-
-/// One workload in one phase.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct WorkloadMeasure {
-    /// Operations finished.
-    pub ops: u64,
-    /// Threads seen.
-    pub threads: u32,
-    /// Longest time any thread went without finishing an operation, in milliseconds.
-    pub longest_idle_ms: u64,
-    /// Share of the threads' time spent asleep in calls, 0 to 1; absent where the guest can't tell.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub asleep: Option<f64>,
-    /// Operations of each thread that counts its own: pairs of its number and how many.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub by_thread: Vec<(u32, u64)>,
-    /// Per operation kind.
-    pub latency: BTreeMap<String, LatencyMeasure>,
-}
-
-/// One kind of operation in one phase.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LatencyMeasure {
-    /// Operations counted.
-    pub count: u64,
-    /// Median over the seconds of each second's 10th percentile, in nanoseconds: what the operation costs when nothing gets
-    /// in its way.
-    pub p10_ns: u64,
-    /// Median over the seconds of each second's median, in nanoseconds.
-    pub p50_ns: u64,
-    /// 99th percentile over the whole phase, in nanoseconds.
-    pub p99_ns: u64,
-    /// 99.9th percentile over the whole phase, in nanoseconds.
-    #[serde(default)]
-    pub p999_ns: u64,
-    /// Mean, in nanoseconds.
-    pub mean_ns: u64,
-    /// Operations of a millisecond or more in which the thread slept, and did not merely wait for a CPU, by octave: 0 for one to two
-    /// milliseconds, 1 for two to four, and so on.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub slept: Vec<(u8, u64)>,
-}
-
-impl WorkloadMeasure {
-    /// Operations a second.
-    pub fn rate(&self, window_ms: u64) -> f64 {
-        if window_ms == 0 { 0.0 } else { self.ops as f64 * 1000.0 / window_ms as f64 }
     }
 }
 

@@ -17,7 +17,7 @@ use crate::patch::{Patch, PatchError, file_names, hex};
 use crate::{Accel, Arm, Pipeline, Tier, Turn, Workload};
 
 /// Version of `plan.json`, `journal.jsonl` and `verdict.json`.
-pub const SCHEMA: u32 = 3;
+pub const SCHEMA: u32 = 4;
 
 /// What is known of an image when planning.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -1,9 +1,10 @@
 //! From power-on to the first answer of the probe, and the load.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use klpfarm_model::event::Vitals;
+use klpfarm_model::event::{Measured, Vitals, WorkloadMeasure};
 use klpfarm_model::{AGING, Body, Phase};
 use klpfarm_stress::wire::{self, Ask, Run};
 use klpfarm_vm::SshOutput;
@@ -251,7 +252,16 @@ impl Dispatcher {
         if self.phase == Phase::Baseline {
             self.health.baseline(self.measure.longest_idle_ms(), &measured);
         }
-        self.emit(Body::Measured(measured));
+        let compared = matches!(self.phase, Phase::Baseline | Phase::Soak);
+        self.emit(Body::Measured(if compared { measured } else { rates_only(measured) }));
         self.next_op(now);
     }
+}
+
+/// What is kept of a phase that is not compared: nobody asks how long its operations took, which is half of what a journal would hold.
+fn rates_only(measured: Measured) -> Measured {
+    let bare =
+        |of: WorkloadMeasure| WorkloadMeasure { by_thread: Vec::new(), latency: BTreeMap::new(), ..of };
+    let workloads = measured.workloads.into_iter().map(|(name, of)| (name, bare(of))).collect();
+    Measured { workloads, resources: Vec::new(), ..measured }
 }
