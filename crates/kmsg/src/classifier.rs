@@ -238,7 +238,9 @@ impl Classifier {
         if self.open.is_empty() && !candidate {
             return;
         }
-        if prefix.origin != Origin::User && self.echoes.is_echo(line, &prefix, number) {
+        // Two boots begin with the same line at the same time: only a logger's is surely an echo.
+        let boot = !prefix.tagged && rest.starts_with(b"Linux version ");
+        if prefix.origin != Origin::User && !boot && self.echoes.is_echo(line, &prefix, number) {
             return;
         }
         let raw = String::from_utf8_lossy(line);

@@ -7,6 +7,8 @@ use crate::prefix::{Caller, Prefix};
 const SLOTS: usize = 512;
 /// How many lines may stand between a line and its echo.
 const REACH: u64 = 256;
+/// The same for two consoles: a program may write between them.
+const BESIDE: u64 = 2;
 /// How much later a logger may write a message back, in microseconds.
 const DELAY: u64 = 5_000_000;
 
@@ -70,7 +72,8 @@ impl Echoes {
         let last = if stamp.is_some() { &mut self.last_stamped } else { &mut self.last };
         let again = last.is_like(&new)
             && (last.tagged, last.stamp, last.whole) == (tagged, stamp, whole)
-            && (stamp.is_some() || last.line + 1 == number);
+            // Lines that can be of no report are not remembered, so what counts is where the two stand.
+            && number.saturating_sub(last.line) <= if stamp.is_some() { BESIDE } else { 1 };
         *last = new;
         again
     }

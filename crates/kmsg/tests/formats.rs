@@ -449,6 +449,19 @@ fn a_clock_that_stands_still_hides_nothing() {
     assert_eq!(titles(frozen.as_bytes()), FOUND);
 }
 
+#[test]
+fn a_boot_like_the_last_and_a_report_like_the_last_are_no_echoes() {
+    let banner = "[    0.000000] Linux version 6.1 (x@y) #1 SMP\n";
+    let boots =
+        |log: &str| triage(log.as_bytes()).iter().filter(|s| matches!(s, Signal::Boot { .. })).count();
+    let between = "[    0.000000] Command line: quiet\n".repeat(3);
+    assert_eq!(boots(&format!("{banner}{banner}")), 2);
+    assert_eq!(boots(&format!("{banner}{between}{banner}{between}")), 2);
+    // The clock stands still, and lines between the two are of no report.
+    let error = "[    9.000000] EXT4-fs error (device vda): f:1: x\n";
+    assert_eq!(essence(format!("{error}{between}{error}").as_bytes()).len(), 2);
+}
+
 /// Lines of programs between those of the kernel, in the forms that name the writer.
 #[test]
 fn lines_of_programs_split_nothing_and_are_nothing() {
