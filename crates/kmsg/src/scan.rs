@@ -65,6 +65,8 @@ pub(crate) fn symbol(text: &str) -> Option<(&str, &str)> {
     if scan.eat("/0x") {
         scan.run(|c| c.is_ascii_hexdigit())?;
     }
+    // Kernels before 2.6.28 have the module before the name: `:module:F`.
+    let name = name.strip_prefix(':').and_then(|n| n.split_once(':')).map_or(name, |(_, function)| function);
     // 64-bit POWER of old has a dot before the name of a function's code.
     Some((plain(name.strip_prefix('.').unwrap_or(name)), scan.0))
 }
@@ -120,6 +122,7 @@ mod tests {
         assert_eq!(symbol("F+0x5 more"), Some(("F", " more")));
         assert_eq!(symbol("0xffffffff+0x1"), None);
         assert_eq!(symbol(".F+0x5 more"), Some(("F", " more")));
+        assert_eq!(symbol(":demo:F+0x5 more"), Some(("F", " more")));
         assert_eq!(symbol("word more"), None);
         assert_eq!(plain(".text"), ".text");
     }

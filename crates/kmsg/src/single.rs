@@ -172,9 +172,10 @@ pub(crate) fn after_comm(text: &str) -> Option<Header> {
         let exact = order.is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()));
         return exact.then(|| Header::new(Kind::PageAllocation, "page allocation failure"));
     }
-    if rest.starts_with("Corrupted page table at address ") {
+    if let Some(address) = rest.strip_prefix("Corrupted page table at address ") {
         // A line with a `[#1]` follows.
-        return Some(Header::new(Kind::PageFault, oops::TABLE));
+        let exact = !address.is_empty() && address.bytes().all(|b| b.is_ascii_hexdigit());
+        return exact.then(|| Header::new(Kind::PageFault, oops::TABLE));
     }
     if let Some(tail) = rest.strip_prefix("page allocation stalls for ") {
         // Kernels 4.10 to 4.14.

@@ -131,7 +131,9 @@ impl Terminal {
     }
 
     fn plain_line(&mut self, event: &Event) -> Option<String> {
-        if !self.is_due(event) {
+        // The note that follows says it, and what was done about it.
+        let said_again = matches!(event.body, Body::CpuShare { .. });
+        if said_again || !self.is_due(event) {
             return None;
         }
         let text = plain(event)?;

@@ -178,7 +178,7 @@ impl Gatherer<'_> {
         for (file, what, text) in [
             (
                 "blocked.txt",
-                "tasks that do not get on, with their stacks, as the probe last saw them",
+                "tasks that are making no progress, with their stacks, as the probe last saw them",
                 &self.what.blocked,
             ),
             (

@@ -1,6 +1,6 @@
 //! All tasks of a guest with their stacks: asked for in one go, sorted by what they say of the patch. Pure.
 
-use klpfarm_model::{Frame, Noted, Wait, Waits, without_address};
+use klpfarm_model::{Frame, Noted, Wait, Waits, counted, without_address};
 
 /// Where the guest keeps the text until it is fetched.
 pub(super) const FILE: &str = "/run/klpfarm/tasks";
@@ -142,7 +142,7 @@ pub(super) fn stacks(tasks: &[Task], patches: &[String], concerned: &[u32]) -> S
     const HEADINGS: [&str; 4] = [
         "with code of the patch on the stack",
         "in uninterruptible sleep",
-        "of processes that have tasks which do not get on",
+        "of processes with tasks that are making no progress",
         "all others",
     ];
     let place = |t: &Task| match t {
@@ -154,7 +154,7 @@ pub(super) fn stacks(tasks: &[Task], patches: &[String], concerned: &[u32]) -> S
     let mut text = String::new();
     for (n, heading) in HEADINGS.iter().enumerate() {
         let members: Vec<&Task> = tasks.iter().filter(|t| place(t) == n).collect();
-        text.push_str(&format!("==== {} task(s) {heading}\n", members.len()));
+        text.push_str(&format!("==== {} {heading}\n", counted(members.len(), "task")));
         members.iter().for_each(|t| text.push_str(&t.text()));
         text.push('\n');
     }
@@ -210,7 +210,7 @@ nonsense
     fn each_task_stands_once_under_the_best_heading() {
         let text = stacks(&read(TEXT), &patches(), &[58]);
         let at = |part: &str| text.find(part).unwrap_or_else(|| panic!("{text} lacks {part}"));
-        assert!(at("==== 1 task(s) with code") < at(":57 "));
+        assert!(at("==== 1 task with code") < at(":57 "));
         assert!(at(":57 ") < at(":60 ") && at(":60 ") < at(":59 ") && at(":59 ") < at("systemd:1 "));
         assert_eq!(text.matches(":57 ").count(), 1);
     }

@@ -1,6 +1,6 @@
 //! Tasks that do not get on, in words: where they wait, what they are called. Pure.
 
-use klpfarm_model::Frame;
+use klpfarm_model::{Frame, counted};
 use klpfarm_stress::wire::BlockedTask;
 
 /// The kernel function in which a task waits: the first frame that is no machinery of scheduling and locking. A function of the patch
@@ -27,7 +27,7 @@ pub(super) fn general(comm: &str) -> String {
 }
 
 pub(super) fn describe(tasks: &[BlockedTask], total: u32, most: usize) -> String {
-    let mut text = format!("{total} task(s) do not get on:\n");
+    let mut text = format!("{} making no progress:\n", counted(total, "task"));
     for t in tasks.iter().take(most) {
         text.push_str(&format!(
             "{}:{} pid {} state {} for {:.1} s in {}\n",

@@ -101,7 +101,7 @@ const ARMS: [Arm; 3] = [Arm::Quiescent, Arm::Control, Arm::Reapply];
 
 /// What an arm lacks.
 enum Missing<'a> {
-    /// So many trials did not take place, of all that are due.
+    /// So many trials were not completed, of all that are due.
     Trials { missing: usize, of: usize },
     /// None of the trials with these patches ended cleanly.
     Clean { counts: Counts, patches: &'a [usize] },
@@ -135,7 +135,7 @@ impl Facts<'_> {
         }
         let mut causes = Vec::new();
         causes.extend(cut_short.map(str::to_owned));
-        causes.extend(farm_errors.iter().map(|e| format!("the farm failed, not the patch: {e}")));
+        causes.extend(farm_errors.iter().map(|e| format!("klpfarm or the host failed, not the patch: {e}")));
         causes.append(&mut missing);
         causes.extend(self.explaining());
         (Outcome::Inconclusive, causes)
@@ -163,7 +163,7 @@ impl Facts<'_> {
     fn without_control(&self) -> Vec<String> {
         let items = self.items.iter().filter(|i| i.attribution == Attribution::NoControl);
         items
-            .map(|i| format!("{}: no control trial went through, so it can't be attributed", i.lead.title))
+            .map(|i| format!("{}: no control trial was completed, so it cannot be attributed", i.lead.title))
             .collect()
     }
 
@@ -192,7 +192,7 @@ impl Facts<'_> {
             let title = &item.lead.title;
             Some(match item.attribution {
                 Attribution::Unconfirmed => format!(
-                    "{title}: seen with the patch only ({hits}), but too rarely to prove that it is the patch, so that it can't be let through either: run more trials{}",
+                    "{title}: seen only with the patch ({hits}), too rarely to attribute it to the patch, which cannot qualify either: run more trials{}",
                     words::cause(item)
                 ),
                 Attribution::ControlToo => format!(
@@ -232,7 +232,7 @@ impl Facts<'_> {
         for arm in ARMS {
             causes.extend(self.fold.missing(self.sets, arm).map(|missing| match missing {
                 Missing::Trials { missing, of } => {
-                    format!("{missing} of {of} {arm} trials did not take place")
+                    format!("{missing} of {of} {arm} trials were not completed")
                 }
                 Missing::Clean { counts, patches } => {
                     let of = match super::names(self.plan, patches).join(" + ") {
@@ -270,7 +270,7 @@ impl Facts<'_> {
         let numbers: Vec<String> = self.fold.record.unknown_trials().take(5).map(|n| n.to_string()).collect();
         (!numbers.is_empty()).then(|| {
             format!(
-                "the journal has events of trials that the plan does not have: {}: plan and journal are not of one run",
+                "the journal has events of trials that are not in the plan: {}: plan and journal belong to different runs",
                 numbers.join(", ")
             )
         })
@@ -294,11 +294,11 @@ impl Unreached<'_> {
     /// What it does not run, or nobody knows of.
     fn causes(&self) -> impl Iterator<Item = String> {
         let none = (self.applied && self.reach.is_empty()).then(|| {
-            "the patch replaces no function, so that nothing shows that the load runs its code".to_owned()
+            "the patch replaces no function, so nothing shows that the load runs its code".to_owned()
         });
         let without = self.of_run.without_functions.iter().filter(|_| !self.reach.is_empty());
         let without = without.map(|patch| {
-            format!("{patch} replaces no function, so that nothing shows that the load runs its code")
+            format!("{patch} replaces no function, so nothing shows that the load runs its code")
         });
         none.into_iter().chain(without).chain(self.reach.iter().filter_map(|r| self.function(r)))
     }
@@ -324,13 +324,16 @@ impl Unreached<'_> {
             )),
             // Before 4.12 a patch is in force at once, and who is inside stays in the old code: that it is reached says nothing of the new.
             (_, Some(_)) if r.inside > 0 => Some(format!(
-                "{} task(s) were inside {function} when the patch was applied, and it was not called once while the patch was in force and calls were counted: its new code never ran",
-                r.inside
+                "{} inside {function} when the patch was applied, and it was not called once while the patch was in force and calls were counted: its new code never ran",
+                match r.inside {
+                    1 => "1 task was".to_owned(),
+                    n => format!("{n} tasks were"),
+                }
             )),
             (Some(before), None) if before == 0.0 && !uncounted() => never(),
             (_, Some(_)) => never(),
             _ => Some(format!(
-                "it can't be told whether the new code of {function} ever ran: its calls were not counted with the patch in force"
+                "unknown whether the new code of {function} ever ran: its calls were not counted with the patch in force"
             )),
         }
     }

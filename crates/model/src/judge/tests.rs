@@ -71,7 +71,7 @@ fn a_void_trial_of_any_arm_is_done_again_and_no_other() {
         let due = loaded.chain([Arm::Quiescent, Arm::Control, Arm::Reapply].map(|arm| (arm, 0)));
         let story = Story { plan, events: Vec::new() }.reach(500);
         let story = due.clone().filter(|p| p.0 != arm).fold(story, |s, p| s.end(p, TrialEnd::Completed));
-        assert!(story.judge().causes.contains(&format!("1 of 1 {arm} trials did not take place")));
+        assert!(story.judge().causes.contains(&format!("1 of 1 {arm} trials were not completed")));
         let void = |story: Story, nth| story.end((arm, nth), TrialEnd::Void { reason: "it slept".into() });
         let story = void(story, 0);
         assert_eq!((story.judge().verdict, next(&story)), (Outcome::Inconclusive, Some(arm)));
@@ -109,7 +109,6 @@ fn a_hang_in_the_patch_itself_rejects_at_once_and_names_the_condition() {
         "1/1",
         "not when applied idle, 0/1",
         "never without the patch, 0/1",
-        "p = 1.000",
     ] {
         assert!(cause.contains(part), "{cause} lacks {part}");
     }
@@ -135,7 +134,7 @@ fn stalls_are_held_against_the_control_trials_next_to_them() {
         let once = at(Story::default().reach(5), 0).rest_clean();
         let verdict = once.judge();
         assert_eq!(verdict.verdict, Outcome::Inconclusive);
-        assert!(verdict.causes.iter().any(|c| c.contains("too rarely to prove")), "{:?}", verdict.causes);
+        assert!(verdict.causes.iter().any(|c| c.contains("too rarely to attribute")), "{:?}", verdict.causes);
         assert_eq!((verdict.arms[&Arm::Loaded].unexplained, verdict.bounds[0].failed), (1, 1));
         let all = (0..14).fold(Story::default().reach(5), at).rest_clean();
         let verdict = all.judge();
@@ -193,7 +192,7 @@ fn a_finding_far_more_frequent_with_the_patch_is_the_patchs() {
     let story = (0..14).fold(story, |s, k| s.finds((Arm::Loaded, k), Phase::Soak, HANG, "hangs in f"));
     let verdict = story.rest_clean().judge();
     assert_eq!(verdict.verdict, Outcome::Rejected, "{:?}", verdict.causes);
-    assert!(verdict.causes[0].contains("without the patch, 1/4 (p = 0.005)"), "{:?}", verdict.causes);
+    assert!(verdict.causes[0].contains("without the patch, 1/4"), "{:?}", verdict.causes);
 }
 
 #[test]
@@ -314,7 +313,7 @@ fn without_a_control_trial_only_a_patchs_own_trouble_counts() {
     let hang =
         no_control().finding(L0, Phase::Soak, stall("hangs")).end(L0, TrialEnd::Stopped).rest_clean().judge();
     assert_eq!((hang.verdict, hang.exit_code()), (Outcome::Inconclusive, 4));
-    assert!(hang.causes.iter().any(|c| c.contains("no control trial went through")), "{:?}", hang.causes);
+    assert!(hang.causes.iter().any(|c| c.contains("no control trial was completed")), "{:?}", hang.causes);
     let refused = no_control().finds(L0, Phase::Apply, FarmKind::LoadRefused, "refused").rest_clean().judge();
     assert_eq!(refused.verdict, Outcome::Rejected);
 }
@@ -335,7 +334,7 @@ fn a_function_whose_calls_could_not_be_counted_is_never_qualified() {
     let verdict = blind(Story::default(), L0).rest_clean().judge();
     assert_eq!(verdict.verdict, Outcome::Inconclusive);
     assert!(
-        verdict.causes[0].contains("can't be told whether the new code of do_it ever ran"),
+        verdict.causes[0].contains("unknown whether the new code of do_it ever ran"),
         "{:?}",
         verdict.causes
     );
@@ -359,7 +358,7 @@ fn a_function_with_tasks_inside_is_not_one_whose_new_code_ran() {
     assert_eq!(verdict.verdict, Outcome::Inconclusive, "never counted: {:?}", verdict.causes);
     let verdict = inside(Story::default().reach(0)).rest_clean().judge();
     assert_eq!(verdict.verdict, Outcome::Inconclusive, "{:?}", verdict.causes);
-    assert!(verdict.causes[0].contains("1 task(s) were inside do_it"), "{:?}", verdict.causes);
+    assert!(verdict.causes[0].contains("1 task was inside do_it"), "{:?}", verdict.causes);
     let verdict = inside(Story::default().reach(9)).rest_clean().judge();
     assert_eq!(verdict.verdict, Outcome::Qualified, "{:?}", verdict.causes);
 }

@@ -22,9 +22,6 @@ pub(super) fn of_finding(plan: &Plan, item: &Item) -> String {
         let word = if control.0 == 0 { "never without the patch" } else { "without the patch" };
         text.push_str(&format!("; {word}, {}", share(control)));
     }
-    if let Some(p) = item.p_value {
-        text.push_str(&format!(" (p = {})", small(p)));
-    }
     if plan.patches.len() > 1 {
         let by: Vec<String> = item.patches.iter().map(|(p, h)| format!("{p} {}/{}", h.hit, h.of)).collect();
         text.push_str(&format!("; by patch: {}", by.join(", ")));
@@ -156,11 +153,6 @@ fn calls(r: &Reach) -> String {
 /// A rate with as many digits as say something.
 fn short(rate: f64) -> String {
     if rate < 10.0 { format!("{rate:.1}") } else { format!("{rate:.0}") }
-}
-
-/// A probability with as many digits as say something.
-fn small(p: f64) -> String {
-    if p < 0.001 { format!("{p:.0e}") } else { format!("{p:.3}") }
 }
 
 pub(super) fn hits(item: &Item) -> String {

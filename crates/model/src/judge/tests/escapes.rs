@@ -156,7 +156,7 @@ fn an_arm_is_asked_for_of_each_patch() {
     let verdict = story.judge();
     assert_eq!(verdict.verdict, Outcome::Inconclusive);
     assert!(
-        verdict.causes.iter().any(|c| c.contains("quiescent trials did not take place")),
+        verdict.causes.iter().any(|c| c.contains("quiescent trials were not completed")),
         "{:?}",
         verdict.causes
     );
