@@ -72,6 +72,7 @@ impl Fold {
             evidence,
             reach,
             blind,
+            unavailable: of_run.unavailable.clone(),
             farm_errors,
             remarks: remarks(plan, record, outcomes),
             plan: plan.hash(),
