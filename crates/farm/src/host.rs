@@ -6,7 +6,7 @@
 use std::time::{Duration, SystemTime};
 
 use klpfarm_kmsg::Kind as KernelKind;
-use klpfarm_model::{FarmKind, Finding, FindingKind, Phase, TrialEnd};
+use klpfarm_model::{Finding, FindingKind, ObservedKind, Phase, TrialEnd};
 
 use crate::concurrency::ENOUGH;
 use crate::pace::SLOWEST;
@@ -316,12 +316,12 @@ impl Host {
 fn by_time(kind: FindingKind) -> bool {
     match kind {
         FindingKind::Kernel(KernelKind::Oom | KernelKind::PageAllocation) => false,
-        FindingKind::Farm(
-            FarmKind::CpuStuck
-            | FarmKind::LoadStuck
-            | FarmKind::TransitionStalled
-            | FarmKind::RevertStalled
-            | FarmKind::WatchdogFired,
+        FindingKind::Observed(
+            ObservedKind::CpuStuck
+            | ObservedKind::LoadStuck
+            | ObservedKind::TransitionStalled
+            | ObservedKind::RevertStalled
+            | ObservedKind::WatchdogFired,
         ) => true,
         kind => kind.is_soft(),
     }

@@ -308,14 +308,14 @@ impl Vitals {
 mod tests {
     use super::*;
     use crate::wait::{Noted, Wait};
-    use crate::{FarmKind, Source};
+    use crate::{ObservedKind, Source};
 
     /// Every kind of event reads back from its line: fields of a body stand beside those of the event.
     #[test]
     fn events_read_back() {
         let text = || String::from("t");
         let finding = Finding {
-            kind: FarmKind::Tainted.into(),
+            kind: ObservedKind::Tainted.into(),
             title: text(),
             source: Source::Probe,
             function: Some(text()),

@@ -2,12 +2,12 @@ use klpfarm_model::Source;
 
 use super::*;
 
-const HANG: FindingKind = FindingKind::Farm(FarmKind::ThreadStalled);
+const HANG: FindingKind = FindingKind::Observed(ObservedKind::ThreadStalled);
 const SOFT_LOCKUP: FindingKind = FindingKind::Kernel(KernelKind::SoftLockup);
-const WRONG: FindingKind = FindingKind::Farm(FarmKind::WrongContent);
+const WRONG: FindingKind = FindingKind::Observed(ObservedKind::WrongContent);
 const OOM: FindingKind = FindingKind::Kernel(KernelKind::Oom);
-const CPU_STUCK: FindingKind = FindingKind::Farm(FarmKind::CpuStuck);
-const CONFIRMED: FindingKind = FindingKind::Farm(FarmKind::HangConfirmed);
+const CPU_STUCK: FindingKind = FindingKind::Observed(ObservedKind::CpuStuck);
+const CONFIRMED: FindingKind = FindingKind::Observed(ObservedKind::HangConfirmed);
 
 fn s(seconds: f64) -> Duration {
     Duration::from_secs_f64(seconds)
@@ -277,4 +277,11 @@ fn states_and_uptimes_are_read() {
     assert!(!look.stopped && look.boot.is_some());
     child.kill().unwrap();
     child.wait().unwrap();
+}
+
+#[test]
+fn the_table_says_what_lack_of_time_can_cause() {
+    for kind in FindingKind::all() {
+        assert_eq!(kind.rules().by_lack_of_time, by_time(kind), "{kind}");
+    }
 }

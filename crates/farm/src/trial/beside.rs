@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use klpfarm_model::{FarmKind, Phase, Source};
+use klpfarm_model::{ObservedKind, Phase, Source};
 use klpfarm_stress::wire::Ask;
 use klpfarm_vm::CpuLook;
 
@@ -46,10 +46,15 @@ impl Dispatcher {
         }
         match self.console.tick(now) {
             Some(Trouble::Flood(evidence)) => {
-                self.find_on_console(now, FarmKind::ConsoleFlood, "the console is flooded", evidence);
+                self.find_on_console(now, ObservedKind::ConsoleFlood, "the console is flooded", evidence);
             }
             Some(Trouble::Silent(evidence)) => {
-                self.find_on_console(now, FarmKind::ConsoleSilent, "the console has fallen silent", evidence);
+                self.find_on_console(
+                    now,
+                    ObservedKind::ConsoleSilent,
+                    "the console has fallen silent",
+                    evidence,
+                );
             }
             Some(Trouble::Blind) => self.emit(blind::console("nothing written to it comes out")),
             None => {}
@@ -65,7 +70,7 @@ impl Dispatcher {
         }
     }
 
-    fn find_on_console(&mut self, now: Duration, kind: FarmKind, title: &str, evidence: String) {
+    fn find_on_console(&mut self, now: Duration, kind: ObservedKind, title: &str, evidence: String) {
         let bodies = self.health.find(now, kind, Source::Console, title.to_owned(), evidence);
         self.report(now, bodies);
     }

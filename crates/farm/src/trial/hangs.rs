@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use klpfarm_kmsg::{Kind, Report};
-use klpfarm_model::{AGING, Body, FarmKind, Finding, Phase, Source};
+use klpfarm_model::{AGING, Body, Finding, ObservedKind, Phase, Source};
 use klpfarm_stress::wire::{BlockedTask, FromGuest, Thread};
 
 use super::blame;
@@ -18,7 +18,7 @@ use super::tasks::{describe, general, waits_in};
 const USUAL_MS: u64 = 5000;
 
 /// Somebody who has made no progress, as a finding: kind, where it shows, title, evidence.
-pub(super) type Hanging = (FarmKind, Source, String, String);
+pub(super) type Hanging = (ObservedKind, Source, String, String);
 
 impl Health {
     /// How long a thread of this workload may finish nothing.
@@ -95,8 +95,8 @@ impl Health {
             (None, state) => format!("hang (state {state})"),
         };
         let (kind, title) = match &workload {
-            Some(name) => (FarmKind::ThreadStalled, format!("{name}: threads {words}")),
-            None => (FarmKind::TaskBlocked, format!("{}: tasks {words}", general(&task.comm))),
+            Some(name) => (ObservedKind::ThreadStalled, format!("{name}: threads {words}")),
+            None => (ObservedKind::TaskBlocked, format!("{}: tasks {words}", general(&task.comm))),
         };
         let bodies = self.once(Finding {
             kind: kind.into(),
@@ -147,7 +147,7 @@ impl Health {
             self.last_blocked
         );
         self.once(Finding {
-            kind: FarmKind::HangConfirmed.into(),
+            kind: ObservedKind::HangConfirmed.into(),
             title: format!("tasks hang in {function}: no progress while the rest of the machine runs"),
             source: Source::Probe,
             function: Some(function),
@@ -185,7 +185,7 @@ impl Health {
             }
         }
         let named = |w: &str| {
-            let kind = FarmKind::ThreadStalled.into();
+            let kind = ObservedKind::ThreadStalled.into();
             self.seen.iter().any(|(k, title)| *k == kind && title.starts_with(&format!("{w}: ")))
         };
         late.retain(|workload, _| !named(workload));
@@ -201,7 +201,7 @@ impl Health {
             self.stalls.follow(&title, limit, (Who::Thread(*id), now.saturating_sub(*idle)), None);
         }
         self.once(Finding {
-            kind: FarmKind::ThreadStalled.into(),
+            kind: ObservedKind::ThreadStalled.into(),
             title,
             source: Source::Workload,
             function: None,
@@ -237,16 +237,16 @@ impl Health {
         }
         for (workload, threads) in workloads {
             let evidence = format!("{threads} threads finished nothing before or after the phase was over");
-            all.push((FarmKind::ThreadStalled, Source::Workload, no_progress(workload), evidence));
+            all.push((ObservedKind::ThreadStalled, Source::Workload, no_progress(workload), evidence));
         }
         if self.waiting.blocked_since_before(then) {
             let title = "tasks stay in uninterruptible sleep".to_owned();
-            all.push((FarmKind::TaskBlocked, Source::Probe, title, self.last_blocked.clone()));
+            all.push((ObservedKind::TaskBlocked, Source::Probe, title, self.last_blocked.clone()));
         }
         // One that is not answered ends long after a soak, and until then it is no failure.
         if !self.ssh_error.is_empty() || self.login_since.is_some_and(|since| since < then) {
             let evidence = format!("no login since the phase was over; the last error: {}", self.ssh_error);
-            all.push((FarmKind::SshDead, Source::Ssh, "no SSH login succeeds".to_owned(), evidence));
+            all.push((ObservedKind::SshDead, Source::Ssh, "no SSH login succeeds".to_owned(), evidence));
         }
         all
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use klpfarm_kmsg::{Report, Severity, Signal};
 use klpfarm_model::event::Measured;
-use klpfarm_model::{Body, FarmKind, Finding, FindingKind, Phase, Plan, Source, Trial};
+use klpfarm_model::{Body, Finding, FindingKind, ObservedKind, Phase, Plan, Source, Trial};
 use klpfarm_stress::wire::{Fault, FaultKind, FromGuest};
 use klpfarm_vm::QmpEvent;
 
@@ -184,7 +184,7 @@ impl Health {
     pub(crate) fn find(
         &mut self,
         now: Duration,
-        kind: FarmKind,
+        kind: ObservedKind,
         source: Source,
         title: String,
         evidence: String,
@@ -246,7 +246,7 @@ impl Health {
                 let evidence = format!("console line {line}: Linux version {release}");
                 self.find(
                     now,
-                    FarmKind::Rebooted,
+                    ObservedKind::Rebooted,
                     Source::Console,
                     "the machine restarted unexpectedly".into(),
                     evidence,
@@ -298,16 +298,18 @@ impl Health {
 
     pub(crate) fn qmp(&mut self, now: Duration, event: &QmpEvent) -> Vec<Body> {
         let (kind, title) = match event {
-            QmpEvent::Panicked => (FarmKind::Panicked, "the guest kernel panicked"),
-            QmpEvent::Reset => (FarmKind::Rebooted, "the machine restarted unexpectedly"),
+            QmpEvent::Panicked => (ObservedKind::Panicked, "the guest kernel panicked"),
+            QmpEvent::Reset => (ObservedKind::Rebooted, "the machine restarted unexpectedly"),
             QmpEvent::Shutdown { guest: true, reason } if reason == "guest-reset" => {
-                (FarmKind::Rebooted, "the machine restarted unexpectedly")
+                (ObservedKind::Rebooted, "the machine restarted unexpectedly")
             }
             QmpEvent::Shutdown { guest: true, reason } if reason == "guest-panic" => {
-                (FarmKind::Panicked, "the guest kernel panicked")
+                (ObservedKind::Panicked, "the guest kernel panicked")
             }
-            QmpEvent::Shutdown { guest: true, .. } => (FarmKind::PoweredOff, "the guest powered itself off"),
-            QmpEvent::Watchdog => (FarmKind::WatchdogFired, "the watchdog device fired"),
+            QmpEvent::Shutdown { guest: true, .. } => {
+                (ObservedKind::PoweredOff, "the guest powered itself off")
+            }
+            QmpEvent::Watchdog => (ObservedKind::WatchdogFired, "the watchdog device fired"),
             QmpEvent::Stopped => {
                 self.stopped = true;
                 return Vec::new();
@@ -328,7 +330,7 @@ impl Health {
     pub(crate) fn cpu_stuck(&mut self, now: Duration, stuck: &Stuck) -> Vec<Body> {
         let in_patch = stuck.module.as_ref().is_some_and(|m| self.patches.contains(m));
         self.once(Finding {
-            kind: FarmKind::CpuStuck.into(),
+            kind: ObservedKind::CpuStuck.into(),
             title: stuck.title(in_patch),
             source: Source::Qmp,
             function: stuck.function.clone(),
@@ -397,11 +399,11 @@ impl Health {
 
     fn fault(&mut self, now: Duration, fault: &Fault) -> Vec<Body> {
         let (kind, what) = match fault.kind {
-            FaultKind::WrongErrno => (FarmKind::WrongErrno, "wrong result of"),
-            FaultKind::WrongContent => (FarmKind::WrongContent, "wrong content after"),
-            FaultKind::Died => (FarmKind::WorkloadDied, "a process died in"),
+            FaultKind::WrongErrno => (ObservedKind::WrongErrno, "wrong result of"),
+            FaultKind::WrongContent => (ObservedKind::WrongContent, "wrong content after"),
+            FaultKind::Died => (ObservedKind::WorkloadDied, "a process died in"),
             // It ran until now: what keeps it from going on may well be the patch, and the control arm tells.
-            FaultKind::CannotRun => (FarmKind::WorkloadDied, "can't run on:"),
+            FaultKind::CannotRun => (ObservedKind::WorkloadDied, "can't run on:"),
         };
         let finding = Finding {
             kind: kind.into(),
@@ -421,7 +423,7 @@ impl Health {
     /// The guest no longer reports something that it reported before, so that what shows by it is no longer seen.
     pub(super) fn unable(&mut self, now: Duration, what: &str, evidence: String) -> Vec<Body> {
         let title = format!("the guest no longer reports {what}");
-        self.find(now, FarmKind::ProbeSilent, Source::Probe, title, evidence)
+        self.find(now, ObservedKind::ProbeSilent, Source::Probe, title, evidence)
     }
 
     pub(super) fn tainted(&mut self, now: Duration, value: u64) -> Vec<Body> {
@@ -439,7 +441,7 @@ impl Health {
         let title = format!("the kernel became tainted: {}", names.join(", "));
         self.find(
             now,
-            FarmKind::Tainted,
+            ObservedKind::Tainted,
             Source::Probe,
             title,
             format!("/proc/sys/kernel/tainted: {before} before, {value} now"),
@@ -459,7 +461,7 @@ impl Health {
                 format!("no line from the probe for {:.0} s while QEMU runs", self.probe.as_secs_f64());
             bodies.extend(self.find(
                 now,
-                FarmKind::ProbeSilent,
+                ObservedKind::ProbeSilent,
                 Source::Probe,
                 "the guest went silent".into(),
                 evidence,
@@ -479,7 +481,7 @@ impl Health {
                 format!("no login for {:.0} s; the last attempt: {}", self.ssh.as_secs_f64(), self.ssh_error);
             bodies.extend(self.find(
                 now,
-                FarmKind::SshDead,
+                ObservedKind::SshDead,
                 Source::Ssh,
                 "no SSH login succeeds".into(),
                 evidence,

@@ -2,7 +2,7 @@
 //! and makes it stand still: what looks like slowness then is the farm's doing. What breaks then, breaks all the same. Pure.
 
 use klpfarm_kmsg::Kind;
-use klpfarm_model::{Body, FarmKind, Finding, FindingKind};
+use klpfarm_model::{Body, Finding, FindingKind, ObservedKind};
 
 /// Whether this is told. `nmi_panic`: the kernel panicked because of a non-maskable interrupt, which the farm sends.
 pub(super) fn kept(body: &Body, nmi_panic: bool) -> bool {
@@ -17,11 +17,12 @@ fn by_the_farm(finding: &Finding, nmi_panic: bool) -> bool {
     match finding.kind {
         // A CPU that prints for long, or stands still.
         FindingKind::Kernel(Kind::HardLockup | Kind::Spinlock) => !finding.in_patch,
-        FindingKind::Farm(FarmKind::CpuStuck | FarmKind::ConsoleFlood | FarmKind::HangConfirmed) => true,
-        FindingKind::Farm(FarmKind::Tainted) => finding.title.ends_with("tainted: L soft lockup"),
-        FindingKind::Kernel(Kind::Panic) | FindingKind::Farm(FarmKind::Panicked | FarmKind::Rebooted) => {
-            nmi_panic
-        }
+        FindingKind::Observed(
+            ObservedKind::CpuStuck | ObservedKind::ConsoleFlood | ObservedKind::HangConfirmed,
+        ) => true,
+        FindingKind::Observed(ObservedKind::Tainted) => finding.title.ends_with("tainted: L soft lockup"),
+        FindingKind::Kernel(Kind::Panic)
+        | FindingKind::Observed(ObservedKind::Panicked | ObservedKind::Rebooted) => nmi_panic,
         _ => false,
     }
 }
@@ -56,18 +57,21 @@ mod tests {
     #[test]
     fn what_breaks_counts_and_what_is_slow_does_not() {
         let oops = FindingKind::Kernel(Kind::NullDeref);
-        for kind in
-            [oops, FarmKind::Panicked.into(), FarmKind::Rebooted.into(), FarmKind::WrongContent.into()]
-        {
+        for kind in [
+            oops,
+            ObservedKind::Panicked.into(),
+            ObservedKind::Rebooted.into(),
+            ObservedKind::WrongContent.into(),
+        ] {
             assert!(kept(&finding(kind, "t"), false), "{kind}");
         }
         let lockup = FindingKind::Kernel(Kind::SoftLockup);
-        for kind in [lockup, FarmKind::CpuStuck.into(), FarmKind::ProbeSilent.into()] {
+        for kind in [lockup, ObservedKind::CpuStuck.into(), ObservedKind::ProbeSilent.into()] {
             assert!(!kept(&finding(kind, "t"), false), "{kind}");
         }
-        assert!(!kept(&finding(FarmKind::Tainted, "the kernel became tainted: L soft lockup"), false));
+        assert!(!kept(&finding(ObservedKind::Tainted, "the kernel became tainted: L soft lockup"), false));
         assert!(kept(
-            &finding(FarmKind::Tainted, "the kernel became tainted: B bad page, L soft lockup"),
+            &finding(ObservedKind::Tainted, "the kernel became tainted: B bad page, L soft lockup"),
             false
         ));
         assert!(kept(&Body::Note { text: String::new() }, false));
@@ -77,6 +81,32 @@ mod tests {
     fn a_panic_that_the_farm_brought_about_does_not_count() {
         let text = b"[   99.1] Kernel panic - not syncing: NMI: Not continuing\n";
         assert!(panics_of_nmi(text) && !panics_of_nmi(b"Kernel panic - not syncing: Fatal exception\n"));
-        assert!(!kept(&finding(FarmKind::Panicked, "t"), true));
+        assert!(!kept(&finding(ObservedKind::Panicked, "t"), true));
+    }
+
+    #[test]
+    fn the_table_says_what_is_kept() {
+        use klpfarm_model::WhileGathering as W;
+        for kind in FindingKind::all() {
+            for in_patch in [true, false] {
+                for nmi_panic in [true, false] {
+                    for title in ["t", "the kernel became tainted: L soft lockup"] {
+                        let Body::Finding(mut f) = finding(kind, title) else { unreachable!() };
+                        f.in_patch = in_patch;
+                        let new = match kind.rules().while_gathering {
+                            W::Counts => true,
+                            W::CountsInPatch => in_patch,
+                            W::CountsUnlessNmi => !nmi_panic,
+                            W::CountsUnlessLockup => title == "t",
+                            W::Ignored => false,
+                        };
+                        assert_eq!(new, kept(&Body::Finding(f), nmi_panic), "{kind}");
+                    }
+                }
+            }
+            let stall =
+                matches!(kind, FindingKind::Kernel(Kind::HungTask | Kind::SoftLockup | Kind::RcuStall));
+            assert_eq!(kind.rules().followed_up, stall, "{kind}");
+        }
     }
 }

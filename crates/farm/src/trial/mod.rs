@@ -34,7 +34,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use klpfarm_kmsg::Classifier;
-use klpfarm_model::{Arm, Body, FarmKind, Phase, Plan, Source, Trial, TrialEnd};
+use klpfarm_model::{Arm, Body, ObservedKind, Phase, Plan, Source, Trial, TrialEnd};
 use klpfarm_stress::wire::{Ask, ToGuest};
 
 use crate::code::Code;
@@ -380,7 +380,7 @@ impl Dispatcher {
         self.end(TrialEnd::FarmError { message });
     }
 
-    fn find(&mut self, now: Duration, kind: FarmKind, title: &str, evidence: String) {
+    fn find(&mut self, now: Duration, kind: ObservedKind, title: &str, evidence: String) {
         let bodies = self.health.find(now, kind, Source::Probe, title.to_owned(), evidence);
         self.report(now, bodies);
     }

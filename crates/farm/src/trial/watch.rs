@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use klpfarm_model::{Body, FarmKind, TrialEnd};
+use klpfarm_model::{Body, ObservedKind, TrialEnd};
 use klpfarm_stress::wire::FromGuest;
 use klpfarm_vm::{Output, QmpEvent};
 
@@ -124,7 +124,7 @@ impl Dispatcher {
                 if self.applied.is_some() {
                     self.find(
                         now,
-                        FarmKind::WorkloadDied,
+                        ObservedKind::WorkloadDied,
                         "workloads can't be started with the patch in force",
                         message,
                     );
@@ -269,7 +269,7 @@ impl Dispatcher {
             Step::Load if late => {
                 self.find(
                     now,
-                    FarmKind::LoadStuck,
+                    ObservedKind::LoadStuck,
                     "loading the patch does not end",
                     "no answer of the probe".into(),
                 );
@@ -279,7 +279,7 @@ impl Dispatcher {
                 self.stragglers = Some(0);
                 self.find(
                     now,
-                    FarmKind::RevertStalled,
+                    ObservedKind::RevertStalled,
                     "the transition back does not end",
                     "some tasks still run the new code".into(),
                 );
@@ -294,13 +294,13 @@ impl Dispatcher {
             }
             Step::Unload if late => {
                 let evidence = "rmmod has not succeeded, and does not end now".to_owned();
-                self.find(now, FarmKind::RevertRefused, "the disabled patch can't be unloaded", evidence);
+                self.find(now, ObservedKind::RevertRefused, "the disabled patch can't be unloaded", evidence);
             }
             Step::Unload if now >= self.poll_at => self.exec_unload(now),
             Step::Disable if late => {
                 self.find(
                     now,
-                    FarmKind::RevertStalled,
+                    ObservedKind::RevertStalled,
                     "disabling the patch does not end",
                     "no answer of the probe".into(),
                 );
@@ -321,7 +321,7 @@ impl Dispatcher {
         if self.applied.is_some() {
             self.find(
                 now,
-                FarmKind::WorkloadDied,
+                ObservedKind::WorkloadDied,
                 "workloads can't be started with the patch in force",
                 "no answer of the probe".into(),
             );

@@ -9,7 +9,7 @@ use super::sets::Set;
 use super::{Seen, TrialRecord};
 use crate::event::TrialEnd;
 use crate::verdict::{Attribution, Hits, WaitFor, WaitGroup};
-use crate::{Arm, FarmKind, Finding, FindingKind, Phase, Plan, Trial, cause, compare, stats};
+use crate::{Arm, Finding, FindingKind, ObservedKind, Phase, Plan, Trial, cause, compare, stats};
 
 /// Findings that share a cause.
 pub(super) struct Item {
@@ -301,26 +301,26 @@ const COMPARED: u8 = 12;
 /// Which finding of a trial names the cause best: the lower the better. A crash explains the hang that follows it, a hang
 /// explains the silence. A taint only repeats what was reported.
 fn rank(kind: FindingKind) -> u8 {
-    use FarmKind as F;
+    use ObservedKind as F;
     match kind {
-        FindingKind::Farm(F::LoadRefused | F::LoadStuck) => 0,
+        FindingKind::Observed(F::LoadRefused | F::LoadStuck) => 0,
         FindingKind::Kernel(k) if !kind.is_soft() && k.severity() == klpfarm_kmsg::Severity::Fatal => 1,
-        FindingKind::Farm(F::WrongContent | F::WrongErrno) => 2,
+        FindingKind::Observed(F::WrongContent | F::WrongErrno) => 2,
         FindingKind::Kernel(_) if !kind.is_soft() => 3,
-        FindingKind::Farm(F::CpuStuck) => 3,
-        FindingKind::Farm(F::TransitionStalled | F::RevertStalled | F::RevertRefused | F::NotInForce) => {
+        FindingKind::Observed(F::CpuStuck) => 3,
+        FindingKind::Observed(F::TransitionStalled | F::RevertStalled | F::RevertRefused | F::NotInForce) => {
             STALLED
         }
-        FindingKind::Farm(F::HangConfirmed) => CONFIRMED,
-        FindingKind::Farm(F::Panicked | F::Rebooted | F::PoweredOff | F::WatchdogFired | F::WorkloadDied) => {
-            6
-        }
-        FindingKind::Farm(F::ThreadStalled) => 7,
-        FindingKind::Farm(F::TaskBlocked) => 8,
+        FindingKind::Observed(F::HangConfirmed) => CONFIRMED,
+        FindingKind::Observed(
+            F::Panicked | F::Rebooted | F::PoweredOff | F::WatchdogFired | F::WorkloadDied,
+        ) => 6,
+        FindingKind::Observed(F::ThreadStalled) => 7,
+        FindingKind::Observed(F::TaskBlocked) => 8,
         FindingKind::Kernel(_) => 9,
-        FindingKind::Farm(F::Tainted | F::ConsoleFlood) => 10,
-        FindingKind::Farm(F::SshDead | F::ProbeSilent | F::ConsoleSilent) => SILENT,
-        FindingKind::Farm(
+        FindingKind::Observed(F::Tainted | F::ConsoleFlood) => 10,
+        FindingKind::Observed(F::SshDead | F::ProbeSilent | F::ConsoleSilent) => SILENT,
+        FindingKind::Observed(
             F::RateCollapsed | F::LatencyGrown | F::TailGrown | F::ThreadStarved | F::ResourcesLeaked,
         ) => COMPARED,
     }
@@ -335,5 +335,23 @@ pub(crate) fn comparable(trial: &TrialRecord) -> bool {
             trial.findings.iter().all(|f| matches!(f.scope.phase, Phase::Revert | Phase::End))
         }
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_ranks_as_before() {
+        for kind in FindingKind::all() {
+            let new = kind.rules().rank;
+            assert_eq!(new as u8, rank(kind), "{kind}");
+            assert_eq!(new.may_be_slow(), STALLS.contains(&rank(kind)), "{kind}");
+            assert_eq!(new.stands_still(), stands_still(rank(kind)), "{kind}");
+            assert_eq!(new.is_hang(), is_hang(kind), "{kind}");
+            assert_eq!(new == crate::Rank::Compared, rank(kind) == COMPARED, "{kind}");
+            assert_eq!(new == crate::Rank::Transition, rank(kind) == STALLED, "{kind}");
+        }
     }
 }

@@ -7,7 +7,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 
 use super::{Seen, TrialRecord};
 use crate::event::TrialEnd;
-use crate::{Arm, FarmKind, Finding, FindingKind, Phase, compare};
+use crate::{Arm, Finding, FindingKind, ObservedKind, Phase, compare};
 
 /// What a trial says in the end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,10 +61,10 @@ impl Class {
     pub(crate) const COUNT: usize = Self::LEAK as usize + compare::RESOURCE_NAMES.len();
 
     fn of(finding: &Finding) -> Self {
-        use FarmKind as F;
+        use ObservedKind as F;
         use klpfarm_kmsg::Kind as K;
         match finding.kind {
-            FindingKind::Farm(
+            FindingKind::Observed(
                 F::ThreadStalled
                 | F::HangConfirmed
                 | F::TaskBlocked
@@ -75,15 +75,15 @@ impl Class {
             | FindingKind::Kernel(K::HungTask | K::SoftLockup | K::RcuStall | K::WorkqueueLockup) => {
                 Self::HANG
             }
-            FindingKind::Farm(F::RateCollapsed | F::LatencyGrown | F::TailGrown | F::ThreadStarved) => {
+            FindingKind::Observed(F::RateCollapsed | F::LatencyGrown | F::TailGrown | F::ThreadStarved) => {
                 Self::SLOW
             }
-            FindingKind::Farm(F::ResourcesLeaked) => {
+            FindingKind::Observed(F::ResourcesLeaked) => {
                 let which = compare::RESOURCE_NAMES.iter().position(|name| finding.title.starts_with(name));
                 Self(1 << (Self::LEAK + which.unwrap_or(0) as u32))
             }
             FindingKind::Kernel(K::Oom | K::PageAllocation) => Self::MEMORY,
-            FindingKind::Farm(_) | FindingKind::Kernel(_) => Self::OTHER,
+            FindingKind::Observed(_) | FindingKind::Kernel(_) => Self::OTHER,
         }
     }
 }
@@ -320,7 +320,7 @@ impl TrialRecord {
 
     /// Whether another finding of the trial explains this one: a process that was killed because memory had run out.
     fn excuses(&self, finding: &Finding) -> bool {
-        finding.kind == FarmKind::WorkloadDied.into()
+        finding.kind == ObservedKind::WorkloadDied.into()
             && self.exposed_findings().any(|s| Class::of(&s.finding) == Class::MEMORY)
     }
 
@@ -347,15 +347,15 @@ pub(crate) fn exposes(arm: Arm, phase: Phase) -> bool {
 /// Trouble that no unpatched machine can have: no control is needed to attribute it.
 fn only_a_patch_can(kind: FindingKind) -> bool {
     match kind {
-        FindingKind::Farm(kind) => matches!(
+        FindingKind::Observed(kind) => matches!(
             kind,
-            FarmKind::LoadRefused
-                | FarmKind::LoadStuck
-                | FarmKind::NotInForce
-                | FarmKind::TransitionStalled
-                | FarmKind::RevertStalled
-                | FarmKind::RevertRefused
-                | FarmKind::HangConfirmed
+            ObservedKind::LoadRefused
+                | ObservedKind::LoadStuck
+                | ObservedKind::NotInForce
+                | ObservedKind::TransitionStalled
+                | ObservedKind::RevertStalled
+                | ObservedKind::RevertRefused
+                | ObservedKind::HangConfirmed
         ),
         FindingKind::Kernel(kind) => kind == klpfarm_kmsg::Kind::LivepatchFailure,
     }
@@ -383,10 +383,46 @@ fn sure(defects: &[Defect]) -> HashSet<Defect> {
 }
 
 fn defect(finding: &Finding) -> (FindingKind, &str) {
-    let leak = finding.kind == FarmKind::ResourcesLeaked.into();
+    let leak = finding.kind == ObservedKind::ResourcesLeaked.into();
     if finding.kind.is_soft() && !leak {
         (finding.kind, finding.workload.as_deref().unwrap_or_default())
     } else {
         (finding.kind, &finding.title)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Failure;
+
+    #[test]
+    fn the_table_says_what_the_functions_said() {
+        for kind in FindingKind::all() {
+            let rules = kind.rules();
+            assert_eq!(rules.only_by_a_patch, only_a_patch_can(kind), "{kind}");
+            let finding = Finding {
+                kind,
+                title: "t".into(),
+                source: crate::Source::Probe,
+                function: None,
+                workload: Some("w".into()),
+                after_apply_ms: None,
+                line: None,
+                in_patch: false,
+                corrupted: false,
+                evidence: String::new(),
+            };
+            let class = match rules.failure {
+                Failure::Hang => Class::HANG,
+                Failure::Slow => Class::SLOW,
+                Failure::Leak => Class(1 << Class::LEAK),
+                Failure::Memory => Class::MEMORY,
+                Failure::Other => Class::OTHER,
+            };
+            assert_eq!(Class::of(&finding), class, "{kind}");
+            assert_eq!(rules.told_by_title, defect(&finding).1 == "t", "{kind}");
+            assert_eq!(rules.explained_by_oom, kind == ObservedKind::WorkloadDied.into(), "{kind}");
+        }
     }
 }
