@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use klpfarm_model::event::{CheckpointFacts, Vitals};
-use klpfarm_model::{Arm, Body, Event, Finding, Judge, Phase, Plan, Scope, Start, Trial, TrialEnd};
+use klpfarm_model::{Arm, Body, Detector, Event, Finding, Judge, Phase, Plan, Scope, Start, Trial, TrialEnd};
 use klpfarm_vm::{Checkpointed, Login};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -277,7 +277,7 @@ pub struct Aged {
     /// The guest's kernel.
     pub release: String,
     /// Detectors that can't fire on it, and why.
-    pub blind: BTreeMap<String, String>,
+    pub blind: BTreeMap<Detector, String>,
 }
 
 /// Why there is no aged machine.
@@ -355,7 +355,7 @@ fn aged(ended: Ended, events: &[Event]) -> Result<Aged, AgeError> {
             Body::Finding(finding) => return Err(AgeError::Unsound(finding.clone())),
             Body::MachineReady { release: r, .. } => release.clone_from(r),
             Body::Blind { detector, reason } => {
-                blind.insert(detector.clone(), reason.clone());
+                blind.insert(*detector, reason.clone());
             }
             Body::Vitals(v) if event.scope.is_some_and(|s| s.phase == Phase::Boot) => fresh = Some(v.clone()),
             Body::Vitals(v) => reached = Some(v.clone()),

@@ -26,7 +26,7 @@ words! {
         KernelReports = "kernel-reports",
         /// The kernel's memory leak detector.
         Kmemleak = "kmemleak",
-        /// What sysfs says of patches.
+        /// Applying, switching and taking back a patch, as the kernel answers and sysfs says.
         Livepatch = "livepatch",
         /// The kernel's checks of locks.
         Lockdep = "lockdep",
@@ -36,8 +36,6 @@ words! {
         Odebug = "odebug",
         /// The pvpanic device.
         Panicked = "panicked",
-        /// Applying, switching and taking back a patch.
-        Patch = "patch",
         /// The probe's own lines.
         Probe = "probe",
         /// Progress of workload threads and of all tasks.

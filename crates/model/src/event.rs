@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 pub use measured::{LatencyMeasure, Measured, Resources, WorkloadMeasure};
 
 use crate::wait::Waits;
-use crate::{Accel, Arm, Finding, Phase};
+use crate::{Accel, Arm, Detector, Finding, Phase};
 
 /// One event, as it stands in the journal.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -85,7 +85,7 @@ pub enum Body {
     /// A detector cannot fire on this guest or host.
     Blind {
         /// Which.
-        detector: String,
+        detector: Detector,
         /// Why.
         reason: String,
     },
@@ -260,7 +260,7 @@ pub struct CheckpointFacts {
     /// The machine when it was checkpointed.
     pub reached: Vitals,
     /// Detectors that can't fire on it, and why.
-    pub blind: BTreeMap<String, String>,
+    pub blind: BTreeMap<Detector, String>,
 }
 
 /// How old and worn a machine is.
@@ -343,7 +343,7 @@ mod tests {
             made_ms: Some(2),
             fresh: Vitals::default(),
             reached: vitals.clone(),
-            blind: BTreeMap::from([(text(), text())]),
+            blind: BTreeMap::from([(Detector::Slabs, text())]),
         };
         let bodies = vec![
             Body::RunStarted { time: text(), plan: text(), accel: Accel::Kvm, qemu: text() },
@@ -353,7 +353,7 @@ mod tests {
             Body::TrialStarted,
             Body::PhaseStarted,
             Body::MachineReady { release: text(), ssh_ms: Some(1), fork_ms: None, taint: 0 },
-            Body::Blind { detector: text(), reason: text() },
+            Body::Blind { detector: Detector::Reach, reason: text() },
             Body::Applied {
                 patch: text(),
                 took_ms: 1,

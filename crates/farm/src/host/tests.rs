@@ -1,3 +1,6 @@
+use klpfarm_kmsg::Kind as KernelKind;
+use klpfarm_model::ObservedKind;
+
 use klpfarm_model::Source;
 
 use super::*;
@@ -277,11 +280,4 @@ fn states_and_uptimes_are_read() {
     assert!(!look.stopped && look.boot.is_some());
     child.kill().unwrap();
     child.wait().unwrap();
-}
-
-#[test]
-fn the_table_says_what_lack_of_time_can_cause() {
-    for kind in FindingKind::all() {
-        assert_eq!(kind.rules().by_lack_of_time, by_time(kind), "{kind}");
-    }
 }

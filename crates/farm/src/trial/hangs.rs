@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use klpfarm_kmsg::{Kind, Report};
-use klpfarm_model::{AGING, Body, Finding, ObservedKind, Phase, Source};
+use klpfarm_kmsg::Report;
+use klpfarm_model::{AGING, Body, Finding, FindingKind, ObservedKind, Phase, Source};
 use klpfarm_stress::wire::{BlockedTask, FromGuest, Thread};
 
 use super::blame;
@@ -120,7 +120,7 @@ impl Health {
 
     /// The kernel reports a stall of a task: what becomes of it will be seen in the probe's list.
     pub(super) fn follow_report(&mut self, now: Duration, report: &Report, in_patch: bool) {
-        let stall = matches!(report.kind, Kind::HungTask | Kind::SoftLockup | Kind::RcuStall);
+        let stall = FindingKind::Kernel(report.kind).rules().followed_up;
         let tid = report.task.as_deref().and_then(|task| task.rsplit_once(':')?.1.parse().ok());
         if let Some(tid) = tid.filter(|_| stall) {
             self.stalls.follow_task(&report.title, self.stall.max(self.blocked), now, tid, in_patch);

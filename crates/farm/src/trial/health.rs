@@ -256,10 +256,8 @@ impl Health {
                 let count = count.map_or_else(|| "some".to_owned(), |n| n.to_string());
                 vec![Body::Note { text: format!("console line {line}: {count} kernel messages were lost") }]
             }
-            Signal::Blind { detector, reason, .. } => {
-                let detector =
-                    serde_json::to_value(detector).ok().and_then(|v| v.as_str().map(str::to_owned));
-                vec![Body::Blind { detector: detector.unwrap_or_default(), reason }]
+            Signal::Blind { kind, reason, .. } => {
+                vec![Body::Blind { detector: FindingKind::Kernel(kind).rules().detector, reason }]
             }
             Signal::Livepatch { .. } => Vec::new(),
         }

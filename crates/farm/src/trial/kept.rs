@@ -1,29 +1,20 @@
 //! What counts of all that is seen while evidence is gathered. Gathering it interrupts the guest, has it print for long with interrupts off,
 //! and makes it stand still: what looks like slowness then is the farm's doing. What breaks then, breaks all the same. Pure.
 
-use klpfarm_kmsg::Kind;
-use klpfarm_model::{Body, Finding, FindingKind, ObservedKind};
+use klpfarm_model::{Body, WhileGathering};
 
 /// Whether this is told. `nmi_panic`: the kernel panicked because of a non-maskable interrupt, which the farm sends.
 pub(super) fn kept(body: &Body, nmi_panic: bool) -> bool {
     match body {
-        Body::Finding(finding) => !finding.kind.is_soft() && !by_the_farm(finding, nmi_panic),
+        Body::Finding(finding) => match finding.kind.rules().while_gathering {
+            WhileGathering::Counts => true,
+            WhileGathering::CountsInPatch => finding.in_patch,
+            WhileGathering::CountsUnlessNmi => !nmi_panic,
+            WhileGathering::CountsUnlessLockup => !finding.title.ends_with("tainted: L soft lockup"),
+            WhileGathering::Ignored => false,
+        },
         Body::StallEnded { .. } => false,
         _ => true,
-    }
-}
-
-fn by_the_farm(finding: &Finding, nmi_panic: bool) -> bool {
-    match finding.kind {
-        // A CPU that prints for long, or stands still.
-        FindingKind::Kernel(Kind::HardLockup | Kind::Spinlock) => !finding.in_patch,
-        FindingKind::Observed(
-            ObservedKind::CpuStuck | ObservedKind::ConsoleFlood | ObservedKind::HangConfirmed,
-        ) => true,
-        FindingKind::Observed(ObservedKind::Tainted) => finding.title.ends_with("tainted: L soft lockup"),
-        FindingKind::Kernel(Kind::Panic)
-        | FindingKind::Observed(ObservedKind::Panicked | ObservedKind::Rebooted) => nmi_panic,
-        _ => false,
     }
 }
 
@@ -35,7 +26,8 @@ pub(super) fn panics_of_nmi(console: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use klpfarm_model::Source;
+    use klpfarm_kmsg::Kind;
+    use klpfarm_model::{Finding, FindingKind, ObservedKind, Source};
 
     use super::*;
 
@@ -82,31 +74,5 @@ mod tests {
         let text = b"[   99.1] Kernel panic - not syncing: NMI: Not continuing\n";
         assert!(panics_of_nmi(text) && !panics_of_nmi(b"Kernel panic - not syncing: Fatal exception\n"));
         assert!(!kept(&finding(ObservedKind::Panicked, "t"), true));
-    }
-
-    #[test]
-    fn the_table_says_what_is_kept() {
-        use klpfarm_model::WhileGathering as W;
-        for kind in FindingKind::all() {
-            for in_patch in [true, false] {
-                for nmi_panic in [true, false] {
-                    for title in ["t", "the kernel became tainted: L soft lockup"] {
-                        let Body::Finding(mut f) = finding(kind, title) else { unreachable!() };
-                        f.in_patch = in_patch;
-                        let new = match kind.rules().while_gathering {
-                            W::Counts => true,
-                            W::CountsInPatch => in_patch,
-                            W::CountsUnlessNmi => !nmi_panic,
-                            W::CountsUnlessLockup => title == "t",
-                            W::Ignored => false,
-                        };
-                        assert_eq!(new, kept(&Body::Finding(f), nmi_panic), "{kind}");
-                    }
-                }
-            }
-            let stall =
-                matches!(kind, FindingKind::Kernel(Kind::HungTask | Kind::SoftLockup | Kind::RcuStall));
-            assert_eq!(kind.rules().followed_up, stall, "{kind}");
-        }
     }
 }

@@ -10,7 +10,7 @@ mod old;
 mod silence;
 mod standing;
 
-use klpfarm_model::{Arm, FindingKind};
+use klpfarm_model::{Arm, Detector, FindingKind};
 use klpfarm_stress::wire::{BlockedTask, FromGuest};
 use klpfarm_vm::{Output, QmpEvent};
 
@@ -60,7 +60,9 @@ fn a_loaded_trial_goes_through_all_phases() {
 #[test]
 fn sysrq_that_is_not_answered_is_a_blind_detector() {
     let blind = |told: &fake::Told| {
-        told.bodies.iter().any(|(_, b)| matches!(b, Body::Blind { detector, .. } if detector == "sysrq"))
+        told.bodies
+            .iter()
+            .any(|(_, b)| matches!(b, Body::Blind { detector, .. } if *detector == Detector::Sysrq))
     };
     let deaf = tell_of_aging(Faults { deaf_keys: u32::MAX, ..Faults::default() });
     assert_eq!((&deaf.end, blind(&deaf)), (&TrialEnd::Completed, true));
@@ -369,7 +371,7 @@ fn a_dead_machine_has_its_cpus_stuck() {
 fn registers_that_cannot_be_had_are_a_blind_spot() {
     let told = tell(Arm::Loaded, Faults { no_registers: true, ..Faults::default() });
     assert_eq!(told.end, TrialEnd::Completed);
-    let blind = |b: &Body| matches!(b, Body::Blind { detector, .. } if detector == "cpu-stuck");
+    let blind = |b: &Body| matches!(b, Body::Blind { detector, .. } if *detector == Detector::CpuStuck);
     assert_eq!(told.bodies.iter().filter(|(_, b)| blind(b)).count(), 1);
 }
 
@@ -377,7 +379,7 @@ fn registers_that_cannot_be_had_are_a_blind_spot() {
 fn a_log_that_cannot_be_written_to_is_a_blind_spot() {
     let told = tell(Arm::Loaded, Faults { no_kmsg: true, ..Faults::default() });
     assert_eq!(told.end, TrialEnd::Completed);
-    let blind = |b: &Body| matches!(b, Body::Blind { detector, reason } if detector == "console" && reason.contains("kmsg"));
+    let blind = |b: &Body| matches!(b, Body::Blind { detector, reason } if *detector == Detector::Console && reason.contains("kmsg"));
     assert_eq!(told.bodies.iter().filter(|(_, b)| blind(b)).count(), 1);
     assert_eq!(told.asked.iter().filter(|a| matches!(a, Ask::Kmsg { .. })).count(), 1);
 }

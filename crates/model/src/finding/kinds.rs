@@ -252,13 +252,15 @@ pub(super) fn observed(kind: ObservedKind) -> Rules {
         }
         K::ConsoleFlood => rules(Detector::Console, Rank::Aftermath, Other).while_gathering(Ignored),
         K::ConsoleSilent => rules(Detector::Console, Rank::Silence, Hang).soft(),
-        K::LoadRefused => rules(Detector::Patch, Rank::NotLoaded, Other).only_by_a_patch(),
+        K::LoadRefused => rules(Detector::Livepatch, Rank::NotLoaded, Other).only_by_a_patch(),
         K::LoadStuck => {
-            rules(Detector::Patch, Rank::NotLoaded, Other).only_by_a_patch().by_lack_of_time(true)
+            rules(Detector::Livepatch, Rank::NotLoaded, Other).only_by_a_patch().by_lack_of_time(true)
         }
-        K::NotInForce | K::RevertRefused => rules(Detector::Patch, Rank::Transition, Other).only_by_a_patch(),
+        K::NotInForce | K::RevertRefused => {
+            rules(Detector::Livepatch, Rank::Transition, Other).only_by_a_patch()
+        }
         K::TransitionStalled | K::RevertStalled => {
-            rules(Detector::Patch, Rank::Transition, Other).only_by_a_patch().by_lack_of_time(true)
+            rules(Detector::Livepatch, Rank::Transition, Other).only_by_a_patch().by_lack_of_time(true)
         }
         K::Tainted => rules(Detector::Taint, Rank::Aftermath, Other).while_gathering(CountsUnlessLockup),
         K::Panicked => rules(Detector::Panicked, Rank::Gone, Other).while_gathering(CountsUnlessNmi),

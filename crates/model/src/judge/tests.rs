@@ -330,7 +330,7 @@ fn an_unreached_function_is_never_qualified() {
 fn a_function_whose_calls_could_not_be_counted_is_never_qualified() {
     let blind = |story: Story, place: Place| {
         let reason = "calls of vmlinux/do_it can't be counted on this kernel".to_owned();
-        story.add(place, Phase::Reach, Body::Blind { detector: "reach".into(), reason })
+        story.add(place, Phase::Reach, Body::Blind { detector: crate::Detector::Reach, reason })
     };
     let verdict = blind(Story::default(), L0).rest_clean().judge();
     assert_eq!(verdict.verdict, Outcome::Inconclusive);

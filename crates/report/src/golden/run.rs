@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use klpfarm_model::event::{CheckpointFacts, Vitals};
 use klpfarm_model::{
-    Accel, Arm, Body, Event, Finding, FindingKind, ImageFacts, Noted, ObservedKind, Patch, Phase, Pipeline,
-    Plan, Resolved, Scope, Source, TierRule, TrialEnd, Turn, Wait, Waits,
+    Accel, Arm, Body, Detector, Event, Finding, FindingKind, ImageFacts, Noted, ObservedKind, Patch, Phase,
+    Pipeline, Plan, Resolved, Scope, Source, TierRule, TrialEnd, Turn, Wait, Waits,
 };
 
 /// Function that every made-up patch replaces, as sysfs names it.
@@ -220,7 +220,7 @@ fn checkpoint() -> CheckpointFacts {
         fresh: vitals(24.26, 308, 10_897, 40_768),
         reached: vitals(137.92, 6191, 239_786, 192_092),
         blind: BTreeMap::from([(
-            "hard-lockup".into(),
+            Detector::HardLockup,
             "no NMI watchdog in this guest: a CPU stuck with interrupts off is seen by its registers only (cpu-stuck)".into(),
         )]),
     }

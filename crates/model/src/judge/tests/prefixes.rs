@@ -155,7 +155,7 @@ impl Maker {
             let reason = format!("why {}", trial.number);
             all.push((
                 Phase::Baseline,
-                Body::Blind { detector: self.of(&["reach", "kdump"]).into(), reason },
+                Body::Blind { detector: self.of(&[crate::Detector::Reach, crate::Detector::Slabs]), reason },
             ));
         }
         all.push((Phase::Baseline, Body::Measured(self.measured(1.0, 0))));
