@@ -5,8 +5,8 @@ use std::time::Duration;
 use klpfarm_model::{Body, ObservedKind, Phase, Source, TrialEnd};
 use klpfarm_stress::wire::Ask;
 
-use super::hangs::Hanging;
 use super::{Action, Dispatcher, Step};
+use crate::detect::progress::Hanging;
 
 /// What the kernel's taint is read from.
 const TAINT: &str = "/proc/sys/kernel/tainted";

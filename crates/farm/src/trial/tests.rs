@@ -176,7 +176,7 @@ fn a_task_that_was_always_blocked_is_no_finding() {
         Output::Probe(FromGuest::Blocked { at_ms: 0, tasks: vec![task], total: 1 })
     };
     let kinds = |usual: &str, later: &str| {
-        let mut health = Health::new(&plan(), &Trial::new(1, Arm::Loaded, vec![0], 1), Origin::Boot);
+        let mut health = Health::new(&plan(), &Trial::new(1, Arm::Loaded, vec![0], 1), false);
         let mut at = |phase, comm: &str, for_ms| {
             let Output::Probe(message) = blocked(comm, for_ms) else { unreachable!() };
             health.phase(phase);

@@ -6,11 +6,12 @@ use klpfarm_model::{Body, ObservedKind, TrialEnd};
 use klpfarm_stress::wire::FromGuest;
 use klpfarm_vm::{Output, QmpEvent};
 
-use super::cpus::Circle;
 use super::{
     Action, Collect, Collected, Dispatcher, ENDING, LOGIN_EVERY, Loss, Origin, QUIET, RATES_EVERY, SSH_PORT,
-    Step, blame,
+    Step,
 };
+use crate::detect::blame;
+use crate::detect::cpus::Circle;
 use crate::guest::PatchState;
 
 impl Dispatcher {

@@ -38,3 +38,78 @@ fn is_the_farms_doing(kind: FindingKind) -> bool {
     use ObservedKind as K;
     matches!(kind, FindingKind::Observed(K::CpuStuck | K::ConsoleFlood | K::HangConfirmed))
 }
+
+/// The rows of the tables below a heading of docs/detectors.md, up to the next heading, cell by cell, without the tables' heads.
+fn rows(heading: &str) -> Vec<Vec<String>> {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/detectors.md");
+    let text = std::fs::read_to_string(path).unwrap();
+    let (_, below) = text.split_once(&format!("\n## {heading}\n")).unwrap();
+    let section = below.split("\n## ").next().unwrap();
+    let cells = |line: &str| -> Vec<String> {
+        line.trim_matches('|').split('|').map(|cell| cell.trim().to_owned()).collect()
+    };
+    section
+        .lines()
+        .filter(|l| l.starts_with("| `") || l.starts_with("| ") && !l.contains("Kind"))
+        .map(cells)
+        .collect()
+}
+
+/// The words in backticks, and whether a star follows.
+fn words(cell: &str) -> Vec<(&str, bool)> {
+    let parts: Vec<&str> = cell.split('`').collect();
+    parts
+        .chunks(2)
+        .enumerate()
+        .filter_map(|(at, pair)| {
+            let word = pair.get(1)?;
+            let after = parts.get(at * 2 + 2).unwrap_or(&"");
+            Some((*word, after.starts_with('*')))
+        })
+        .collect()
+}
+
+#[test]
+fn the_documentation_has_a_row_for_each_kind_that_the_farm_observes() {
+    let mut missing: BTreeMap<&str, bool> = ObservedKind::ALL.iter().map(|k| (k.as_str(), true)).collect();
+    for row in rows("From the farm's own observation") {
+        let word = words(&row[0])[0].0;
+        let kind: ObservedKind = word.parse().unwrap();
+        let soft = if FindingKind::from(kind).is_soft() { "yes" } else { "no" };
+        assert_eq!(row[3], soft, "{word}");
+        missing.remove(kind.as_str());
+    }
+    assert_eq!(missing, BTreeMap::new());
+}
+
+#[test]
+fn the_documentation_names_each_kind_of_the_kernels() {
+    let rows = rows("From the kernel's console");
+    let documented: BTreeMap<&str, bool> = rows.iter().flat_map(|row| words(&row[1])).collect();
+    let kinds = KernelKind::ALL.iter().map(|k| (k.name(), FindingKind::Kernel(*k).is_soft()));
+    assert_eq!(documented, kinds.collect());
+}
+
+#[test]
+fn the_documentation_says_which_detector_reports_what() {
+    let mut documented: Vec<String> = Vec::new();
+    for row in rows("Who reports what") {
+        let detector: crate::Detector = words(&row[0])[0].0.parse().unwrap();
+        documented.push(detector.to_string());
+        if detector == crate::Detector::KernelReports {
+            continue;
+        }
+        let mut said: Vec<&str> = if row[1].starts_with('(') {
+            Vec::new()
+        } else {
+            words(&row[1]).into_iter().map(|w| w.0).collect()
+        };
+        let own = FindingKind::all().filter(|k| k.rules().detector == detector);
+        let mut own: Vec<&str> = own.map(FindingKind::as_str).collect();
+        said.sort_unstable();
+        own.sort_unstable();
+        assert_eq!(said, own, "{detector}");
+    }
+    let all: Vec<&str> = crate::Detector::ALL.iter().map(|d| d.as_str()).collect();
+    assert_eq!(documented, all);
+}

@@ -26,7 +26,7 @@ fn a_program_takes_as_long_as_it_likes() {
     plan.workloads[0].run.command = Some(vec!["stress-ng".into()]);
     let name = plan.workloads[0].name.clone();
     let found = |ops: u64| {
-        let mut health = Health::new(&plan, &Trial::new(1, Arm::Loaded, vec![0], 1), Origin::Fork);
+        let mut health = Health::new(&plan, &Trial::new(1, Arm::Loaded, vec![0], 1), true);
         let mut measure = Measure::default();
         let mut tell = |health: &mut Health, now: u64, message: FromGuest| {
             measure.take(&message);

@@ -1,4 +1,4 @@
-//! Rules of health for whoever makes no progress: threads and tasks that hang, what becomes of them, and who must have gone on before a
+//! `thread-stalled`, `task-blocked`, `hang-confirmed`: whoever makes no progress: threads and tasks that hang, what becomes of them, and who must have gone on before a
 //! phase may end. Pure.
 
 use std::collections::BTreeMap;
@@ -10,15 +10,15 @@ use klpfarm_stress::wire::{BlockedTask, FromGuest, Thread};
 
 use super::blame;
 use super::health::Health;
-use super::measure::{Measure, millis};
 use super::stalls::{Hang, Place, Who};
 use super::tasks::{describe, general, waits_in};
+use crate::measure::{Measure, millis};
 
 /// A task that is blocked for so long before the patch is applied is taken for one that always is.
 const USUAL_MS: u64 = 5000;
 
 /// Somebody who has made no progress, as a finding: kind, where it shows, title, evidence.
-pub(super) type Hanging = (ObservedKind, Source, String, String);
+pub(crate) type Hanging = (ObservedKind, Source, String, String);
 
 impl Health {
     /// How long a thread of this workload may finish nothing.
@@ -42,7 +42,7 @@ impl Health {
         }
     }
 
-    pub(super) fn blocked(
+    pub(crate) fn blocked(
         &mut self,
         now: Duration,
         tasks: &[BlockedTask],
@@ -119,7 +119,7 @@ impl Health {
     }
 
     /// The kernel reports a stall of a task: what becomes of it will be seen in the probe's list.
-    pub(super) fn follow_report(&mut self, now: Duration, report: &Report, in_patch: bool) {
+    pub(crate) fn follow_report(&mut self, now: Duration, report: &Report, in_patch: bool) {
         let stall = FindingKind::Kernel(report.kind).rules().followed_up;
         let tid = report.task.as_deref().and_then(|task| task.rsplit_once(':')?.1.parse().ok());
         if let Some(tid) = tid.filter(|_| stall) {
@@ -128,7 +128,7 @@ impl Health {
     }
 
     /// What a line of the probe tells of stalls that were found before.
-    pub(super) fn follow_up(&mut self, now: Duration, message: &FromGuest, measure: &Measure) -> Vec<Body> {
+    pub(crate) fn follow_up(&mut self, now: Duration, message: &FromGuest, measure: &Measure) -> Vec<Body> {
         let patches = &self.patches;
         self.stalls.take(now, message, |task| Self::place(task, patches));
         let mut bodies = self.stalls.ended();
@@ -166,7 +166,7 @@ impl Health {
     }
 
     /// Threads that finish nothing, whatever the guest's list of tasks shows: it comes from `/proc`, which a patch may break.
-    pub(super) fn idle(&mut self, now: Duration, measure: &Measure) -> Vec<Body> {
+    pub(crate) fn idle(&mut self, now: Duration, measure: &Measure) -> Vec<Body> {
         let Some((told, threads)) = self.waiting.idle() else { return Vec::new() };
         let counted: Vec<_> = threads
             .into_iter()
@@ -228,7 +228,7 @@ impl Health {
     }
 
     /// Whoever was waiting at that time and has not gone on since, as far as is known; as findings, should patience run out.
-    pub(super) fn hanging(&self, then: Duration, measure: &Measure) -> Vec<Hanging> {
+    pub(crate) fn hanging(&self, then: Duration, measure: &Measure) -> Vec<Hanging> {
         let mut all = Vec::new();
         let counted = |id: u32| measure.thread(id).filter(|t| self.must_work(t));
         let mut workloads: BTreeMap<&str, usize> = BTreeMap::new();
