@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use klpfarm_model::Plan;
 use sha2::{Digest, Sha256};
 
-use crate::blind;
+use crate::detect::unavailable;
 
 /// Where the guest binary and the patch lie in the guest. A tmpfs of its own: nothing is left on a golden disk, and `/run` itself is
 /// often mounted `noexec`.
@@ -33,13 +33,13 @@ pub(crate) const MAKE_DIR: &str =
 pub(crate) const TAKE_BINARY: &str =
     "cat > /run/klpfarm/klpfarm-stress && chmod 0755 /run/klpfarm/klpfarm-stress";
 
-/// Set the kernel up for being watched, say what can't be watched ([`blind::shell`]), and start the probe.
+/// Set the kernel up for being watched, say what can't be watched ([`unavailable::shell`]), and start the probe.
 ///
 /// sshd gets a better priority than the load, so that a slow login tells of a sick kernel and not of a busy one.
 /// `hung_task_warnings` counts down to silence unless it is -1. `printk` 8: stack lines must reach the console also when the
 /// command line did not say `ignore_loglevel`. `printk_devkmsg`: heartbeats are written to the log through it.
 pub(crate) fn prepare(hung_task_secs: u64) -> String {
-    let blind = blind::shell();
+    let blind = unavailable::shell();
     format!(
         r#"cd /proc/sys/kernel || exit 1
 echo 8 > printk 2>/dev/null

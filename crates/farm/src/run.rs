@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use klpfarm_model::event::{CheckpointFacts, Vitals};
-use klpfarm_model::{Arm, Body, Event, Finding, Judge, Phase, Plan, Scope, Start, Trial, TrialEnd};
+use klpfarm_model::{Arm, Body, Detector, Event, Finding, Judge, Phase, Plan, Scope, Start, Trial, TrialEnd};
 use klpfarm_vm::{Checkpointed, Login};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -277,7 +277,7 @@ pub struct Aged {
     /// The guest's kernel.
     pub release: String,
     /// Detectors that can't fire on it, and why.
-    pub blind: BTreeMap<String, String>,
+    pub blind: BTreeMap<Detector, String>,
     /// Workloads that can't run on it, and why.
     pub unavailable: BTreeMap<String, String>,
 }
@@ -357,7 +357,7 @@ fn aged(ended: Ended, events: &[Event]) -> Result<Aged, AgeError> {
             Body::Finding(finding) => return Err(AgeError::Unsound(finding.clone())),
             Body::MachineReady { release: r, .. } => release.clone_from(r),
             Body::Blind { detector, reason } => {
-                blind.insert(detector.clone(), reason.clone());
+                blind.insert(*detector, reason.clone());
             }
             Body::WorkloadUnavailable { workload, reason } => {
                 unavailable.insert(workload.clone(), reason.clone());

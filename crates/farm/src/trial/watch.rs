@@ -2,15 +2,16 @@
 
 use std::time::Duration;
 
-use klpfarm_model::{Body, FarmKind, TrialEnd};
+use klpfarm_model::{Body, ObservedKind, TrialEnd};
 use klpfarm_stress::wire::{FromGuest, UNAVAILABLE};
 use klpfarm_vm::{Output, QmpEvent};
 
-use super::cpus::Circle;
 use super::{
     Action, Collect, Collected, Dispatcher, ENDING, LOGIN_EVERY, Loss, Origin, QUIET, RATES_EVERY, SSH_PORT,
-    Step, blame,
+    Step,
 };
+use crate::detect::blame;
+use crate::detect::cpus::Circle;
 use crate::guest::PatchState;
 
 impl Dispatcher {
@@ -130,7 +131,7 @@ impl Dispatcher {
                 if self.applied.is_some() {
                     self.find(
                         now,
-                        FarmKind::WorkloadDied,
+                        ObservedKind::WorkloadDied,
                         "workloads can't be started with the patch in force",
                         message,
                     );
@@ -275,7 +276,7 @@ impl Dispatcher {
             Step::Load if late => {
                 self.find(
                     now,
-                    FarmKind::LoadStuck,
+                    ObservedKind::LoadStuck,
                     "loading the patch does not end",
                     "no answer of the probe".into(),
                 );
@@ -285,7 +286,7 @@ impl Dispatcher {
                 self.stragglers = Some(0);
                 self.find(
                     now,
-                    FarmKind::RevertStalled,
+                    ObservedKind::RevertStalled,
                     "the transition back does not end",
                     "some tasks still run the new code".into(),
                 );
@@ -300,13 +301,13 @@ impl Dispatcher {
             }
             Step::Unload if late => {
                 let evidence = "rmmod has not succeeded, and does not end now".to_owned();
-                self.find(now, FarmKind::RevertRefused, "the disabled patch can't be unloaded", evidence);
+                self.find(now, ObservedKind::RevertRefused, "the disabled patch can't be unloaded", evidence);
             }
             Step::Unload if now >= self.poll_at => self.exec_unload(now),
             Step::Disable if late => {
                 self.find(
                     now,
-                    FarmKind::RevertStalled,
+                    ObservedKind::RevertStalled,
                     "disabling the patch does not end",
                     "no answer of the probe".into(),
                 );
@@ -327,7 +328,7 @@ impl Dispatcher {
         if self.applied.is_some() {
             self.find(
                 now,
-                FarmKind::WorkloadDied,
+                ObservedKind::WorkloadDied,
                 "workloads can't be started with the patch in force",
                 "no answer of the probe".into(),
             );
