@@ -36,6 +36,17 @@ const WORKLOADS: &[(&str, &str)] = shipped_workloads![
     "qdisc-churn",
     "netfilter-churn",
     "netns-churn",
+    "btrfs-files",
+    "xfs-files",
+    "ext4-files",
+    "overlayfs-files",
+    "fuse-files",
+    "9p-files",
+    "cifs-smb3",
+    "cifs-smb1",
+    "bluetooth-links",
+    "hid-uhid",
+    "gpio-lines",
 ];
 
 /// The shipped rules of tiers; the first are those of pipelines that name none.
