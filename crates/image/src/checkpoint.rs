@@ -110,6 +110,9 @@ pub struct Made {
     pub uptime_s: f64,
     /// Detectors that can't fire on this guest, and why.
     pub blind: BTreeMap<Detector, String>,
+    /// Workloads that can't run on this guest, and why.
+    #[serde(default)]
+    pub unavailable: BTreeMap<String, String>,
     /// The guest's own public host key, which came with [`CHECKPOINT_KEY`]; `None`: it has its image's keys.
     pub host_key: Option<String>,
 }

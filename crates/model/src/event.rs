@@ -90,6 +90,13 @@ pub enum Body {
         /// Why.
         reason: String,
     },
+    /// A workload can't run on this guest, for want of a kernel module, a device or a program: it is left out, which is nobody's fault.
+    WorkloadUnavailable {
+        /// Its name.
+        workload: String,
+        /// What is missing, in the workload's own words.
+        reason: String,
+    },
     /// The patch is loaded.
     Applied {
         /// Which, by name.
@@ -262,6 +269,9 @@ pub struct CheckpointFacts {
     pub reached: Vitals,
     /// Detectors that can't fire on it, and why.
     pub blind: BTreeMap<Detector, String>,
+    /// Workloads that can't run on it, and why.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub unavailable: BTreeMap<String, String>,
 }
 
 /// How old and worn a machine is.
@@ -345,6 +355,7 @@ mod tests {
             fresh: Vitals::default(),
             reached: vitals.clone(),
             blind: BTreeMap::from([(Detector::Slabs, text())]),
+            unavailable: BTreeMap::from([(text(), text())]),
         };
         let bodies = vec![
             Body::RunStarted { time: text(), plan: text(), accel: Accel::Kvm, qemu: text() },
@@ -355,6 +366,7 @@ mod tests {
             Body::PhaseStarted,
             Body::MachineReady { release: text(), ssh_ms: Some(1), fork_ms: None, taint: 0 },
             Body::Blind { detector: Detector::Reach, reason: text() },
+            Body::WorkloadUnavailable { workload: text(), reason: text() },
             Body::Applied {
                 patch: text(),
                 took_ms: 1,

@@ -105,6 +105,7 @@ fn beginning(plan: &Plan, past: Vec<Event>) -> Beginning {
         fresh: Vitals::default(),
         reached: Vitals::default(),
         blind: BTreeMap::new(),
+        unavailable: BTreeMap::new(),
     };
     let checkpoints = plan.turns.iter().filter_map(|t| t.checkpoint.as_deref()).map(fact).collect();
     Beginning { time: String::new(), qemu: String::new(), checkpoints, past }

@@ -150,7 +150,7 @@ pub(crate) struct Dispatcher {
     asked: u64,
     awaited: u64,
     /// Questions to start or stop workloads that have not been answered.
-    load_ids: BTreeSet<u64>,
+    load_ids: BTreeMap<u64, String>,
     poll_at: Duration,
     late: Late,
     stopped: Option<Stopped>,
@@ -225,7 +225,7 @@ impl Dispatcher {
             secret,
             asked: 0,
             awaited: 0,
-            load_ids: BTreeSet::new(),
+            load_ids: BTreeMap::new(),
             poll_at: zero,
             late: Late::default(),
             stopped: None,

@@ -200,7 +200,8 @@ impl Dispatcher {
         let wanted = plan.workloads.iter().filter(|w| aging == (w.name == AGING));
         let mut count = 0;
         for workload in wanted {
-            let run = match (&workload.run.builtin, &workload.run.command) {
+            let run = match (&workload.run.builtin, &workload.run.script) {
+                (None, Some(text)) => Run::Script { text: text.clone() },
                 (Some(name), _) => {
                     let mut args: Vec<String> =
                         workload.run.args.iter().map(|(k, v)| format!("{k}={v}")).collect();
@@ -209,14 +210,16 @@ impl Dispatcher {
                     }
                     Run::Builtin { name: name.clone(), args }
                 }
-                (None, argv) => Run::Command { argv: argv.clone().unwrap_or_default() },
+                (None, None) => Run::Command { argv: workload.run.command.clone().unwrap_or_default() },
             };
             let id = self.tell(Ask::Start { workload: workload.name.clone(), run });
-            self.load_ids.insert(id);
+            self.load_ids.insert(id, workload.name.clone());
             count += 1;
         }
         self.step = Step::StartLoad(count);
-        self.deadline = now + self.scaled(30);
+        // A script may make a file system or start a server first; the probe gives it three minutes.
+        let scripts = plan.workloads.iter().any(|w| w.run.script.is_some());
+        self.deadline = now + self.scaled(if scripts { 200 } else { 30 });
         if count == 0 {
             self.next_op(now);
         }
@@ -226,7 +229,7 @@ impl Dispatcher {
         let plan = Arc::clone(&self.plan);
         for workload in &plan.workloads {
             let id = self.tell(Ask::Stop { workload: workload.name.clone() });
-            self.load_ids.insert(id);
+            self.load_ids.insert(id, workload.name.clone());
         }
         self.load_runs = false;
         self.step = Step::StopLoad(plan.workloads.len());

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use klpfarm_model::{Body, ObservedKind, TrialEnd};
-use klpfarm_stress::wire::FromGuest;
+use klpfarm_stress::wire::{FromGuest, UNAVAILABLE};
 use klpfarm_vm::{Output, QmpEvent};
 
 use super::{
@@ -118,7 +118,13 @@ impl Dispatcher {
         }
         let of_load = self.load_ids.remove(&id);
         match self.step {
-            Step::StartLoad(_) | Step::StopLoad(_) if !of_load => {}
+            Step::StartLoad(_) | Step::StopLoad(_) if of_load.is_none() => {}
+            // A script says so before it has done anything; on a machine with the patch the same script has run before.
+            Step::StartLoad(n) if code == UNAVAILABLE && self.applied.is_none() => {
+                let (workload, reason) = (of_load.unwrap_or_default(), out.trim().to_owned());
+                self.emit(Body::WorkloadUnavailable { workload, reason });
+                if n == 1 { self.next_op(now) } else { self.step = Step::StartLoad(n - 1) }
+            }
             Step::StartLoad(_) if code != 0 => {
                 let message = format!("a workload could not be started: {}", out.trim());
                 // With the patch in force that is the patch's doing: the same load started before.

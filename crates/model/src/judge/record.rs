@@ -133,6 +133,8 @@ pub(super) struct Facts {
     pub(super) uncounted: BTreeSet<String>,
     /// Reason by detector, and which event said so; the last one stands for all trials.
     blind: BTreeMap<Detector, (u64, String)>,
+    /// Workloads that can't run on this guest, and why.
+    pub(super) unavailable: BTreeMap<String, String>,
     /// The first of all.
     fresh: Option<(u64, Vitals)>,
     reached: Option<(u64, Vitals)>,
@@ -149,6 +151,7 @@ impl Facts {
         for (detector, (nth, reason)) in other.blind {
             self.blind(detector, nth, reason);
         }
+        self.unavailable.extend(other.unavailable);
         for (place, new) in [(&mut self.fresh, other.fresh), (&mut self.reached, other.reached)] {
             if let Some(new) = new.filter(|new| place.as_ref().is_none_or(|old| new.0 < old.0)) {
                 *place = Some(new);
@@ -177,6 +180,9 @@ impl Facts {
                     self.uncounted.insert(reason.clone());
                 }
                 self.blind(*detector, nth, reason.clone());
+            }
+            Body::WorkloadUnavailable { workload, reason } => {
+                self.unavailable.insert(workload.clone(), reason.clone());
             }
             Body::Vitals(vitals) => {
                 let place = if scope.phase == Phase::Boot { &mut self.fresh } else { &mut self.reached };
@@ -272,6 +278,7 @@ impl Record {
                 for (detector, reason) in &facts.blind {
                     self.facts.blind(*detector, self.taken, reason.clone());
                 }
+                self.facts.unavailable.extend(facts.unavailable.clone());
                 self.checkpoint = Some((**facts).clone());
             }
             _ => {}

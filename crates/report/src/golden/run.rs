@@ -219,6 +219,7 @@ fn checkpoint() -> CheckpointFacts {
         made_ms: Some(140_207),
         fresh: vitals(24.26, 308, 10_897, 40_768),
         reached: vitals(137.92, 6191, 239_786, 192_092),
+        unavailable: BTreeMap::new(),
         blind: BTreeMap::from([(
             Detector::HardLockup,
             "no NMI watchdog in this guest: a CPU stuck with interrupts off is seen by its registers only (cpu-stuck)".into(),

@@ -86,6 +86,7 @@ impl Story {
                 fresh: vitals(),
                 reached: vitals(),
                 blind: BTreeMap::new(),
+                unavailable: BTreeMap::new(),
             };
             story.add(None, Body::Checkpoint(Box::new(facts)));
         }
