@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 mod cause;
 
-pub use cause::{Cause, Condition, FarmError, FindingCause, PossibleRate, Unavailable, Why};
+pub use cause::{Cause, Condition, FarmError, FindingCause, PossibleRate, UnavailableDetector, Why};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -78,7 +78,7 @@ pub struct Verdict {
     /// Calls of the patched functions.
     pub reach: Vec<Reach>,
     /// Detectors that could not work.
-    pub blind: Vec<Unavailable>,
+    pub blind: Vec<UnavailableDetector>,
     /// Workloads that can't run on this guest, and why.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub unavailable: BTreeMap<String, String>,

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use klpfarm_model::verdict::{
-    Attribution, Cause, Condition, FarmError, FindingCause, Hits, PossibleRate, Reach, Unavailable, Why,
+    Attribution, Cause, Condition, FarmError, FindingCause, Hits, PossibleRate, Reach, UnavailableDetector,
+    Why,
 };
 use klpfarm_model::{Arm, plain_function};
 
@@ -16,7 +17,7 @@ pub fn cause_in_words(cause: &Cause) -> String {
 }
 
 /// A detector that could not work, and why.
-pub fn unavailable_in_words(Unavailable { detector, reason }: &Unavailable) -> String {
+pub fn unavailable_in_words(UnavailableDetector { detector, reason }: &UnavailableDetector) -> String {
     format!("{detector}: {reason}")
 }
 

@@ -10,8 +10,8 @@ use super::record::{Record, TrialRecord};
 use super::sets::Set;
 use crate::event::TrialEnd;
 use crate::verdict::{
-    ArmCount, Attribution, Bound, Cause, Evidence, FarmError, Observation, Remark, TrialRemark, Unavailable,
-    Verdict, Wear,
+    ArmCount, Attribution, Bound, Cause, Evidence, FarmError, Observation, Remark, TrialRemark,
+    UnavailableDetector, Verdict, Wear,
 };
 use crate::{Arm, Detector, Plan, plan};
 
@@ -44,8 +44,8 @@ impl Fold {
         let (verdict, causes) = facts.decide(record.cut_short.as_deref(), &farm_errors);
         let causes = causes.into_iter().map(Cause::from).collect();
         let evidence = items.into_iter().map(|item| evidence(plan, record, item)).collect();
-        let of = |detector: Detector| move |reason: String| Unavailable { detector, reason };
-        let mut blind: Vec<Unavailable> =
+        let of = |detector: Detector| move |reason: String| UnavailableDetector { detector, reason };
+        let mut blind: Vec<UnavailableDetector> =
             of_run.blind_detectors().map(|(detector, reason)| of(detector)(reason.clone())).collect();
         // Of each function that could not be counted, and not only of the last one.
         let last = of_run

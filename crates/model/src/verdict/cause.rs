@@ -249,7 +249,7 @@ pub struct FarmError {
 
 /// A detector that could not work in this run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Unavailable {
+pub struct UnavailableDetector {
     /// Which.
     pub detector: Detector,
     /// Why, and what is not seen because of it.

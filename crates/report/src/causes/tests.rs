@@ -184,6 +184,6 @@ fn calls_are_told_with_the_digits_that_matter() {
     let expected =
         "do_it (500 calls/s without the patch, 2.2 calls/s with it; about 70 calls in 14 clean trials)";
     assert_eq!(calls(&reach), expected);
-    let unavailable = Unavailable { detector: Detector::Slabs, reason: "no /proc/slabinfo".into() };
+    let unavailable = UnavailableDetector { detector: Detector::Slabs, reason: "no /proc/slabinfo".into() };
     assert_eq!(unavailable_in_words(&unavailable), "slabs: no /proc/slabinfo");
 }
