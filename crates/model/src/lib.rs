@@ -17,6 +17,7 @@ mod patch;
 mod pipeline;
 pub mod plan;
 mod qualify;
+mod replaced;
 mod rotation;
 pub mod sequential;
 pub mod simulation;
@@ -40,6 +41,7 @@ pub use patch::{Patch, PatchError, Severity, Sidecar, file_names, hex, needed_mo
 pub use pipeline::{AGING, Aging, Arms, Dump, Gathering, Limits, MachineShape, Phases, Pipeline};
 pub use plan::{ImageFacts, Plan, PlanError, Resolved, Start, Trial};
 pub use qualify::{Found, Row, Score, needed_detectors, score};
+pub use replaced::{Replaced, replaced_functions};
 pub use rotation::{Rotation, SoFar, Turn};
 pub use sequential::trials_needed;
 pub use stats::{fisher, upper_bound};
