@@ -303,6 +303,7 @@ pub(crate) fn facts(checkpoint: &Checkpoint, made_ms: Option<u64>) -> Checkpoint
         fresh: vitals(&made.fresh),
         reached: vitals(&made.reached),
         blind: made.blind.clone(),
+        unavailable: made.unavailable.clone(),
     }
 }
 

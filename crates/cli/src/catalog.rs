@@ -15,14 +15,38 @@ const PIPELINES: &[(&str, &str)] = &[
     ("soak", include_str!("../../../pipelines/soak.yaml")),
 ];
 
-const WORKLOADS: &[(&str, &str)] = &[
-    ("madvise-allocator", include_str!("../../../workloads/madvise-allocator.yaml")),
-    ("madvise-solo", include_str!("../../../workloads/madvise-solo.yaml")),
-    ("page-fault-storm", include_str!("../../../workloads/page-fault-storm.yaml")),
-    ("fork-exec-churn", include_str!("../../../workloads/fork-exec-churn.yaml")),
-    ("file-io-fsync", include_str!("../../../workloads/file-io-fsync.yaml")),
-    ("syscall-mix", include_str!("../../../workloads/syscall-mix.yaml")),
-    ("stress-ng-vm", include_str!("../../../workloads/stress-ng-vm.yaml")),
+macro_rules! shipped_workloads {
+    ($($name:literal),* $(,)?) => {
+        &[$(($name, include_str!(concat!("../../../workloads/", $name, ".yaml")))),*]
+    };
+}
+
+const WORKLOADS: &[(&str, &str)] = shipped_workloads![
+    "madvise-allocator",
+    "madvise-solo",
+    "page-fault-storm",
+    "fork-exec-churn",
+    "file-io-fsync",
+    "syscall-mix",
+    "stress-ng-vm",
+    "socket-mix",
+    "bpf-programs",
+    "tcp-adverse",
+    "ip-tunnels",
+    "qdisc-churn",
+    "netfilter-churn",
+    "netns-churn",
+    "btrfs-files",
+    "xfs-files",
+    "ext4-files",
+    "overlayfs-files",
+    "fuse-files",
+    "9p-files",
+    "cifs-smb3",
+    "cifs-smb1",
+    "bluetooth-links",
+    "hid-uhid",
+    "gpio-lines",
 ];
 
 /// The shipped rules of tiers; the first are those of pipelines that name none.

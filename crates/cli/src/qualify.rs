@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use klpfarm_image::Image;
 use klpfarm_model::{
-    Accel, Corpus, Event, Example, Outcome, Plan, Row, Score, counted, judge, needed_detectors, score,
+    Accel, Corpus, Event, Example, Outcome, Plan, Row, Score, counted, judge, needed_kinds, score,
 };
 use klpfarm_report::{Run, one_line, write_atomically};
 use serde_json::json;
@@ -197,7 +197,7 @@ fn conclude(
     as_json: bool,
 ) -> u8 {
     let rows = score(plan, events, examples);
-    let needed = needed_detectors(&rows);
+    let needed = needed_kinds(&rows);
     let value = json!({
         "image": plan.image,
         "checkpoint": plan.checkpoint,
@@ -266,7 +266,7 @@ fn matrix(plan: &Plan, rows: &[Row]) -> String {
         count(Score::FalseAlarm),
         rows.iter().filter(|r| r.score == Score::Undecided && r.expected == Outcome::Qualified).count(),
     ));
-    let needed = needed_detectors(rows);
+    let needed = needed_kinds(rows);
     for (detector, patches) in needed {
         let patches: Vec<&str> = patches.into_iter().collect();
         text.push_str(&format!("only {detector} catches {}\n", patches.join(", ")));

@@ -18,9 +18,10 @@ use crate::code::Code;
 use crate::evidence::Symbols;
 use crate::fair::{Fair, TICK};
 use crate::host::{Host, Look};
+use crate::measure::millis;
 use crate::nonce;
 use crate::pace::{self, Pace};
-use crate::trial::{Action, Dispatcher, Input, NoLogin, Origin, longest, millis};
+use crate::trial::{Action, Dispatcher, Input, NoLogin, Origin, longest};
 use forward::Forward;
 
 /// What all trials of a run share.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use klpfarm_model::event::{CheckpointFacts, Vitals};
-use klpfarm_model::{Arm, Body, Event, Finding, Judge, Phase, Plan, Scope, Start, Trial, TrialEnd};
+use klpfarm_model::{Arm, Body, Detector, Event, Finding, Judge, Phase, Plan, Scope, Start, Trial, TrialEnd};
 use klpfarm_vm::{Checkpointed, Login};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -277,7 +277,9 @@ pub struct Aged {
     /// The guest's kernel.
     pub release: String,
     /// Detectors that can't fire on it, and why.
-    pub blind: BTreeMap<String, String>,
+    pub blind: BTreeMap<Detector, String>,
+    /// Workloads that can't run on it, and why.
+    pub unavailable: BTreeMap<String, String>,
 }
 
 /// Why there is no aged machine.
@@ -349,13 +351,16 @@ pub async fn age(
 
 fn aged(ended: Ended, events: &[Event]) -> Result<Aged, AgeError> {
     let (mut fresh, mut reached, mut release) = (None, None, String::new());
-    let mut blind = BTreeMap::new();
+    let (mut blind, mut unavailable) = (BTreeMap::new(), BTreeMap::new());
     for event in events {
         match &event.body {
             Body::Finding(finding) => return Err(AgeError::Unsound(finding.clone())),
             Body::MachineReady { release: r, .. } => release.clone_from(r),
             Body::Blind { detector, reason } => {
-                blind.insert(detector.clone(), reason.clone());
+                blind.insert(*detector, reason.clone());
+            }
+            Body::WorkloadUnavailable { workload, reason } => {
+                unavailable.insert(workload.clone(), reason.clone());
             }
             Body::Vitals(v) if event.scope.is_some_and(|s| s.phase == Phase::Boot) => fresh = Some(v.clone()),
             Body::Vitals(v) => reached = Some(v.clone()),
@@ -364,7 +369,7 @@ fn aged(ended: Ended, events: &[Event]) -> Result<Aged, AgeError> {
     }
     match (ended.end, ended.checkpointed, reached) {
         (TrialEnd::Completed, Some(checkpointed), Some(reached)) => {
-            Ok(Aged { checkpointed, login: ended.login, fresh, reached, release, blind })
+            Ok(Aged { checkpointed, login: ended.login, fresh, reached, release, blind, unavailable })
         }
         (TrialEnd::FarmError { message }, _, _) => Err(AgeError::Farm(message)),
         (TrialEnd::Interrupted, _, _) => Err(AgeError::Interrupted),

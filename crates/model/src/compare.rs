@@ -26,7 +26,7 @@ use near::{NEAREST, Near};
 use crate::event::Scope;
 use crate::judge::{Seen, TrialRecord, comparable};
 use crate::pipeline::AGING;
-use crate::{Arm, FarmKind, Finding, Phase, Plan, Source};
+use crate::{Arm, Finding, ObservedKind, Phase, Plan, Source};
 
 /// Names of the resources that leaks are looked for in, as the titles of such findings begin.
 pub(crate) const RESOURCE_NAMES: [&str; 7] = resources::NAMES;
@@ -280,7 +280,7 @@ fn differs_from(plan: &Plan, own: (&Change, Option<f64>), near: &Near<'_>) -> Ve
     found
 }
 
-fn differs(kind: FarmKind, title: String, workload: Option<&str>, evidence: String) -> Finding {
+fn differs(kind: ObservedKind, title: String, workload: Option<&str>, evidence: String) -> Finding {
     Finding {
         kind: kind.into(),
         title,

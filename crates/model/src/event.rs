@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 pub use measured::{LatencyMeasure, Measured, Resources, WorkloadMeasure};
 
 use crate::wait::Waits;
-use crate::{Accel, Arm, Finding, Phase};
+use crate::{Accel, Arm, Detector, Finding, Phase};
 
 /// One event, as it stands in the journal.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -85,8 +85,15 @@ pub enum Body {
     /// A detector cannot fire on this guest or host.
     Blind {
         /// Which.
-        detector: String,
+        detector: Detector,
         /// Why.
+        reason: String,
+    },
+    /// A workload can't run on this guest, for want of a kernel module, a device or a program: it is left out, which is nobody's fault.
+    WorkloadUnavailable {
+        /// Its name.
+        workload: String,
+        /// What is missing, in the workload's own words.
         reason: String,
     },
     /// The patch is loaded.
@@ -260,7 +267,10 @@ pub struct CheckpointFacts {
     /// The machine when it was checkpointed.
     pub reached: Vitals,
     /// Detectors that can't fire on it, and why.
-    pub blind: BTreeMap<String, String>,
+    pub blind: BTreeMap<Detector, String>,
+    /// Workloads that can't run on it, and why.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub unavailable: BTreeMap<String, String>,
 }
 
 /// How old and worn a machine is.
@@ -308,14 +318,14 @@ impl Vitals {
 mod tests {
     use super::*;
     use crate::wait::{Noted, Wait};
-    use crate::{FarmKind, Source};
+    use crate::{ObservedKind, Source};
 
     /// Every kind of event reads back from its line: fields of a body stand beside those of the event.
     #[test]
     fn events_read_back() {
         let text = || String::from("t");
         let finding = Finding {
-            kind: FarmKind::Tainted.into(),
+            kind: ObservedKind::Tainted.into(),
             title: text(),
             source: Source::Probe,
             function: Some(text()),
@@ -343,7 +353,8 @@ mod tests {
             made_ms: Some(2),
             fresh: Vitals::default(),
             reached: vitals.clone(),
-            blind: BTreeMap::from([(text(), text())]),
+            blind: BTreeMap::from([(Detector::Slabs, text())]),
+            unavailable: BTreeMap::from([(text(), text())]),
         };
         let bodies = vec![
             Body::RunStarted { time: text(), plan: text(), accel: Accel::Kvm, qemu: text() },
@@ -353,7 +364,8 @@ mod tests {
             Body::TrialStarted,
             Body::PhaseStarted,
             Body::MachineReady { release: text(), ssh_ms: Some(1), fork_ms: None, taint: 0 },
-            Body::Blind { detector: text(), reason: text() },
+            Body::Blind { detector: Detector::Reach, reason: text() },
+            Body::WorkloadUnavailable { workload: text(), reason: text() },
             Body::Applied {
                 patch: text(),
                 took_ms: 1,

@@ -106,7 +106,8 @@ impl Aging {
         Workload {
             name: AGING.to_owned(),
             description: "Makes the machine old, and keeps it so".to_owned(),
-            run: Run { builtin: Some(AGING.to_owned()), args, command: None },
+            run: Run { builtin: Some(AGING.to_owned()), args, command: None, script: None },
+            covers: Vec::new(),
             packages: Vec::new(),
         }
     }

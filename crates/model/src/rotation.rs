@@ -327,6 +327,7 @@ fn add(all: &mut Verdict, other: Verdict) {
     all.reach.extend(other.reach);
     let new: Vec<String> = other.blind.into_iter().filter(|b| !all.blind.contains(b)).collect();
     all.blind.extend(new);
+    all.unavailable.extend(other.unavailable);
     all.farm_errors.extend(other.farm_errors);
     all.remarks.extend(other.remarks);
     all.remarks.sort_by_key(|r| r.trial);

@@ -75,6 +75,9 @@ pub struct Verdict {
     pub reach: Vec<Reach>,
     /// Detectors that could not fire.
     pub blind: Vec<String>,
+    /// Workloads that can't run on this guest, and why.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub unavailable: BTreeMap<String, String>,
     /// Failures of the farm itself.
     pub farm_errors: Vec<String>,
     /// Every trial that was invalidated, lost or repeated, in order of its number.

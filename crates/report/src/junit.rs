@@ -41,6 +41,7 @@ pub fn junit(plan: &Plan, events: &[Event], verdict: &Verdict) -> Vec<u8> {
             | Body::PhaseStarted
             | Body::MachineReady { .. }
             | Body::Blind { .. }
+            | Body::WorkloadUnavailable { .. }
             | Body::Applied { .. }
             | Body::TransitionDone { .. }
             | Body::Reverted { .. }

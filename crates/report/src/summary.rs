@@ -59,6 +59,12 @@ fn after_the_outcome(verdict: &Verdict, dir: &Path, standings: &[Standing<'_>]) 
             let _ = writeln!(out, "    {}", one_line(line, 200));
         }
     }
+    if !verdict.unavailable.is_empty() {
+        out.push_str("\n  Workloads that this guest can't run:\n");
+        for (workload, reason) in &verdict.unavailable {
+            let _ = writeln!(out, "    {workload}: {}", one_line(reason, 200));
+        }
+    }
     let _ = writeln!(out, "\n  verdict: {}", dir.join("verdict.json").display());
     let _ = writeln!(out, "  JUnit:   {}", dir.join("junit.xml").display());
     out

@@ -337,7 +337,10 @@ fn plain(event: &Event) -> Option<String> {
         Body::Evidence { .. } => return None,
         Body::Note { text } => format!("note: {}", one_line(text, 200)),
         Body::Blind { detector, reason } => {
-            format!("detector {} unavailable: {}", one_line(detector, 40), one_line(reason, 160))
+            format!("detector {} unavailable: {}", detector.as_str(), one_line(reason, 160))
+        }
+        Body::WorkloadUnavailable { workload, reason } => {
+            format!("workload {} can't run on this guest: {}", one_line(workload, 40), one_line(reason, 160))
         }
         Body::TrialEnded { end } => end_in_words_plain(end),
         Body::RunEnded { interrupted } => (if *interrupted { "interrupted" } else { "ended" }).to_owned(),

@@ -101,7 +101,7 @@ impl Bench {
             parent: parent.map(|p| p.id().to_owned()),
         };
         match self.checkpoints.begin(&key, &mut |_| {}).await.unwrap() {
-            Begun::Draft(draft) => draft,
+            Begun::Draft(draft) => *draft,
             Begun::There(there) => panic!("{} is there", there.id()),
         }
     }

@@ -27,6 +27,7 @@ impl Store {
     /// The file of a workload, or of none. Only what decides a measurement is in its key: not how long it took.
     fn file(&self, workload: Option<&Workload>, method: &str) -> PathBuf {
         let name = workload.map_or(BACKGROUND, |w| &w.name);
+        let what = workload.map(|w| (&w.run, &w.packages));
         // A program of the guest is the same whatever guest binary starts it.
         let builtin = workload.is_some_and(|w| w.run.builtin.is_some());
         let binary = if builtin {
@@ -34,7 +35,7 @@ impl Store {
         } else {
             String::new()
         };
-        let parts = serde_json::json!([SCHEMA, self.identity, workload, binary, method]);
+        let parts = serde_json::json!([SCHEMA, self.identity, what, binary, method]);
         let key = klpfarm_model::hex(&Sha256::digest(parts.to_string()));
         self.dir.join(format!("{name}-{}.gz", &key[..12]))
     }

@@ -10,7 +10,8 @@ use klpfarm_stress::wire::{self, Ask};
 use klpfarm_vm::SshOutput;
 
 use super::{Action, CHUNK, Dispatcher, NoLogin, Origin, SSH_PORT, Step, Upload, millis};
-use crate::{blind, guest};
+use crate::detect::unavailable;
+use crate::guest;
 
 impl Dispatcher {
     pub(super) fn power_on(&mut self, now: Duration, started_ms: u64) {
@@ -78,7 +79,7 @@ impl Dispatcher {
     pub(super) fn await_sysrq(&mut self, now: Duration, late: bool) {
         let answered = self.console.sysrq_answered();
         if !answered && late {
-            self.emit(blind::sysrq());
+            self.emit(unavailable::sysrq());
         }
         if answered || late {
             self.next_op(now);
@@ -178,7 +179,7 @@ impl Dispatcher {
     pub(super) fn ssh(&mut self, now: Duration, result: Result<SshOutput, String>) {
         match (self.step, result) {
             (Step::Prepare(n), Ok(output)) => {
-                output.text.lines().filter_map(blind::read).for_each(|body| self.emit(body));
+                output.text.lines().filter_map(unavailable::read).for_each(|body| self.emit(body));
                 if output.code != 0 || output.text.contains("failed to start the probe") {
                     let message =
                         format!("preparing the guest failed ({}): {}", output.code, output.text.trim());
@@ -201,11 +202,13 @@ impl Dispatcher {
         for workload in wanted {
             let run = guest::run_of(workload, self.trial.seed);
             let id = self.tell(Ask::Start { workload: workload.name.clone(), run });
-            self.load_ids.insert(id);
+            self.load_ids.insert(id, workload.name.clone());
             count += 1;
         }
         self.step = Step::StartLoad(count);
-        self.deadline = now + self.scaled(30);
+        // A script may make a file system or start a server first; the probe gives it three minutes.
+        let scripts = plan.workloads.iter().any(|w| w.run.script.is_some());
+        self.deadline = now + self.scaled(if scripts { 200 } else { 30 });
         if count == 0 {
             self.next_op(now);
         }
@@ -215,7 +218,7 @@ impl Dispatcher {
         let plan = Arc::clone(&self.plan);
         for workload in &plan.workloads {
             let id = self.tell(Ask::Stop { workload: workload.name.clone() });
-            self.load_ids.insert(id);
+            self.load_ids.insert(id, workload.name.clone());
         }
         self.load_runs = false;
         self.step = Step::StopLoad(plan.workloads.len());

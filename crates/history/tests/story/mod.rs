@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use klpfarm_model::event::{Measured, WorkloadMeasure};
 use klpfarm_model::{
-    Accel, Arm, Body, Event, FarmKind, Finding, FindingKind, ImageFacts, Patch, Phase, Pipeline, Plan,
+    Accel, Arm, Body, Event, Finding, FindingKind, ImageFacts, ObservedKind, Patch, Phase, Pipeline, Plan,
     Resolved, Scope, Source, TierRule, TrialEnd, Turn,
 };
 use klpfarm_report::Run;
@@ -132,7 +132,7 @@ impl Story {
 
     /// A trial that does nothing but find something.
     pub fn failed(self, place: Place, title: &str) -> Self {
-        self.begin(place).in_force(place).finds(place, FarmKind::WrongContent, title).end(place)
+        self.begin(place).in_force(place).finds(place, ObservedKind::WrongContent, title).end(place)
     }
 
     /// A control trial's soak of ten seconds, in which the workload `w` does so many operations.

@@ -5,8 +5,8 @@ use std::time::Duration;
 use super::*;
 use crate::judge::whole::next_trial;
 use crate::{
-    Corpus, Example, FarmKind, Finding, FindingKind, ImageFacts, Outcome, Patch, Phase, Pipeline, Resolved,
-    Row, Scope, Score, Source, TierRule, TrialEnd, needed_detectors, score,
+    Corpus, Example, Finding, FindingKind, ImageFacts, ObservedKind, Outcome, Patch, Phase, Pipeline,
+    Resolved, Row, Scope, Score, Source, TierRule, TrialEnd, needed_kinds, score,
 };
 
 const CORPUS: &str = "examples:
@@ -59,10 +59,10 @@ fn findings(patch: &str) -> Vec<Finding> {
     match patch {
         "oops" => vec![
             finding(FindingKind::Kernel(klpfarm_kmsg::Kind::NullDeref), false),
-            finding(FarmKind::ThreadStalled, false),
+            finding(ObservedKind::ThreadStalled, false),
         ],
-        "stall" => vec![finding(FarmKind::ThreadStalled, true)],
-        "suspect" => vec![finding(FarmKind::WrongErrno, false)],
+        "stall" => vec![finding(ObservedKind::ThreadStalled, true)],
+        "suspect" => vec![finding(ObservedKind::WrongErrno, false)],
         _ => Vec::new(),
     }
 }
@@ -126,7 +126,7 @@ fn a_detector_is_needed_where_no_other_is_enough() {
     let plan = plan();
     let (events, _) = run(&plan);
     let rows: Vec<Row> = score(&plan, &events, &examples());
-    let needed = needed_detectors(&rows);
+    let needed = needed_kinds(&rows);
     assert!(needed["thread-stalled"].contains("faulty/stall"), "{needed:?}");
     // One stall that does not name the patch is not enough by itself.
     assert!(needed["null-deref"].contains("faulty/oops"), "{needed:?}");
@@ -139,7 +139,7 @@ fn a_control_that_fails_accuses_nobody() {
     let (mut events, _) = run(&plan);
     let control = plan.trials.iter().find(|t| t.arm == Arm::Control).unwrap().number;
     let scope = Some(Scope { trial: control, arm: Arm::Control, phase: Phase::Soak });
-    let body = Body::Finding(Box::new(finding(FarmKind::WrongErrno, false)));
+    let body = Body::Finding(Box::new(finding(ObservedKind::WrongErrno, false)));
     let place = events.iter().position(|e| e.scope.is_some_and(|s| s.trial == control)).unwrap();
     events.insert(place, Event { seq: 0, at_ms: 0, scope, body });
     let rows = score(&plan, &events, &examples());

@@ -12,7 +12,7 @@ use crate::event::TrialEnd;
 use crate::verdict::{
     ArmCount, Attribution, Bound, Evidence, Observation, Remark, TrialRemark, Verdict, Wear,
 };
-use crate::{Arm, Plan, cause, plan};
+use crate::{Arm, Detector, Plan, cause, plan};
 
 impl Fold {
     /// The verdict that the trials come to.
@@ -46,10 +46,12 @@ impl Fold {
         let mut blind: Vec<String> =
             blind.map(|(detector, reason)| format!("{detector}: {reason}")).collect();
         // Of each function that could not be counted, and not only of the last one.
-        let last =
-            of_run.blind_detectors().find(|(detector, _)| *detector == "reach").map(|(_, reason)| reason);
+        let last = of_run
+            .blind_detectors()
+            .find(|(detector, _)| *detector == Detector::Reach)
+            .map(|(_, reason)| reason);
         let others = of_run.uncounted.iter().filter(|reason| Some(*reason) != last);
-        blind.extend(others.map(|reason| format!("reach: {reason}")));
+        blind.extend(others.map(|reason| format!("{}: {reason}", Detector::Reach)));
         blind.extend(fold.compared.blind(plan, &record.trials));
         let wear = match (&record.checkpoint, of_run.wear()) {
             (Some(c), _) => Some(Wear { fresh: c.fresh.clone(), reached: c.reached.clone() }),
@@ -72,6 +74,7 @@ impl Fold {
             evidence,
             reach,
             blind,
+            unavailable: of_run.unavailable.clone(),
             farm_errors,
             remarks: remarks(plan, record, outcomes),
             plan: plan.hash(),

@@ -10,7 +10,7 @@ use crate::compare::{Change, Names, is_compared};
 use crate::event::{Body, CheckpointFacts, Event, Scope, TrialEnd, Vitals, function_name};
 use crate::verdict::WaitGroup;
 use crate::wait::Waits;
-use crate::{Arm, Finding, Phase, Plan, cause};
+use crate::{Arm, Detector, Finding, Phase, Plan, cause};
 
 /// What one trial left in the journal.
 #[derive(Debug, Default)]
@@ -132,7 +132,9 @@ pub(super) struct Facts {
     /// Functions whose calls patched trials could not count, by what they said.
     pub(super) uncounted: BTreeSet<String>,
     /// Reason by detector, and which event said so; the last one stands for all trials.
-    blind: BTreeMap<String, (u64, String)>,
+    blind: BTreeMap<Detector, (u64, String)>,
+    /// Workloads that can't run on this guest, and why.
+    pub(super) unavailable: BTreeMap<String, String>,
     /// The first of all.
     fresh: Option<(u64, Vitals)>,
     reached: Option<(u64, Vitals)>,
@@ -149,6 +151,7 @@ impl Facts {
         for (detector, (nth, reason)) in other.blind {
             self.blind(detector, nth, reason);
         }
+        self.unavailable.extend(other.unavailable);
         for (place, new) in [(&mut self.fresh, other.fresh), (&mut self.reached, other.reached)] {
             if let Some(new) = new.filter(|new| place.as_ref().is_none_or(|old| new.0 < old.0)) {
                 *place = Some(new);
@@ -173,10 +176,13 @@ impl Facts {
                 }
             }
             Body::Blind { detector, reason } => {
-                if detector == "reach" && scope.arm.patched() {
+                if *detector == Detector::Reach && scope.arm.patched() {
                     self.uncounted.insert(reason.clone());
                 }
-                self.blind(detector.clone(), nth, reason.clone());
+                self.blind(*detector, nth, reason.clone());
+            }
+            Body::WorkloadUnavailable { workload, reason } => {
+                self.unavailable.insert(workload.clone(), reason.clone());
             }
             Body::Vitals(vitals) => {
                 let place = if scope.phase == Phase::Boot { &mut self.fresh } else { &mut self.reached };
@@ -186,15 +192,15 @@ impl Facts {
         }
     }
 
-    fn blind(&mut self, detector: String, nth: u64, reason: String) {
+    fn blind(&mut self, detector: Detector, nth: u64, reason: String) {
         let place = self.blind.entry(detector).or_default();
         if nth >= place.0 {
             *place = (nth, reason);
         }
     }
 
-    pub(super) fn blind_detectors(&self) -> impl Iterator<Item = (&String, &String)> {
-        self.blind.iter().map(|(detector, (_, reason))| (detector, reason))
+    pub(super) fn blind_detectors(&self) -> impl Iterator<Item = (Detector, &String)> {
+        self.blind.iter().map(|(detector, (_, reason))| (*detector, reason))
     }
 
     pub(super) fn wear(&self) -> Option<(&Vitals, &Vitals)> {
@@ -270,8 +276,9 @@ impl Record {
             }
             Body::Checkpoint(facts) => {
                 for (detector, reason) in &facts.blind {
-                    self.facts.blind(detector.clone(), self.taken, reason.clone());
+                    self.facts.blind(*detector, self.taken, reason.clone());
                 }
+                self.facts.unavailable.extend(facts.unavailable.clone());
                 self.checkpoint = Some((**facts).clone());
             }
             _ => {}

@@ -16,7 +16,7 @@ use crate::TrialEnd;
 use crate::event::{LatencyMeasure, Measured, Scope, WorkloadMeasure};
 use crate::plan::Resolved;
 use crate::verdict::{Attribution, Outcome, Remark};
-use crate::{FarmKind, Finding, FindingKind, Phase};
+use crate::{Finding, FindingKind, ObservedKind, Phase};
 use story::*;
 
 #[test]
@@ -161,7 +161,7 @@ fn conditions_are_told_apart() {
             .contains("only when applied again after taking it back, 1/2; not when applied once, 0/14")
     );
     let back = Story::default()
-        .finds(L0, Phase::Revert, FarmKind::RevertStalled, "stuck")
+        .finds(L0, Phase::Revert, ObservedKind::RevertStalled, "stuck")
         .end(L0, TrialEnd::Stopped);
     assert!(cause(back).contains("only when the patch is taken back, 1/19"));
     let idle = Story::default().finding(Q0, Phase::Soak, own("hangs")).end(Q0, TrialEnd::Stopped);
@@ -314,7 +314,8 @@ fn without_a_control_trial_only_a_patchs_own_trouble_counts() {
         no_control().finding(L0, Phase::Soak, stall("hangs")).end(L0, TrialEnd::Stopped).rest_clean().judge();
     assert_eq!((hang.verdict, hang.exit_code()), (Outcome::Inconclusive, 4));
     assert!(hang.causes.iter().any(|c| c.contains("no control trial was completed")), "{:?}", hang.causes);
-    let refused = no_control().finds(L0, Phase::Apply, FarmKind::LoadRefused, "refused").rest_clean().judge();
+    let refused =
+        no_control().finds(L0, Phase::Apply, ObservedKind::LoadRefused, "refused").rest_clean().judge();
     assert_eq!(refused.verdict, Outcome::Rejected);
 }
 
@@ -329,7 +330,7 @@ fn an_unreached_function_is_never_qualified() {
 fn a_function_whose_calls_could_not_be_counted_is_never_qualified() {
     let blind = |story: Story, place: Place| {
         let reason = "calls of vmlinux/do_it can't be counted on this kernel".to_owned();
-        story.add(place, Phase::Reach, Body::Blind { detector: "reach".into(), reason })
+        story.add(place, Phase::Reach, Body::Blind { detector: crate::Detector::Reach, reason })
     };
     let verdict = blind(Story::default(), L0).rest_clean().judge();
     assert_eq!(verdict.verdict, Outcome::Inconclusive);
@@ -445,7 +446,7 @@ fn symptoms_of_one_cause_are_one_item_led_by_the_crash() {
     let story = Story::default()
         .finds(L0, Phase::Soak, HANG, "hangs")
         .finds(L0, Phase::Soak, OOPS, "oops in f")
-        .finds(L0, Phase::Soak, FarmKind::SshDead, "no SSH")
+        .finds(L0, Phase::Soak, ObservedKind::SshDead, "no SSH")
         .finds(Q0, Phase::Soak, OOPS, "oops in f");
     let verdict = story.rest_clean().judge();
     assert_eq!(verdict.evidence.len(), 1);
@@ -455,7 +456,7 @@ fn symptoms_of_one_cause_are_one_item_led_by_the_crash() {
 }
 
 fn body() -> impl Strategy<Value = Body> {
-    let kind = prop_oneof![Just(HANG), Just(FarmKind::Tainted), Just(FarmKind::WrongContent)];
+    let kind = prop_oneof![Just(HANG), Just(ObservedKind::Tainted), Just(ObservedKind::WrongContent)];
     prop_oneof![
         1 => kind.prop_map(|kind| Body::Finding(Box::new(finding(kind, "t")))),
         1 => (0_u64..3).prop_map(|calls| Body::Reach { function: "f".into(), calls, window_ms: 1 }),

@@ -134,7 +134,7 @@ fn each_turn_is_judged_by_its_own_trials() {
         let bad = trial.arm == Arm::Loaded && plan.turns[trial.turn].name() == "new/memory";
         if bad {
             let finding = crate::Finding {
-                kind: crate::FarmKind::HangConfirmed.into(),
+                kind: crate::ObservedKind::HangConfirmed.into(),
                 title: "threads hang in klp_f".into(),
                 source: crate::Source::Probe,
                 function: None,

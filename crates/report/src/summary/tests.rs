@@ -26,6 +26,7 @@ fn verdict(remarks: Vec<TrialRemark>) -> Verdict {
         evidence: Vec::new(),
         reach: Vec::new(),
         blind: Vec::new(),
+        unavailable: BTreeMap::new(),
         farm_errors: Vec::new(),
         remarks,
         plan: String::new(),

@@ -304,7 +304,7 @@ impl Fake {
             }
             Action::Ssh { command, .. } => {
                 self.commands.push(command);
-                vec![Input::Ssh(Ok(SshOutput { code: 0, text: "blind nothing just a test\n".into() }))]
+                vec![Input::Ssh(Ok(SshOutput { code: 0, text: "blind slabs just a test\n".into() }))]
             }
             Action::Refresh { id } => self.ask(id, Ask::Resume { entropy: String::new(), unix_ms: 1 }),
             Action::Upload { id, patch, chunk } => {

@@ -73,7 +73,7 @@ fn all_is_heard_out_before_applying() {
     };
     let after_apply = vec![(1, Output::Probe(FromGuest::Fault(fault)))];
     let told = tell(Arm::Loaded, Faults { after_apply, ..Faults::default() });
-    let found = told.of_kind(FarmKind::WrongContent);
+    let found = told.of_kind(ObservedKind::WrongContent);
     assert!(matches!(&found[..], [(Phase::Soak, f)] if f.after_apply_ms.is_some()), "{found:?}");
 }
 
@@ -81,8 +81,8 @@ fn all_is_heard_out_before_applying() {
 #[test]
 fn a_taint_from_before_applying_belongs_to_that_phase() {
     let told = tell(Arm::Loaded, Faults { taints: VecDeque::from([1 << 5]), ..Faults::default() });
-    told.assert_only(FarmKind::Tainted);
-    let found = told.of_kind(FarmKind::Tainted);
+    told.assert_only(ObservedKind::Tainted);
+    let found = told.of_kind(ObservedKind::Tainted);
     assert!(matches!(&found[..], [(Phase::Baseline, f)] if f.after_apply_ms.is_none()), "{found:?}");
     assert!(!told.commands.iter().any(|c| c.starts_with("load")));
 }
@@ -96,7 +96,7 @@ fn a_cpu_that_was_stuck_before_applying_belongs_to_that_phase() {
     {
         let cpu_stuck = Some(0xffff_ffff_8100_0000);
         let told = tell(Arm::Loaded, Faults { cpu_stuck, cpu_stuck_at: Some(at), ..Faults::default() });
-        let found = told.of_kind(FarmKind::CpuStuck);
+        let found = told.of_kind(ObservedKind::CpuStuck);
         assert!(
             matches!(&found[..], [(p, f)] if *p == phase && f.after_apply_ms.is_some() == (phase == Phase::Soak)),
             "{found:?}"
@@ -163,7 +163,7 @@ fn a_state_that_cannot_be_read_is_asked_again() {
             told.assert_clean();
             let garbled = Some((u32::MAX, code, text));
             let told = tell(Arm::Loaded, Faults { garbled, no_transition_file, ..Faults::default() });
-            told.assert_only(FarmKind::RevertStalled);
+            told.assert_only(ObservedKind::RevertStalled);
         }
     }
 }

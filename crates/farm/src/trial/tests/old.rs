@@ -4,8 +4,8 @@
 use klpfarm_kmsg::{Classifier, Kind, Report, Signal};
 
 use super::*;
+use crate::detect::{blame, tasks};
 use crate::guest::PatchState;
-use crate::trial::{blame, tasks};
 
 const LOCKUP: &str = include_str!("../../../recorded/4.4/lockup-other-cpu.txt");
 const SELF: &str = include_str!("../../../recorded/4.4/rcu-self.txt");

@@ -7,8 +7,8 @@ use std::time::Duration;
 use super::super::{checkpoints, consistency};
 use crate::event::{Body, CheckpointFacts, Scope, TrialEnd, Vitals};
 use crate::{
-    Accel, Arm, Event, FarmKind, Finding, ImageFacts, Patch, Phase, Pipeline, Plan, Resolved, Source, Start,
-    TierRule, Turn,
+    Accel, Arm, Event, Finding, ImageFacts, ObservedKind, Patch, Phase, Pipeline, Plan, Resolved, Source,
+    Start, TierRule, Turn,
 };
 
 /// What a plan of these tests is made for.
@@ -86,6 +86,7 @@ impl Story {
                 fresh: vitals(),
                 reached: vitals(),
                 blind: BTreeMap::new(),
+                unavailable: BTreeMap::new(),
             };
             story.add(None, Body::Checkpoint(Box::new(facts)));
         }
@@ -136,7 +137,7 @@ impl Story {
 
 pub(super) fn finding(source: Source, after_apply_ms: Option<u64>) -> Body {
     Body::Finding(Box::new(Finding {
-        kind: FarmKind::WrongErrno.into(),
+        kind: ObservedKind::WrongErrno.into(),
         title: "wrong".into(),
         source,
         function: None,

@@ -38,9 +38,9 @@ fn hangs_with_different_names_are_one_item_with_a_count() {
             Phase::Soak,
             Finding { function: Some("klp_new".into()), ..own("a: threads hang in klp_new") },
         )
-        .finds(L1, Phase::Soak, FarmKind::SshDead, "no SSH login succeeds")
+        .finds(L1, Phase::Soak, ObservedKind::SshDead, "no SSH login succeeds")
         .end(L1, TrialEnd::Stopped)
-        .finds((Arm::Loaded, 2), Phase::Soak, FarmKind::SshDead, "no SSH login succeeds")
+        .finds((Arm::Loaded, 2), Phase::Soak, ObservedKind::SshDead, "no SSH login succeeds")
         .add((Arm::Loaded, 2), Phase::Soak, waits(&[IN_PATCH]))
         .end((Arm::Loaded, 2), TrialEnd::Stopped)
         .end(C0, TrialEnd::Completed)

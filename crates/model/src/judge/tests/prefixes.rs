@@ -128,14 +128,15 @@ impl Maker {
         let kind: FindingKind = self.of(&[
             HANG.into(),
             OOPS,
-            FarmKind::SshDead.into(),
-            FarmKind::HangConfirmed.into(),
-            FarmKind::WorkloadDied.into(),
+            ObservedKind::SshDead.into(),
+            ObservedKind::HangConfirmed.into(),
+            ObservedKind::WorkloadDied.into(),
             FindingKind::Kernel(klpfarm_kmsg::Kind::Oom),
-            FarmKind::RevertRefused.into(),
+            ObservedKind::RevertRefused.into(),
         ]);
         let patched = trial.arm.patched();
-        let own = matches!(kind, FindingKind::Farm(FarmKind::HangConfirmed | FarmKind::RevertRefused));
+        let own =
+            matches!(kind, FindingKind::Observed(ObservedKind::HangConfirmed | ObservedKind::RevertRefused));
         let kind = if own && !(patched && self.is(0.1)) { HANG.into() } else { kind };
         let title = self.of(&["a hangs", "b breaks", "c"]);
         let in_patch = patched && self.is(0.2);
@@ -154,7 +155,7 @@ impl Maker {
             let reason = format!("why {}", trial.number);
             all.push((
                 Phase::Baseline,
-                Body::Blind { detector: self.of(&["reach", "kdump"]).into(), reason },
+                Body::Blind { detector: self.of(&[crate::Detector::Reach, crate::Detector::Slabs]), reason },
             ));
         }
         all.push((Phase::Baseline, Body::Measured(self.measured(1.0, 0))));

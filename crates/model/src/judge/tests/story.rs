@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::event::Scope;
 use crate::judge::*;
 use crate::plan::{ImageFacts, Resolved};
-use crate::{FarmKind, Finding, FindingKind, Patch, Phase, Pipeline, Source, TierRule, TrialEnd};
+use crate::{Finding, FindingKind, ObservedKind, Patch, Phase, Pipeline, Source, TierRule, TrialEnd};
 
 pub(super) fn rule() -> TierRule {
     TierRule::new(
@@ -162,12 +162,12 @@ pub(super) fn finding(kind: impl Into<FindingKind>, title: &str) -> Finding {
     }
 }
 
-pub(super) const HANG: FarmKind = FarmKind::ThreadStalled;
+pub(super) const HANG: ObservedKind = ObservedKind::ThreadStalled;
 pub(super) const OOPS: FindingKind = FindingKind::Kernel(klpfarm_kmsg::Kind::NullDeref);
 
 /// A hang in the patch's own code that no slow machine explains.
 pub(super) fn own(title: &str) -> Finding {
-    Finding { in_patch: true, ..finding(FarmKind::HangConfirmed, title) }
+    Finding { in_patch: true, ..finding(ObservedKind::HangConfirmed, title) }
 }
 
 /// A stall in the patch's own code, which a slow machine may explain.

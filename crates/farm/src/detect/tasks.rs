@@ -5,7 +5,7 @@ use klpfarm_stress::wire::BlockedTask;
 
 /// The kernel function in which a task waits: the first frame that is no machinery of scheduling and locking. A function of the patch
 /// itself wins: that is where an engineer wants to look first.
-pub(super) fn waits_in(stack: &str, wchan: &str, patches: &[String]) -> Option<String> {
+pub(crate) fn waits_in(stack: &str, wchan: &str, patches: &[String]) -> Option<String> {
     let frames: Vec<Frame<'_>> = stack.lines().filter_map(Frame::read).collect();
     let of_patch = |f: &&Frame<'_>| f.module.is_some_and(|m| patches.iter().any(|p| p == m));
     let own = frames.iter().find(of_patch);
@@ -19,14 +19,14 @@ pub(super) fn waits_in(stack: &str, wchan: &str, patches: &[String]) -> Option<S
 }
 
 /// `kworker/1:2` and `kworker/0:1` are the same to a title.
-pub(super) fn general(comm: &str) -> String {
+pub(crate) fn general(comm: &str) -> String {
     match comm.split_once('/') {
         Some((name, _)) => name.to_owned(),
         None => comm.trim_end_matches(|c: char| c.is_ascii_digit()).to_owned(),
     }
 }
 
-pub(super) fn describe(tasks: &[BlockedTask], total: u32, most: usize) -> String {
+pub(crate) fn describe(tasks: &[BlockedTask], total: u32, most: usize) -> String {
     let mut text = format!("{} making no progress:\n", counted(total, "task"));
     for t in tasks.iter().take(most) {
         text.push_str(&format!(

@@ -1,4 +1,4 @@
-//! Whether the console can be relied on: how much it prints, and whether what is written to the kernel's log comes out at all. Pure.
+//! `console-flood`, `console-silent`: whether the console can be relied on: how much it prints, and whether what is written to the kernel's log comes out at all. Pure.
 //!
 //! All detectors that read kernel reports are deaf when the console is: a heartbeat is written to the log through the probe every
 //! few seconds and must be heard. It is written as a program's line, which the classifier passes over wherever it stands.
@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use klpfarm_model::Phase;
 
-use super::secret::Secret;
+use crate::secret::Secret;
 
 /// A heartbeat is written this often.
-pub(super) const BEAT_EVERY: Duration = Duration::from_secs(5);
+pub(crate) const BEAT_EVERY: Duration = Duration::from_secs(5);
 
 /// A flood is one on average over so many seconds: reports of the kernel come in bursts.
 const WINDOW: u64 = 10;

@@ -1,24 +1,24 @@
-//! Rules of health for whoever makes no progress: threads and tasks that hang, what becomes of them, and who must have gone on before a
+//! `thread-stalled`, `task-blocked`, `hang-confirmed`: whoever makes no progress: threads and tasks that hang, what becomes of them, and who must have gone on before a
 //! phase may end. Pure.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use klpfarm_kmsg::{Kind, Report};
-use klpfarm_model::{AGING, Body, FarmKind, Finding, Phase, Source};
+use klpfarm_kmsg::Report;
+use klpfarm_model::{AGING, Body, Finding, FindingKind, ObservedKind, Phase, Source};
 use klpfarm_stress::wire::{BlockedTask, FromGuest, Thread};
 
 use super::blame;
 use super::health::Health;
-use super::measure::{Measure, millis};
 use super::stalls::{Hang, Place, Who};
 use super::tasks::{describe, general, waits_in};
+use crate::measure::{Measure, millis};
 
 /// A task that is blocked for so long before the patch is applied is taken for one that always is.
 const USUAL_MS: u64 = 5000;
 
 /// Somebody who has made no progress, as a finding: kind, where it shows, title, evidence.
-pub(super) type Hanging = (FarmKind, Source, String, String);
+pub(crate) type Hanging = (ObservedKind, Source, String, String);
 
 impl Health {
     /// How long a thread of this workload may finish nothing.
@@ -42,7 +42,7 @@ impl Health {
         }
     }
 
-    pub(super) fn blocked(
+    pub(crate) fn blocked(
         &mut self,
         now: Duration,
         tasks: &[BlockedTask],
@@ -95,8 +95,8 @@ impl Health {
             (None, state) => format!("hang (state {state})"),
         };
         let (kind, title) = match &workload {
-            Some(name) => (FarmKind::ThreadStalled, format!("{name}: threads {words}")),
-            None => (FarmKind::TaskBlocked, format!("{}: tasks {words}", general(&task.comm))),
+            Some(name) => (ObservedKind::ThreadStalled, format!("{name}: threads {words}")),
+            None => (ObservedKind::TaskBlocked, format!("{}: tasks {words}", general(&task.comm))),
         };
         let bodies = self.once(Finding {
             kind: kind.into(),
@@ -119,8 +119,8 @@ impl Health {
     }
 
     /// The kernel reports a stall of a task: what becomes of it will be seen in the probe's list.
-    pub(super) fn follow_report(&mut self, now: Duration, report: &Report, in_patch: bool) {
-        let stall = matches!(report.kind, Kind::HungTask | Kind::SoftLockup | Kind::RcuStall);
+    pub(crate) fn follow_report(&mut self, now: Duration, report: &Report, in_patch: bool) {
+        let stall = FindingKind::Kernel(report.kind).rules().followed_up;
         let tid = report.task.as_deref().and_then(|task| task.rsplit_once(':')?.1.parse().ok());
         if let Some(tid) = tid.filter(|_| stall) {
             self.stalls.follow_task(&report.title, self.stall.max(self.blocked), now, tid, in_patch);
@@ -128,7 +128,7 @@ impl Health {
     }
 
     /// What a line of the probe tells of stalls that were found before.
-    pub(super) fn follow_up(&mut self, now: Duration, message: &FromGuest, measure: &Measure) -> Vec<Body> {
+    pub(crate) fn follow_up(&mut self, now: Duration, message: &FromGuest, measure: &Measure) -> Vec<Body> {
         let patches = &self.patches;
         self.stalls.take(now, message, |task| Self::place(task, patches));
         let mut bodies = self.stalls.ended();
@@ -147,7 +147,7 @@ impl Health {
             self.last_blocked
         );
         self.once(Finding {
-            kind: FarmKind::HangConfirmed.into(),
+            kind: ObservedKind::HangConfirmed.into(),
             title: format!("tasks hang in {function}: no progress while the rest of the machine runs"),
             source: Source::Probe,
             function: Some(function),
@@ -166,7 +166,7 @@ impl Health {
     }
 
     /// Threads that finish nothing, whatever the guest's list of tasks shows: it comes from `/proc`, which a patch may break.
-    pub(super) fn idle(&mut self, now: Duration, measure: &Measure) -> Vec<Body> {
+    pub(crate) fn idle(&mut self, now: Duration, measure: &Measure) -> Vec<Body> {
         let Some((told, threads)) = self.waiting.idle() else { return Vec::new() };
         let counted: Vec<_> = threads
             .into_iter()
@@ -185,7 +185,7 @@ impl Health {
             }
         }
         let named = |w: &str| {
-            let kind = FarmKind::ThreadStalled.into();
+            let kind = ObservedKind::ThreadStalled.into();
             self.seen.iter().any(|(k, title)| *k == kind && title.starts_with(&format!("{w}: ")))
         };
         late.retain(|workload, _| !named(workload));
@@ -201,7 +201,7 @@ impl Health {
             self.stalls.follow(&title, limit, (Who::Thread(*id), now.saturating_sub(*idle)), None);
         }
         self.once(Finding {
-            kind: FarmKind::ThreadStalled.into(),
+            kind: ObservedKind::ThreadStalled.into(),
             title,
             source: Source::Workload,
             function: None,
@@ -228,7 +228,7 @@ impl Health {
     }
 
     /// Whoever was waiting at that time and has not gone on since, as far as is known; as findings, should patience run out.
-    pub(super) fn hanging(&self, then: Duration, measure: &Measure) -> Vec<Hanging> {
+    pub(crate) fn hanging(&self, then: Duration, measure: &Measure) -> Vec<Hanging> {
         let mut all = Vec::new();
         let counted = |id: u32| measure.thread(id).filter(|t| self.must_work(t));
         let mut workloads: BTreeMap<&str, usize> = BTreeMap::new();
@@ -237,16 +237,16 @@ impl Health {
         }
         for (workload, threads) in workloads {
             let evidence = format!("{threads} threads finished nothing before or after the phase was over");
-            all.push((FarmKind::ThreadStalled, Source::Workload, no_progress(workload), evidence));
+            all.push((ObservedKind::ThreadStalled, Source::Workload, no_progress(workload), evidence));
         }
         if self.waiting.blocked_since_before(then) {
             let title = "tasks stay in uninterruptible sleep".to_owned();
-            all.push((FarmKind::TaskBlocked, Source::Probe, title, self.last_blocked.clone()));
+            all.push((ObservedKind::TaskBlocked, Source::Probe, title, self.last_blocked.clone()));
         }
         // One that is not answered ends long after a soak, and until then it is no failure.
         if !self.ssh_error.is_empty() || self.login_since.is_some_and(|since| since < then) {
             let evidence = format!("no login since the phase was over; the last error: {}", self.ssh_error);
-            all.push((FarmKind::SshDead, Source::Ssh, "no SSH login succeeds".to_owned(), evidence));
+            all.push((ObservedKind::SshDead, Source::Ssh, "no SSH login succeeds".to_owned(), evidence));
         }
         all
     }

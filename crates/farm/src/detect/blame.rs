@@ -3,7 +3,7 @@
 use klpfarm_model::Frame;
 
 /// Whether code of a patch stands on a task's own stack, as `/proc/PID/stack` has it.
-pub(super) fn on_stack(stack: &str, patches: &[String]) -> bool {
+pub(crate) fn on_stack(stack: &str, patches: &[String]) -> bool {
     stack.lines().filter_map(Frame::read).any(|f| f.module.is_some_and(|m| patches.iter().any(|p| p == m)))
 }
 
@@ -21,7 +21,7 @@ const ASIDE: [&str; 6] = [
 
 /// Whether a report of the kernel blames the patch. Only its first stack counts, which is that of the culprit: what other CPUs and tasks
 /// were doing meanwhile is shown behind it. Frames marked `?` are leftovers of earlier calls.
-pub(super) fn in_report(text: &str, patches: &[String]) -> bool {
+pub(crate) fn in_report(text: &str, patches: &[String]) -> bool {
     let mut found = false;
     let mut has_stack = false;
     for line in text.lines() {
@@ -63,7 +63,7 @@ fn module(line: &str) -> Option<&str> {
 
 /// The CPUs that stall RCU, by its report: `\t1-...: (3185 ticks this GP) ...`, with letters and signs in place of the dots that tell what RCU
 /// knows of them.
-pub(super) fn stalling_cpus(report: &str) -> Vec<u32> {
+pub(crate) fn stalling_cpus(report: &str) -> Vec<u32> {
     let cpu = |line: &str| {
         let (head, _) = line.split_once(": (")?;
         let (number, flags) = head.rsplit(char::is_whitespace).next()?.split_once('-')?;

@@ -1,4 +1,4 @@
-//! CPUs that are stuck with interrupts off, told from outside by their registers: no detector of the kernel's own is needed, and it
+//! `cpu-stuck`: CPUs that are stuck with interrupts off, told from outside by their registers: no detector of the kernel's own is needed, and it
 //! works when all CPUs hang. Pure.
 //!
 //! A kernel turns interrupts off for microseconds. A sound CPU is seen so now and then (measured under emulation and full load: in a
@@ -9,9 +9,12 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
+use klpfarm_model::{Body, Finding, ObservedKind, Source};
 use klpfarm_vm::CpuLook;
 
+use super::health::Health;
 use crate::code::Code;
+use crate::measure::millis;
 
 /// So many looks must agree at least, however late the answers come. Six in a row have been seen by chance, in two places.
 const LEAST_LOOKS: usize = 12;
@@ -221,6 +224,25 @@ impl Cpus {
             })
         };
         self.off.iter().filter_map(stuck).collect()
+    }
+}
+
+impl Health {
+    /// A CPU does not take interrupts any more.
+    pub(crate) fn cpu_stuck(&mut self, now: Duration, stuck: &Stuck) -> Vec<Body> {
+        let in_patch = stuck.module.as_ref().is_some_and(|m| self.patches.contains(m));
+        self.once(Finding {
+            kind: ObservedKind::CpuStuck.into(),
+            title: stuck.title(in_patch),
+            source: Source::Qmp,
+            function: stuck.function.clone(),
+            workload: None,
+            after_apply_ms: self.after_apply(now).map(|ms| ms.saturating_sub(millis(stuck.lasts))),
+            line: None,
+            in_patch,
+            corrupted: false,
+            evidence: stuck.evidence(),
+        })
     }
 }
 

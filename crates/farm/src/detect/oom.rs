@@ -11,7 +11,7 @@ const COMM: usize = 15;
 
 /// Makes the title of an out-of-memory report say whose process was killed. Which of the workload's it was is chance: they are all one.
 /// `workloads` are the names of those that run. Other reports stay as they are.
-pub(super) fn tell_apart(report: &mut Report, workloads: &[String]) {
+pub(crate) fn tell_apart(report: &mut Report, workloads: &[String]) {
     let Some((comm, _)) = report.task.as_deref().and_then(|task| task.rsplit_once(':')) else { return };
     if report.kind != Kind::Oom {
         return;

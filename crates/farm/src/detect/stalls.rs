@@ -7,17 +7,17 @@ use std::time::Duration;
 use klpfarm_model::Body;
 use klpfarm_stress::wire::{BlockedTask, FromGuest};
 
-use super::measure::millis;
+use crate::measure::millis;
 
 /// How far two figures of the moment at which the same stall began may be apart: they come from the guest's clock and are converted.
 const APART: Duration = Duration::from_secs(2);
 
 /// How often the limit of a stall must have passed without progress until it is a hang.
-pub(super) const TIMES: u32 = 3;
+pub(crate) const TIMES: u32 = 3;
 
 /// Who stalls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Who {
+pub(crate) enum Who {
     /// A workload thread, by the number that the probe gave it.
     Thread(u32),
     /// Another task, by its id in the guest.
@@ -26,10 +26,10 @@ pub(super) enum Who {
 
 /// Where a task stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Place {
-    pub(super) function: Option<String>,
-    pub(super) in_patch: bool,
-    pub(super) state: char,
+pub(crate) struct Place {
+    pub(crate) function: Option<String>,
+    pub(crate) in_patch: bool,
+    pub(crate) state: char,
 }
 
 #[derive(Debug)]
@@ -54,17 +54,17 @@ struct Stall {
 
 /// A hang that is certain.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Hang {
-    pub(super) function: String,
-    pub(super) lasts: Duration,
-    pub(super) tasks: usize,
+pub(crate) struct Hang {
+    pub(crate) function: String,
+    pub(crate) lasts: Duration,
+    pub(crate) tasks: usize,
     /// What the rest of the machine did meanwhile.
-    pub(super) rest: String,
+    pub(crate) rest: String,
 }
 
 /// The stalls of one machine.
 #[derive(Debug, Default)]
-pub(super) struct Stalls {
+pub(crate) struct Stalls {
     stalls: Vec<Stall>,
     /// Operations of each thread, and when that last grew.
     threads: BTreeMap<u32, (u64, Duration)>,
@@ -73,12 +73,12 @@ pub(super) struct Stalls {
 }
 
 impl Stalls {
-    pub(super) fn knows(&self, title: &str) -> bool {
+    pub(crate) fn knows(&self, title: &str) -> bool {
         self.stalls.iter().any(|s| s.title == title)
     }
 
     /// Follow up a finding of this title: this one stalls since then, and takes part in it. `limit`: how long is a stall.
-    pub(super) fn follow(
+    pub(crate) fn follow(
         &mut self,
         title: &str,
         limit: Duration,
@@ -95,7 +95,7 @@ impl Stalls {
     }
 
     /// Follow up a finding of the kernel's, which names a task.
-    pub(super) fn follow_task(
+    pub(crate) fn follow_task(
         &mut self,
         title: &str,
         limit: Duration,
@@ -126,7 +126,7 @@ impl Stalls {
     }
 
     /// The machine stood still for so long through no fault of its own.
-    pub(super) fn forgive(&mut self, lost: Duration) {
+    pub(crate) fn forgive(&mut self, lost: Duration) {
         for stall in &mut self.stalls {
             stall.since += lost;
             stall.members.values_mut().for_each(|m| m.since += lost);
@@ -134,12 +134,12 @@ impl Stalls {
         self.threads.values_mut().for_each(|(_, at)| *at += lost);
     }
 
-    pub(super) fn login(&mut self, now: Duration) {
+    pub(crate) fn login(&mut self, now: Duration) {
         self.logins = [self.logins[1], Some(now)];
     }
 
     /// A line of the probe. `place` tells where a task stands.
-    pub(super) fn take(&mut self, now: Duration, message: &FromGuest, place: impl Fn(&BlockedTask) -> Place) {
+    pub(crate) fn take(&mut self, now: Duration, message: &FromGuest, place: impl Fn(&BlockedTask) -> Place) {
         match message {
             FromGuest::Progress { threads, .. } => {
                 for p in threads {
@@ -171,7 +171,7 @@ impl Stalls {
     }
 
     /// Stalls that have ended since the last call.
-    pub(super) fn ended(&mut self) -> Vec<Body> {
+    pub(crate) fn ended(&mut self) -> Vec<Body> {
         let ended = |s: &mut Stall| {
             s.over = true;
             Body::StallEnded { title: s.title.clone(), lasted_ms: millis(s.progress.saturating_sub(s.since)) }
@@ -181,12 +181,12 @@ impl Stalls {
     }
 
     /// A stall in the patch may still turn out to be a hang, or to have been none.
-    pub(super) fn undecided(&self, now: Duration, slack: Duration) -> bool {
+    pub(crate) fn undecided(&self, now: Duration, slack: Duration) -> bool {
         self.stalls.iter().any(|s| s.in_patch && !s.over && now < s.since + s.limit * TIMES + slack)
     }
 
     /// A hang in the patch that is certain; once each. `others`: threads of the workloads that count their operations.
-    pub(super) fn hang(&mut self, now: Duration, others: impl Fn(u32) -> bool) -> Option<Hang> {
+    pub(crate) fn hang(&mut self, now: Duration, others: impl Fn(u32) -> bool) -> Option<Hang> {
         let stalled: BTreeSet<Who> = self.stalls.iter().flat_map(|s| s.members.keys().copied()).collect();
         let counts = |id: &u32| others(*id) && !stalled.contains(&Who::Thread(*id));
         for stall in self.stalls.iter_mut().filter(|s| !s.over) {
