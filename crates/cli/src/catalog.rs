@@ -208,6 +208,19 @@ fn workload(base: &Path, name: &str) -> Result<Workload, String> {
     }
 }
 
+/// All shipped workloads.
+pub(crate) fn shipped_workloads() -> Result<Vec<Workload>, Failure> {
+    let all: Result<Vec<_>, _> = WORKLOADS.iter().map(|(name, _)| workload(Path::new("."), name)).collect();
+    all.map_err(Failure::Input)
+}
+
+/// The workloads of these names, or files.
+pub(crate) fn named_workloads(names: &[String]) -> Result<Vec<Workload>, Failure> {
+    let (found, wrong) = workloads(Path::new("."), names);
+    let wrong: Vec<String> = wrong.into_iter().map(|(_, problem)| problem).collect();
+    if wrong.is_empty() { Ok(found) } else { Err(Failure::inputs(&wrong)) }
+}
+
 /// The image recipe `name` as a file in `base` names it.
 pub(crate) fn recipe(base: &Path, name: &str) -> Result<Recipe, String> {
     let name = if is_path(name) { base.join(name).to_string_lossy().into_owned() } else { name.to_owned() };

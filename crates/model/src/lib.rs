@@ -18,6 +18,7 @@ mod patch;
 mod pipeline;
 pub mod plan;
 mod qualify;
+mod replaced;
 mod rotation;
 pub mod sequential;
 pub mod simulation;
@@ -42,6 +43,7 @@ pub use patch::{Patch, PatchError, Severity, Sidecar, file_names, hex, needed_mo
 pub use pipeline::{AGING, Aging, Arms, Dump, Gathering, Limits, MachineShape, Phases, Pipeline};
 pub use plan::{ImageFacts, Plan, PlanError, Resolved, Start, Trial};
 pub use qualify::{Found, Row, Score, needed_kinds, score};
+pub use replaced::{Replaced, replaced_functions};
 pub use rotation::{Rotation, SoFar, Turn};
 pub use sequential::trials_needed;
 pub use stats::{fisher, upper_bound};
