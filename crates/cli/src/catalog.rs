@@ -47,6 +47,7 @@ const WORKLOADS: &[(&str, &str)] = shipped_workloads![
     "bluetooth-links",
     "hid-uhid",
     "gpio-lines",
+    "cifs-reconnect",
     "nfs-files",
     "usb-devices",
     "wireless-hwsim",
@@ -96,7 +97,7 @@ pub(crate) fn load(name: &str) -> Result<Loaded, Failure> {
         problems.extend(wrong.into_iter().map(|(name, problem)| place(&file, &text, &name, field, &problem)));
         found
     };
-    let workloads = all(&pipeline.workloads, "workloads");
+    let workloads = all(&pipeline.named_workloads(), "workloads");
     let parts = pipeline.rotation.as_ref().map(|r| r.turns(&pipeline)).unwrap_or_default();
     let loads: Vec<Vec<Workload>> =
         parts.iter().map(|(_, load, names)| all(names, &format!("rotation.loads.{load}"))).collect();

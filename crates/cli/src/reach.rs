@@ -2,7 +2,10 @@
 
 mod ask;
 mod map;
+mod plan;
 mod store;
+
+pub(crate) use plan::{Wanted, reached};
 
 use std::path::PathBuf;
 use std::time::Duration;

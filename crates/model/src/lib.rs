@@ -40,7 +40,7 @@ pub use finding::{Failure, Finding, FindingKind, ObservedKind, Rank, Rules, Sour
 pub use judge::{Judge, judge, plain_function};
 pub use kernel::{rewrites_itself, version};
 pub use patch::{Patch, PatchError, Severity, Sidecar, file_names, hex, needed_modules};
-pub use pipeline::{AGING, Aging, Arms, Dump, Gathering, Limits, MachineShape, Phases, Pipeline};
+pub use pipeline::{AGING, AUTO, Aging, Arms, Dump, Gathering, Limits, MachineShape, Phases, Pipeline};
 pub use plan::{ImageFacts, Plan, PlanError, Resolved, Start, Trial};
 pub use qualify::{Found, Row, Score, needed_kinds, score};
 pub use replaced::{Replaced, replaced_functions};

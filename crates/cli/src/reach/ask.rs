@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use klpfarm_image::Image;
-use klpfarm_model::replaced_functions;
+use klpfarm_model::{Workload, replaced_functions};
 use klpfarm_reach::{Answer, Entry, Found, Kernel, Outcome, Question, Record, ask};
 use klpfarm_report::one_line;
 use serde_json::{Value, json};
@@ -23,7 +23,10 @@ pub(super) struct Asked<'a> {
 pub(super) fn run(asked: &Asked<'_>) -> Result<u8, Failure> {
     let image = image::find(asked.image)?;
     let questions = questions(asked)?;
-    let map = Map::read(&image, &questions)?;
+    let map = Map::open(&image, &questions, &catalog::shipped_workloads()?).ok_or_else(|| {
+        let (id, name) = (image.id(), asked.image);
+        Failure::input(format!("image {id} has no reach map: run `klpfarm reach map --image {name}`"))
+    })?;
     let answers: Vec<(&Question, Answer)> =
         questions.iter().map(|q| (q, ask(&map.kernel, &map.records, q))).collect();
     if asked.json {
@@ -80,30 +83,21 @@ fn questions(asked: &Asked<'_>) -> Result<Vec<Question>, Failure> {
 }
 
 /// What is known of an image, of the functions that are asked for.
-struct Map {
-    kernel: Kernel,
-    records: Vec<Record>,
-    /// Shipped workloads that have not been measured.
+pub(super) struct Map {
+    pub(super) kernel: Kernel,
+    pub(super) records: Vec<Record>,
+    /// Workloads that have not been measured.
     unmeasured: Vec<String>,
 }
 
 impl Map {
-    fn read(image: &Image, questions: &[Question]) -> Result<Self, Failure> {
+    /// The map, of these workloads and the user's own that were measured; `None` if there is none.
+    pub(super) fn open(image: &Image, questions: &[Question], workloads: &[Workload]) -> Option<Self> {
         let names: Vec<&str> = questions.iter().map(|q| q.name.as_str()).collect();
         let store = Store::of(image);
-        let none = || {
-            let name = &image.manifest.name;
-            Failure::input(format!(
-                "image {} has no reach map: run `klpfarm reach map --image {name}`",
-                image.id()
-            ))
-        };
-        let kernel = store.kernel(Some(&names)).ok_or_else(none)?;
-        let (records, unmeasured) = store.all(&catalog::shipped_workloads()?, Some(&names));
-        if records.is_empty() {
-            return Err(none());
-        }
-        Ok(Self { kernel, records, unmeasured })
+        let kernel = store.kernel(Some(&names))?;
+        let (records, unmeasured) = store.all(workloads, Some(&names));
+        (!records.is_empty()).then_some(Self { kernel, records, unmeasured })
     }
 
     fn unavailable(&self) -> impl Iterator<Item = (&str, &str)> {
@@ -115,7 +109,7 @@ impl Map {
 }
 
 /// Why a livepatch can't replace a function that is there.
-fn unpatchable(entry: Entry) -> Option<&'static str> {
+pub(super) fn unpatchable(entry: Entry) -> Option<&'static str> {
     match entry {
         Entry::Traceable | Entry::Unknown => None,
         Entry::Init => Some("its code is thrown away after booting (__init): no livepatch can replace it"),
@@ -125,7 +119,7 @@ fn unpatchable(entry: Entry) -> Option<&'static str> {
     }
 }
 
-fn not_there(question: &Question, answer: &Answer, image: &Image) -> String {
+pub(super) fn not_there(question: &Question, answer: &Answer, image: &Image) -> String {
     match answer {
         Answer::Found(_) => String::new(),
         Answer::NoModule(module) => match image.has_module(module) {
@@ -185,7 +179,7 @@ fn words(question: &Question, answer: &Answer, image: &Image) -> String {
 }
 
 /// Three digits are more than a rate tells.
-fn rate(per_second: f64) -> String {
+pub(super) fn rate(per_second: f64) -> String {
     if per_second >= 100.0 || per_second == 0.0 {
         format!("{per_second:.0}")
     } else {
