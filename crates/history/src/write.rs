@@ -31,7 +31,7 @@ pub(crate) fn insert(
             plan.accel.as_str(),
             plan.pipeline.name,
             plan.farm,
-            plan.apart,
+            plan.mode.is_independent(),
             row.ended,
             row.interrupted,
             row.clean,

@@ -14,7 +14,7 @@ use crate::event::{Body, Event, live};
 use crate::judge::Fold;
 use crate::verdict::{ArmCount, Outcome, Verdict};
 use crate::workload::is_name;
-use crate::{Arm, ImageFacts, Pipeline, Plan, PlanError, Trial, Workload, stats};
+use crate::{Arm, ImageFacts, Mode, Pipeline, Plan, Trial, Turn, stats};
 
 /// What goes round, as written in a pipeline.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -85,45 +85,6 @@ impl Rotation {
     }
 }
 
-/// One kind of machine that comes round.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct Turn {
-    /// The image.
-    pub image: ImageFacts,
-    /// Name of the load.
-    pub load: String,
-    /// The workloads, that which ages the machine last.
-    pub workloads: Vec<Workload>,
-    /// Candidates that are for this image, as positions in [`Plan::patches`].
-    pub patches: Vec<usize>,
-    /// Id of the checkpoint that its machines are forks of.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub checkpoint: Option<String>,
-}
-
-impl Turn {
-    /// For people: image and load.
-    pub fn name(&self) -> String {
-        format!("{}/{}", self.image.name, self.load)
-    }
-
-    /// Find the candidates that are for this turn's kernel.
-    pub(crate) fn takes(mut self, patches: &[crate::Patch]) -> Result<Self, PlanError> {
-        let fits = |p: &crate::Patch| {
-            self.image.release.as_ref().is_none_or(|r| p.check_release(&self.image.name, r).is_ok())
-        };
-        self.patches = (0..patches.len()).filter(|i| fits(&patches[*i])).collect();
-        if self.patches.is_empty() && !patches.is_empty() {
-            return Err(PlanError::OutOfReach(format!(
-                "rotation.images: no candidate was built for {} (kernel {}): add one, or remove the image",
-                self.image.name,
-                self.image.release.as_deref().unwrap_or("unknown")
-            )));
-        }
-        Ok(self)
-    }
-}
-
 impl Plan {
     /// What goes round, if the run lasts for a time.
     pub fn rotation(&self) -> Option<&Rotation> {
@@ -132,12 +93,12 @@ impl Plan {
 
     /// Kinds of machines in the run; a run without a rotation has one.
     pub fn turns(&self) -> usize {
-        self.turns.len().max(1)
+        self.mode.turns().len().max(1)
     }
 
     /// The trial with this number. A rotation's rounds are all alike but for their seeds.
     pub fn trial(&self, number: u32) -> Option<Cow<'_, Trial>> {
-        if self.turns.is_empty() {
+        if !self.mode.is_rotation() {
             return self.in_place(number).map(Cow::Borrowed);
         }
         let first = self.in_round(number)?;
@@ -167,13 +128,13 @@ impl Plan {
 
     /// The plan of one turn: an ordinary one. Its trials are those of one round; candidates keep their positions.
     pub fn of_turn(&self, turn: usize) -> Self {
-        let Some(of) = self.turns.get(turn) else { return self.clone() };
+        let Some(of) = self.mode.turns().get(turn) else { return self.clone() };
         let mut own = self.clone();
         own.image = of.image.clone();
         own.workloads = of.workloads.clone();
         own.checkpoint = of.checkpoint.clone();
         own.pipeline.rotation = None;
-        own.turns = Vec::new();
+        own.mode = Mode::Single;
         own.trials.retain(|t| t.turn == turn);
         own.trials.iter_mut().for_each(|t| t.turn = 0);
         own
@@ -181,7 +142,7 @@ impl Plan {
 
     /// The plan with the trials that were started, as many rounds as that may be.
     pub fn unrolled(&self, events: &[Event]) -> Cow<'_, Self> {
-        if self.turns.is_empty() {
+        if !self.mode.is_rotation() {
             return Cow::Borrowed(self);
         }
         let mut own = self.clone();
@@ -209,14 +170,14 @@ impl Rounds {
             own.trials.clear();
             Fold::new(own)
         };
-        let folds = plan.turns.iter().enumerate().map(fold).collect();
+        let folds = plan.mode.turns().iter().enumerate().map(fold).collect();
         Self { plan: plan.clone(), folds, started: BTreeSet::new() }
     }
 
     pub(crate) fn push(&mut self, event: &Event, change: Option<&Arc<Change>>) {
         match (&event.body, event.scope) {
             (Body::Checkpoint(facts), _) => {
-                let own = self.plan.turns.iter().zip(&mut self.folds);
+                let own = self.plan.mode.turns().iter().zip(&mut self.folds);
                 let own = own.filter(|(turn, _)| turn.checkpoint.as_ref() == Some(&facts.id));
                 own.for_each(|(_, fold)| fold.push(event, change));
             }
@@ -245,7 +206,7 @@ impl Rounds {
             return;
         }
         let Some(mut trial) = self.plan.trial(number).map(Cow::into_owned) else { return };
-        let patches = &self.plan.turns[turn].patches;
+        let patches = &self.plan.mode.turns()[turn].patches;
         trial.turn = 0;
         trial.patches.iter_mut().for_each(|p| *p = patches.iter().position(|of| of == p).unwrap_or(0));
         self.folds[turn].add_trial(trial);
@@ -270,7 +231,7 @@ impl Rounds {
 
     /// Judge each turn by itself, and say all of it. A patch qualifies if it does so in every turn.
     pub(crate) fn verdict(&mut self) -> Verdict {
-        let mut turns = self.plan.turns.iter().zip(&mut self.folds).map(|(turn, fold)| {
+        let mut turns = self.plan.mode.turns().iter().zip(&mut self.folds).map(|(turn, fold)| {
             let name = turn.name();
             marked(&name, fold.verdict())
         });
@@ -279,7 +240,7 @@ impl Rounds {
         turns.for_each(|verdict| add(&mut all, verdict));
         all.patches.clone_from(&self.plan.patches);
         all.plan = self.plan.hash();
-        if self.plan.turns.len() > 1 {
+        if self.plan.mode.turns().len() > 1 {
             all.checkpoint = None;
             all.wear = None;
         }

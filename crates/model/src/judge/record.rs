@@ -291,8 +291,7 @@ impl Record {
         match roster.arm(scope.trial) {
             // The plan says which arm a trial is of, whatever an event does.
             Some(arm) => self.take_of_trial(event, Scope { arm, ..scope }, change, roster),
-            // Number 0 is the machine that was aged.
-            None if scope.trial > 0 => {
+            None if !scope.is_aging() => {
                 *self.unknown.entry(scope.trial).or_default() |= keeps(&event.body);
                 Touched::Nobody
             }
