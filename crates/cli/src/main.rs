@@ -34,6 +34,7 @@ mod run;
 mod runs;
 mod sign;
 mod signing;
+mod sizes;
 mod trend;
 mod triage;
 mod unpack;

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use klpfarm_image::{Checkpoint, CheckpointStore, Image};
 use klpfarm_model::{
-    Accel, Arm, ImageFacts, Mode, Patch, Plan, Resolved, Start, Tier, Turn, Workload, check_prior,
-    check_severity, needed_modules,
+    Accel, Arm, Mode, Patch, Plan, Resolved, Start, Tier, Turn, Workload, check_prior, check_severity,
+    needed_modules,
 };
 
 use crate::aging::Wanted;
@@ -106,7 +106,7 @@ pub(crate) async fn resolve(
     if !missing.is_empty() {
         return Err(Failure::inputs(&missing));
     }
-    let facts = turns.first().map_or_else(|| image_facts(&images[0]), |t| t.image.clone());
+    let facts = turns.first().map_or_else(|| image::image_facts(&images[0]), |t| t.image.clone());
     let pipeline = &loaded.pipeline;
     let tier = choice.tier.unwrap_or(pipeline.tier);
     let rule = loaded.tiers.rule(tier).map_err(Failure::input)?.clone();
@@ -167,15 +167,6 @@ pub(crate) async fn resolve(
     })
 }
 
-/// What a plan says of an image.
-pub(crate) fn image_facts(image: &Image) -> ImageFacts {
-    ImageFacts {
-        name: image.manifest.name.clone(),
-        hash: image.manifest.recipe_hash.clone(),
-        release: image.release().map(str::to_owned),
-    }
-}
-
 /// The built images, one for each turn or, without a rotation, one and no turn.
 fn images(loaded: &catalog::Loaded) -> Result<(Vec<Image>, Vec<Turn>), Failure> {
     let store = image::store()?;
@@ -189,7 +180,7 @@ fn images(loaded: &catalog::Loaded) -> Result<(Vec<Image>, Vec<Turn>), Failure> 
         let image = image::built(&store, &turn.recipe)?;
         has_packages(&turn.workloads, &image)?;
         turns.push(Turn {
-            image: image_facts(&image),
+            image: image::image_facts(&image),
             load: turn.load.clone(),
             workloads: turn.workloads.clone(),
             patches: Vec::new(),

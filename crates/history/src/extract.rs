@@ -10,7 +10,7 @@ use klpfarm_model::{
     Arm, Body, Event, Finding, FindingKind, Outcome, Phase, Plan, Trial, TrialEnd, judge, judge_independent,
 };
 
-use crate::write::whole;
+use crate::schema::whole;
 
 /// One run.
 #[derive(Debug, Default)]

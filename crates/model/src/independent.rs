@@ -3,9 +3,10 @@
 
 use std::sync::Arc;
 
-use crate::compare::Change;
+use crate::compare::change::Change;
 use crate::event::{Body, Event};
-use crate::judge::{Fold, Measures};
+use crate::judge::fold::Fold;
+use crate::judge::measures::Measures;
 use crate::{Arm, Mode, Plan, Trial, Verdict};
 
 /// Control trials that run before anything else: the first findings can be attributed at once.

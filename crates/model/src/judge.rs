@@ -7,21 +7,19 @@ mod attribute;
 mod causes;
 mod decide;
 mod document;
-mod fold;
-mod measures;
+pub(crate) mod fold;
+pub(crate) mod measures;
 mod outcome;
 mod pick;
 mod reach;
-mod record;
+pub(crate) mod record;
 mod sets;
 
-pub(crate) use attribute::comparable;
-use document::names;
-pub(crate) use fold::Fold;
-pub(crate) use measures::Measures;
 pub use reach::plain_function;
-pub(crate) use record::{Seen, TrialRecord};
 pub(crate) use sets::{against_innocence, has_prospect, is_rejected};
+
+use fold::Fold;
+use measures::Measures;
 
 use crate::event::{Body, Event};
 use crate::independent::Independent;

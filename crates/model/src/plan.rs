@@ -15,21 +15,10 @@ use order::{Count, controls_due, counts, order};
 
 use crate::TierRule;
 use crate::patch::{Patch, PatchError, file_names, hex};
-use crate::{Accel, Arm, Mode, Pipeline, Tier, Turn, Workload};
+use crate::{Accel, Arm, ImageFacts, Mode, Pipeline, Tier, Turn, Workload};
 
 /// Version of `plan.json`, `journal.jsonl` and `verdict.json`.
 pub const SCHEMA: u32 = 5;
-
-/// What is known of an image when planning.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct ImageFacts {
-    /// Recipe name.
-    pub name: String,
-    /// Content hash of the recipe, in hex.
-    pub hash: String,
-    /// Kernel release, if it can be read without booting.
-    pub release: Option<String>,
-}
 
 /// What a plan is made from, besides the pipeline.
 #[derive(Debug, Clone, PartialEq)]
