@@ -276,6 +276,15 @@ fn show(name: &str, json: bool) -> Result<(), Failure> {
     Ok(())
 }
 
+/// What a plan says of an image.
+pub(crate) fn image_facts(image: &Image) -> klpfarm_model::ImageFacts {
+    klpfarm_model::ImageFacts {
+        name: image.manifest.name.clone(),
+        hash: image.manifest.recipe_hash.clone(),
+        release: image.release().map(str::to_owned),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
