@@ -9,14 +9,15 @@ use std::time::Duration;
 use klpfarm_farm::{Bench, Symbols};
 use klpfarm_image::{Checkpoint, CheckpointStore, Image, Key};
 use klpfarm_model::event::CheckpointFacts;
-use klpfarm_model::{Accel, Arm, Pipeline, Plan, Resolved, Rotation, TierRule, Workload};
+use klpfarm_model::{
+    Accel, Aging, Arm, MachineShape, Pipeline, Plan, Resolved, Rotation, TierRule, Workload,
+};
 use klpfarm_vm::{Claimed, Group, Login, Origin, Spec};
 
 pub(crate) use maker::Maker;
 
 use crate::failure::{Failure, print, print_json};
 use crate::interrupt::Interrupts;
-use crate::plan::image_facts;
 use crate::{catalog, disk, home, host, image};
 
 /// Age a machine under load and save it as a checkpoint; starting from a checkpoint adds to its uptime.
@@ -34,7 +35,7 @@ pub(crate) struct Args {
     #[arg(long)]
     accel: Option<Accel>,
     /// Stop, and save nothing, when free disk space in KLPFARM_HOME or the temporary folder drops below this.
-    #[arg(long, value_name = "512M", default_value = "512M", value_parser = crate::gc::bytes)]
+    #[arg(long, value_name = "512M", default_value = "512M", value_parser = crate::sizes::parse)]
     disk_reserve: u64,
     /// Print the checkpoint as JSON.
     #[arg(long)]
@@ -97,7 +98,7 @@ pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
 /// A plan that has machines and load, but nothing to judge.
 fn plan(pipeline: &Pipeline, workloads: Vec<Workload>, image: &Image, accel: Accel) -> Result<Plan, Failure> {
     let rule = TierRule::new(0.5, 0.5, Duration::from_secs(1), vec![Arm::Control]);
-    let with = Resolved { workloads, accel, seed: 0, ..Resolved::new(image_facts(image), rule) };
+    let with = Resolved { workloads, accel, seed: 0, ..Resolved::new(image::image_facts(image), rule) };
     Plan::new(pipeline, with).map_err(Failure::input)
 }
 
@@ -127,6 +128,19 @@ fn plan_of(checkpoint: &Checkpoint, image: &Image, accel: Accel) -> Result<Plan,
     let mut plan = plan(&pipeline, Vec::new(), image, accel)?;
     plan.workloads = workloads;
     Ok(plan)
+}
+
+/// The plan of a machine that is booted and does nothing: no load, and wear of no size.
+pub(crate) fn idle(image: &Image, machine: MachineShape, accel: Accel) -> Result<Plan, Failure> {
+    let text = format!(
+        "name: idle\nimage: {}\nworkloads: [aging]\nmachine: {{cpus: {}, memory_mib: {}}}\n",
+        image.manifest.name, machine.cpus, machine.memory_mib
+    );
+    let mut pipeline = Pipeline::parse(Path::new("idle"), &text).map_err(|e| Failure::inputs(&e))?;
+    // What a booting system still has to do is over by then.
+    let uptime = Duration::from_secs(60);
+    pipeline.aging = Aging { uptime, cache_mib: 0, files: 0, fragment_mib: 0, residents: 0, churn: 0 };
+    plan(&pipeline, Vec::new(), image, accel)
 }
 
 /// What makes a machine's checkpoint the one it is.
@@ -288,6 +302,7 @@ pub(crate) fn facts(checkpoint: &Checkpoint, made_ms: Option<u64>) -> Checkpoint
         fresh: vitals(&made.fresh),
         reached: vitals(&made.reached),
         blind: made.blind.clone(),
+        unavailable: made.unavailable.clone(),
     }
 }
 
@@ -316,6 +331,7 @@ pub(crate) fn bench(
         accel: plan.accel,
         origin,
         group: Group::Alone,
+        counted: false,
     };
     // A machine that is aged is alone.
     let jobs = if matches!(spec.origin, Origin::Template(_) | Origin::Continue(_)) { 1 } else { plan.jobs };

@@ -139,7 +139,7 @@ pub(crate) async fn module(image: &Image, source: &Path, out: &Path) -> Result<P
 }
 
 /// An image by name, id or recipe.
-fn find(name: &str) -> Result<Image, Failure> {
+pub(crate) fn find(name: &str) -> Result<Image, Failure> {
     let store = store()?;
     named(&store, name)?
         .ok_or_else(|| failure(Error::NoImage { name: name.to_owned(), dir: store.dir().to_owned() }))
@@ -274,6 +274,15 @@ fn show(name: &str, json: bool) -> Result<(), Failure> {
         m.packages.len(),
     ));
     Ok(())
+}
+
+/// What a plan says of an image.
+pub(crate) fn image_facts(image: &Image) -> klpfarm_model::ImageFacts {
+    klpfarm_model::ImageFacts {
+        name: image.manifest.name.clone(),
+        hash: image.manifest.recipe_hash.clone(),
+        release: image.release().map(str::to_owned),
+    }
 }
 
 #[cfg(test)]

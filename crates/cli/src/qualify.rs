@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use klpfarm_image::Image;
 use klpfarm_model::{
-    Accel, Corpus, Event, Example, Outcome, Plan, Row, Score, counted, judge, needed_detectors, score,
+    Accel, Corpus, Event, Example, Outcome, Plan, Row, Score, counted, judge, needed_kinds, score,
 };
-use klpfarm_report::{Run, one_line, write_atomically};
+use klpfarm_report::{Run, cause_in_words, one_line, write_atomically};
 use serde_json::json;
 use sources::Unbuilt;
 
@@ -122,7 +122,7 @@ pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
         seed: args.seed,
         jobs: args.jobs,
         accel: args.accel,
-        apart: true,
+        independent: true,
     };
     let planned = resolve(Ok(loaded), &choice).await?;
     let dir = run_dir(args.out.as_deref(), &home, "qualify-detectors")?;
@@ -181,7 +181,7 @@ fn examples_of(plan: &Plan, corpus: &Corpus, file: &Path) -> Result<Vec<Example>
         example(&p.name)
             .ok_or_else(|| Failure::input(format!("no example {1} in {0}", file.display(), p.name)))
     };
-    if !plan.apart {
+    if !plan.mode.is_independent() {
         return Err(Failure::input("that folder is from `klpfarm run`: use `klpfarm judge`"));
     }
     plan.patches.iter().map(found).collect()
@@ -197,7 +197,7 @@ fn conclude(
     as_json: bool,
 ) -> u8 {
     let rows = score(plan, events, examples);
-    let needed = needed_detectors(&rows);
+    let needed = needed_kinds(&rows);
     let value = json!({
         "image": plan.image,
         "checkpoint": plan.checkpoint,
@@ -241,8 +241,10 @@ fn matrix(plan: &Plan, rows: &[Row]) -> String {
                 format!("{}{}{at}", f.kind, if f.enough { "*" } else { "" })
             })
             .collect();
-        let why =
-            if row.score.is_right() { String::new() } else { format!("  ({})", one_line(&row.cause, 160)) };
+        let why = match &row.cause {
+            Some(cause) if !row.score.is_right() => format!("  ({})", one_line(&cause_in_words(cause), 160)),
+            _ => String::new(),
+        };
         text.push_str(&format!(
             "{:<12} {:<width$} {:>9}  {}{why}\n",
             word(row.score),
@@ -266,7 +268,7 @@ fn matrix(plan: &Plan, rows: &[Row]) -> String {
         count(Score::FalseAlarm),
         rows.iter().filter(|r| r.score == Score::Undecided && r.expected == Outcome::Qualified).count(),
     ));
-    let needed = needed_detectors(rows);
+    let needed = needed_kinds(rows);
     for (detector, patches) in needed {
         let patches: Vec<&str> = patches.into_iter().collect();
         text.push_str(&format!("only {detector} catches {}\n", patches.join(", ")));

@@ -3,10 +3,11 @@
 
 use std::collections::BTreeMap;
 
-use klpfarm_model::Plan;
+use klpfarm_model::{Plan, Workload};
+use klpfarm_stress::wire::Run;
 use sha2::{Digest, Sha256};
 
-use crate::blind;
+use crate::detect::unavailable;
 
 /// Where the guest binary and the patch lie in the guest. A tmpfs of its own: nothing is left on a golden disk, and `/run` itself is
 /// often mounted `noexec`.
@@ -33,13 +34,13 @@ pub(crate) const MAKE_DIR: &str =
 pub(crate) const TAKE_BINARY: &str =
     "cat > /run/klpfarm/klpfarm-stress && chmod 0755 /run/klpfarm/klpfarm-stress";
 
-/// Set the kernel up for being watched, say what can't be watched ([`blind::shell`]), and start the probe.
+/// Set the kernel up for being watched, say what can't be watched ([`unavailable::shell`]), and start the probe.
 ///
 /// sshd gets a better priority than the load, so that a slow login tells of a sick kernel and not of a busy one.
 /// `hung_task_warnings` counts down to silence unless it is -1. `printk` 8: stack lines must reach the console also when the
 /// command line did not say `ignore_loglevel`. `printk_devkmsg`: heartbeats are written to the log through it.
 pub(crate) fn prepare(hung_task_secs: u64) -> String {
-    let blind = blind::shell();
+    let blind = unavailable::shell();
     format!(
         r#"cd /proc/sys/kernel || exit 1
 echo 8 > printk 2>/dev/null
@@ -61,6 +62,21 @@ echo 0 > /sys/module/rcupdate/parameters/rcu_cpu_stall_suppress 2>/dev/null
 /// A shell line as the probe runs it.
 pub(crate) fn shell(line: &str) -> Vec<String> {
     ["/bin/sh", "-c", line].map(str::to_owned).into()
+}
+
+/// What the probe is to run for a workload; `seed` unless it has one of its own.
+pub(crate) fn run_of(workload: &Workload, seed: u64) -> Run {
+    match (&workload.run.builtin, &workload.run.script) {
+        (None, Some(text)) => Run::Script { text: text.clone() },
+        (Some(name), _) => {
+            let mut args: Vec<String> = workload.run.args.iter().map(|(k, v)| format!("{k}={v}")).collect();
+            if !workload.run.args.contains_key("seed") {
+                args.push(format!("seed={seed}"));
+            }
+            Run::Builtin { name: name.clone(), args }
+        }
+        (None, None) => Run::Command { argv: workload.run.command.clone().unwrap_or_default() },
+    }
 }
 
 /// Load modules by name, and what they need; says `missing NAME WHY` of each that can't be. What is loaded or built in stays as it is.

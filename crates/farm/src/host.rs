@@ -5,8 +5,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use klpfarm_kmsg::Kind as KernelKind;
-use klpfarm_model::{FarmKind, Finding, FindingKind, Phase, TrialEnd};
+use klpfarm_model::{Finding, FindingKind, Phase, TrialEnd};
 
 use crate::concurrency::ENOUGH;
 use crate::pace::SLOWEST;
@@ -149,7 +148,7 @@ impl Found {
 
     /// Too little CPU time alone can look like this: it is soft, and neither memory that is gone nor a hang in the patch's own code.
     fn can_be_slowness(&self) -> bool {
-        self.kind.is_soft() && by_time(self.kind) && !self.blames_the_patch()
+        self.kind.is_soft() && self.kind.rules().by_lack_of_time && !self.blames_the_patch()
     }
 }
 
@@ -286,7 +285,7 @@ impl Host {
             && if found.kind.is_soft() {
                 found.can_be_slowness() && (near || self.is_watched(trouble))
             } else {
-                by_time(found.kind) && !found.in_patch && near
+                found.kind.rules().by_lack_of_time && !found.in_patch && near
             }
     }
 
@@ -308,22 +307,6 @@ impl Host {
         let set = (!steps.is_empty())
             .then(|| format!("the host's time of day was set by {}; no limit goes by it", steps.join(", ")));
         self.troubles.iter().map(ToString::to_string).chain(set).collect()
-    }
-}
-
-/// Whether lack of time alone can look like this: all but what the kernel, the workload or QEMU says outright, and hangs that were
-/// confirmed.
-fn by_time(kind: FindingKind) -> bool {
-    match kind {
-        FindingKind::Kernel(KernelKind::Oom | KernelKind::PageAllocation) => false,
-        FindingKind::Farm(
-            FarmKind::CpuStuck
-            | FarmKind::LoadStuck
-            | FarmKind::TransitionStalled
-            | FarmKind::RevertStalled
-            | FarmKind::WatchdogFired,
-        ) => true,
-        kind => kind.is_soft(),
     }
 }
 

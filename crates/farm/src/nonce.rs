@@ -2,7 +2,7 @@
 
 use std::io::Read;
 
-use crate::trial::Secret;
+use crate::secret::Secret;
 
 /// A fresh secret for one trial.
 pub(crate) fn secret() -> Secret {

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use klpfarm_history::{History, HistoryError, Hit, RunFilter, RunSeen, TrendFilter};
-use klpfarm_model::{Arm, Body, FarmKind};
+use klpfarm_model::{Arm, Body, ObservedKind};
 
 mod story;
 use story::{C0, C1, L0, L1, Story, faulty, quiet, temporary};
@@ -73,7 +73,7 @@ fn only_what_has_changed_is_read_again() {
     let again = history.refresh().unwrap();
     assert_eq!((again.read, again.unchanged), (0, 2));
     // The farm dies in the middle of a line, and the run is resumed: the trial in flight is done again.
-    let torn = begun.clone().finds(L0, FarmKind::WrongContent, "bad data");
+    let torn = begun.clone().finds(L0, ObservedKind::WrongContent, "bad data");
     let text = torn.journal();
     fs::write(dir.join("journal.jsonl"), &text[..text.len() - 5]).unwrap();
     let again = history.refresh().unwrap();

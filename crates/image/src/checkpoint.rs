@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use klpfarm_model::Detector;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -108,7 +109,10 @@ pub struct Made {
     /// The guest's uptime when the checkpoint was taken, in seconds.
     pub uptime_s: f64,
     /// Detectors that can't fire on this guest, and why.
-    pub blind: BTreeMap<String, String>,
+    pub blind: BTreeMap<Detector, String>,
+    /// Workloads that can't run on this guest, and why.
+    #[serde(default)]
+    pub unavailable: BTreeMap<String, String>,
     /// The guest's own public host key, which came with [`CHECKPOINT_KEY`]; `None`: it has its image's keys.
     pub host_key: Option<String>,
 }

@@ -24,9 +24,9 @@ pub struct CheckpointStore {
 #[derive(Debug)]
 pub enum Begun {
     /// It is there: made before, or by another process meanwhile.
-    There(Checkpoint),
+    There(Box<Checkpoint>),
     /// It is yours to make.
-    Draft(Draft),
+    Draft(Box<Draft>),
 }
 
 impl CheckpointStore {
@@ -133,7 +133,7 @@ impl CheckpointStore {
         let mut told = false;
         let lock = loop {
             if let Some(checkpoint) = self.get(key)? {
-                return Ok(Begun::There(checkpoint));
+                return Ok(Begun::There(Box::new(checkpoint)));
             }
             match self.take(&id)? {
                 Some(lock) => break lock,
@@ -145,10 +145,10 @@ impl CheckpointStore {
         };
         // Between the last look and the lock.
         if let Some(checkpoint) = self.get(key)? {
-            return Ok(Begun::There(checkpoint));
+            return Ok(Begun::There(Box::new(checkpoint)));
         }
         self.clear_left_over()?;
-        self.draft(key, lock).map(Begun::Draft)
+        self.draft(key, lock).map(|draft| Begun::Draft(Box::new(draft)))
     }
 
     /// An empty draft, unless there is such a checkpoint or somebody makes it right now.

@@ -14,8 +14,15 @@ macro_rules! shipped_recipes {
     };
 }
 
-const SHIPPED: &[(&str, &str)] =
-    shipped_recipes!["debian-12", "debian-11", "debian-13", "ubuntu-16.04", "ubuntu-16.04-cloud"];
+const SHIPPED: &[(&str, &str)] = shipped_recipes![
+    "debian-12",
+    "debian-11",
+    "debian-13",
+    "debian-12-generic",
+    "debian-13-generic",
+    "ubuntu-16.04",
+    "ubuntu-16.04-cloud"
+];
 
 /// The recipes shipped inside the program, as name and YAML text, the default first.
 pub fn shipped() -> &'static [(&'static str, &'static str)] {

@@ -49,7 +49,7 @@ impl World {
 
     async fn draft(&self, key: &Key) -> Draft {
         match self.store.begin(key, &mut |_| {}).await.unwrap() {
-            Begun::Draft(draft) => draft,
+            Begun::Draft(draft) => *draft,
             Begun::There(checkpoint) => panic!("{} is there", checkpoint.id()),
         }
     }
@@ -110,7 +110,7 @@ async fn a_checkpoint_is_made_in_one_step_kept_private_and_found() {
     assert_eq!(world.store.get(&key).unwrap().unwrap(), made);
     assert_eq!(world.store.find(&key.id()[..10]).unwrap(), made);
     assert!(
-        matches!(world.store.begin(&key, &mut |_| {}).await.unwrap(), Begun::There(there) if there == made)
+        matches!(world.store.begin(&key, &mut |_| {}).await.unwrap(), Begun::There(there) if *there == made)
     );
 
     let second = Key { parent: Some(key.id()), ..key.clone() };

@@ -314,8 +314,8 @@ impl Classifier {
                 self.out.push(Signal::Livepatch { line, patch: self.patch.clone(), state });
             }
             Notice::LivepatchFailure(header) => self.single(header, raw, line),
-            Notice::Blind { detector } => {
-                self.out.push(Signal::Blind { line, detector, reason: message.trim().to_string() });
+            Notice::Blind { kind } => {
+                self.out.push(Signal::Blind { line, kind, reason: message.trim().to_string() });
             }
         }
     }

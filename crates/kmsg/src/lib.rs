@@ -45,4 +45,4 @@ mod words;
 pub use classifier::{Classifier, triage};
 pub use kind::{Kind, Severity};
 pub use machinery::is_machinery;
-pub use signal::{Detector, LivepatchState, Report, Signal};
+pub use signal::{LivepatchState, Report, Signal};

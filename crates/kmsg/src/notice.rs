@@ -2,7 +2,7 @@
 
 use crate::header::Header;
 use crate::scan::Scan;
-use crate::{Detector, Kind, LivepatchState};
+use crate::{Kind, LivepatchState};
 
 /// A notice, without its line number.
 #[derive(Debug, PartialEq)]
@@ -10,7 +10,7 @@ pub(crate) enum Notice {
     Boot { release: String },
     Livepatch { patch: Option<String>, state: LivepatchState },
     LivepatchFailure(Header),
-    Blind { detector: Detector },
+    Blind { kind: Kind },
 }
 
 /// The notice that `message` is, if it is one.
@@ -29,7 +29,7 @@ pub(crate) fn parse(message: &str) -> Option<Notice> {
     {
         return Some(Notice::Livepatch { patch: Some(module.to_string()), state: LivepatchState::Loaded });
     }
-    blind(message).map(|detector| Notice::Blind { detector })
+    blind(message).map(|kind| Notice::Blind { kind })
 }
 
 /// Text lost before this line: the count and where the rest of the line starts. The kernel before 4.19 printed the next
@@ -123,8 +123,8 @@ fn livepatch_failure(rest: &str) -> Option<Header> {
     fits.then(|| Header::new(Kind::LivepatchFailure, format!("livepatch: {}", rest.trim_end())).given())
 }
 
-/// Which detector says that it cannot fire.
-fn blind(message: &str) -> Option<Detector> {
+/// Which detector says that it cannot fire, by a kind of its reports.
+fn blind(message: &str) -> Option<Kind> {
     if let Some(rest) = message.strip_prefix("NMI watchdog: ") {
         let hard = [
             "disabled",
@@ -132,35 +132,35 @@ fn blind(message: &str) -> Option<Detector> {
             "Perf event create on CPU",
             "Shutting down hard",
         ];
-        return hard.iter().any(|h| rest.starts_with(h)).then_some(Detector::HardLockup);
+        return hard.iter().any(|h| rest.starts_with(h)).then_some(Kind::HardLockup);
     }
-    const STARTS: &[(&str, Detector)] = &[
-        ("Perf NMI watchdog permanently disabled", Detector::HardLockup),
-        ("watchdog: NMI not fully supported", Detector::HardLockup),
-        ("watchdog: Delayed init of the lockup detector failed", Detector::HardLockup),
-        ("watchdog: Perf", Detector::HardLockup),
-        ("watchdog: disabled", Detector::SoftLockup),
-        ("INFO: lockdep is turned off", Detector::Lockdep),
-        ("Disabling lock debugging due to kernel taint", Detector::Lockdep),
-        ("turning off the locking correctness validator", Detector::Lockdep),
-        ("BUG: MAX_LOCK", Detector::Lockdep),
-        ("BUG: MAX_STACK_TRACE_ENTRIES too low", Detector::Lockdep),
-        ("Future hung task reports are suppressed", Detector::HungTask),
-        ("INFO: Future hung task reports are suppressed", Detector::HungTask),
-        ("hung_task: ", Detector::HungTask),
-        ("kmemleak: Kernel memory leak detector disabled", Detector::Kmemleak),
-        ("kmemleak: Early log buffer exceeded", Detector::Kmemleak),
-        ("kmemleak: Memory pool empty", Detector::Kmemleak),
-        ("ODEBUG: Out of memory", Detector::Odebug),
-        ("ODEBUG: Not enough memory", Detector::Odebug),
-        ("ODEBUG: selftest", Detector::Odebug),
-        ("kfence: initialization failed", Detector::Sanitizer),
-        ("kfence: disabled", Detector::Sanitizer),
+    const STARTS: &[(&str, Kind)] = &[
+        ("Perf NMI watchdog permanently disabled", Kind::HardLockup),
+        ("watchdog: NMI not fully supported", Kind::HardLockup),
+        ("watchdog: Delayed init of the lockup detector failed", Kind::HardLockup),
+        ("watchdog: Perf", Kind::HardLockup),
+        ("watchdog: disabled", Kind::SoftLockup),
+        ("INFO: lockdep is turned off", Kind::Deadlock),
+        ("Disabling lock debugging due to kernel taint", Kind::Deadlock),
+        ("turning off the locking correctness validator", Kind::Deadlock),
+        ("BUG: MAX_LOCK", Kind::Deadlock),
+        ("BUG: MAX_STACK_TRACE_ENTRIES too low", Kind::Deadlock),
+        ("Future hung task reports are suppressed", Kind::HungTask),
+        ("INFO: Future hung task reports are suppressed", Kind::HungTask),
+        ("hung_task: ", Kind::HungTask),
+        ("kmemleak: Kernel memory leak detector disabled", Kind::MemoryLeak),
+        ("kmemleak: Early log buffer exceeded", Kind::MemoryLeak),
+        ("kmemleak: Memory pool empty", Kind::MemoryLeak),
+        ("ODEBUG: Out of memory", Kind::Odebug),
+        ("ODEBUG: Not enough memory", Kind::Odebug),
+        ("ODEBUG: selftest", Kind::Odebug),
+        ("kfence: initialization failed", Kind::Kfence),
+        ("kfence: disabled", Kind::Kfence),
     ];
-    let (start, detector) = STARTS.iter().find(|(start, _)| message.starts_with(start))?;
+    let (start, kind) = STARTS.iter().find(|(start, _)| message.starts_with(start))?;
     let off = ["hung_task: ", "watchdog: Perf", "ODEBUG: selftest"].contains(start);
     let says_off = ["disabled", "suppressed", "stopped", "failed"].iter().any(|w| message.contains(w));
-    (!off || says_off).then_some(*detector)
+    (!off || says_off).then_some(*kind)
 }
 
 #[cfg(test)]
@@ -215,10 +215,10 @@ mod tests {
     #[test]
     fn blind_detectors() {
         let blind = |text| match parse(text) {
-            Some(Notice::Blind { detector }) => Some(detector),
+            Some(Notice::Blind { kind }) => Some(kind),
             _ => None,
         };
-        let hard = Some(Detector::HardLockup);
+        let hard = Some(Kind::HardLockup);
         assert_eq!(blind("NMI watchdog: disabled (cpu0): hardware events not enabled"), hard);
         assert_eq!(blind("NMI watchdog: Perf NMI watchdog permanently disabled"), hard);
         assert_eq!(blind("NMI watchdog: Enabled. Permanently consumes one hw-PMU counter."), None);

@@ -36,8 +36,8 @@ pub enum Signal {
     Blind {
         /// Line number in the stream, from 1.
         line: u64,
-        /// Which one.
-        detector: Detector,
+        /// Reports of this kind, and others of the same detector, are not to be expected.
+        kind: Kind,
         /// The message.
         reason: String,
     },
@@ -115,26 +115,4 @@ pub enum LivepatchState {
     RevertingFromModule,
     /// `tainting kernel with TAINT_LIVEPATCH`: a livepatch module was loaded.
     Loaded,
-}
-
-/// The kernel's own detectors, where one can be blind.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Detector {
-    /// Hung-task reports (khungtaskd).
-    HungTask,
-    /// The soft lockup watchdog.
-    SoftLockup,
-    /// The hard lockup (NMI) watchdog.
-    HardLockup,
-    /// RCU stall reports.
-    RcuStall,
-    /// Lockdep.
-    Lockdep,
-    /// kmemleak.
-    Kmemleak,
-    /// Debug objects.
-    Odebug,
-    /// A sanitizer (KASAN, KFENCE, KCSAN, KMSAN).
-    Sanitizer,
 }

@@ -1,6 +1,6 @@
 //! What the classifier says besides reports, and when.
 
-use klpfarm_kmsg::{Classifier, Detector, Kind, LivepatchState, Severity, Signal, triage};
+use klpfarm_kmsg::{Classifier, Kind, LivepatchState, Severity, Signal, triage};
 
 const BARE: &str = "[  120.000000] BUG: soft lockup - CPU#0 stuck for 22s! [none:1]\n";
 const HUNG: &str = "\
@@ -84,14 +84,14 @@ fn blind_detectors_are_told() {
 [    0.200000] NMI watchdog: Perf NMI watchdog permanently disabled
 [   50.000000] Future hung task reports are suppressed, see sysctl kernel.hung_task_warnings
 ";
-    let blind: Vec<Detector> = triage(log.as_bytes())
+    let blind: Vec<Kind> = triage(log.as_bytes())
         .iter()
         .map(|s| match s {
-            Signal::Blind { detector, .. } => *detector,
+            Signal::Blind { kind, .. } => *kind,
             other => panic!("{other:?}"),
         })
         .collect();
-    assert_eq!(blind, [Detector::HardLockup, Detector::HardLockup, Detector::HungTask]);
+    assert_eq!(blind, [Kind::HardLockup, Kind::HardLockup, Kind::HungTask]);
 }
 
 #[test]

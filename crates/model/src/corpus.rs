@@ -166,7 +166,7 @@ impl Example {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::FarmKind;
+    use crate::ObservedKind;
 
     #[test]
     fn what_is_expected_follows_from_what_catches_it() {
@@ -174,7 +174,7 @@ mod tests {
         let all = Corpus::parse(Path::new("corpus.yaml"), text).unwrap().examples;
         let expected: Vec<Outcome> = all.iter().map(Example::expected).collect();
         assert_eq!(expected, [Outcome::Rejected, Outcome::Qualified, Outcome::Inconclusive]);
-        assert_eq!((all[0].name(), &all[0].caught_by[..]), ("a", &[FarmKind::ThreadStalled.into()][..]));
+        assert_eq!((all[0].name(), &all[0].caught_by[..]), ("a", &[ObservedKind::ThreadStalled.into()][..]));
         assert!(all[0].fits("6.1.0-50-cloud-amd64") && all[0].fits("6.1") && all[1].fits("4.4.0"));
         assert!(!all[0].fits("6.12.9"));
     }

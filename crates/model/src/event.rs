@@ -4,15 +4,16 @@ mod measured;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use measured::{LatencyMeasure, Measured, Resources, WorkloadMeasure};
 
 use crate::wait::Waits;
-use crate::{Accel, Arm, Finding, Phase};
+use crate::{Accel, Arm, Detector, Finding, Phase};
 
 /// One event, as it stands in the journal.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Event {
     /// From 1, without gaps: what the verdict cites.
     pub seq: u64,
@@ -26,10 +27,13 @@ pub struct Event {
     pub body: Body,
 }
 
+/// What stands for a trial's number in events of a machine that is aged and checkpointed: it is no trial, and no journal has them.
+pub const AGED: u32 = 0;
+
 /// Trial, arm and phase of an event.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Scope {
-    /// Trial number.
+    /// Trial number, from 1; [`AGED`] for a machine that is aged.
     pub trial: u32,
     /// Its arm.
     pub arm: Arm,
@@ -37,8 +41,15 @@ pub struct Scope {
     pub phase: Phase,
 }
 
+impl Scope {
+    /// Whether the event is of a machine that is aged, and of no trial.
+    pub fn is_aging(self) -> bool {
+        self.trial == AGED
+    }
+}
+
 /// What happened.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub enum Body {
     /// The run began.
@@ -65,7 +76,7 @@ pub enum Body {
     TrialStarted,
     /// The trial entered the phase in its scope.
     PhaseStarted,
-    /// The machine of trial 0 is kept, and all trials are forks of it.
+    /// The checkpoint of an aged machine, of which trials are forks.
     Checkpoint(Box<CheckpointFacts>),
     /// How old and worn the machine is: in phase boot a fresh one, in phase age an aged one.
     Vitals(Vitals),
@@ -85,8 +96,15 @@ pub enum Body {
     /// A detector cannot fire on this guest or host.
     Blind {
         /// Which.
-        detector: String,
+        detector: Detector,
         /// Why.
+        reason: String,
+    },
+    /// A workload can't run on this guest, for want of a kernel module, a device or a program: it is left out, which is nobody's fault.
+    WorkloadUnavailable {
+        /// Its name.
+        workload: String,
+        /// What is missing, in the workload's own words.
         reason: String,
     },
     /// The patch is loaded.
@@ -208,7 +226,7 @@ pub fn function_name(path: &str) -> &str {
 }
 
 /// How a trial ended. Whose fault a failure is, is a type: only findings count against a patch.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "how", rename_all = "kebab-case")]
 pub enum TrialEnd {
     /// Every phase was gone through.
@@ -246,7 +264,7 @@ impl TrialEnd {
 }
 
 /// The checkpoint that a run's trials are forks of.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct CheckpointFacts {
     /// Its id: name of the image and content hash.
     pub id: String,
@@ -260,11 +278,14 @@ pub struct CheckpointFacts {
     /// The machine when it was checkpointed.
     pub reached: Vitals,
     /// Detectors that can't fire on it, and why.
-    pub blind: BTreeMap<String, String>,
+    pub blind: BTreeMap<Detector, String>,
+    /// Workloads that can't run on it, and why.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub unavailable: BTreeMap<String, String>,
 }
 
 /// How old and worn a machine is.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Vitals {
     /// Seconds since boot.
     pub uptime_s: f64,
@@ -308,14 +329,14 @@ impl Vitals {
 mod tests {
     use super::*;
     use crate::wait::{Noted, Wait};
-    use crate::{FarmKind, Source};
+    use crate::{ObservedKind, Source};
 
     /// Every kind of event reads back from its line: fields of a body stand beside those of the event.
     #[test]
     fn events_read_back() {
         let text = || String::from("t");
         let finding = Finding {
-            kind: FarmKind::Tainted.into(),
+            kind: ObservedKind::Tainted.into(),
             title: text(),
             source: Source::Probe,
             function: Some(text()),
@@ -343,7 +364,8 @@ mod tests {
             made_ms: Some(2),
             fresh: Vitals::default(),
             reached: vitals.clone(),
-            blind: BTreeMap::from([(text(), text())]),
+            blind: BTreeMap::from([(Detector::Slabs, text())]),
+            unavailable: BTreeMap::from([(text(), text())]),
         };
         let bodies = vec![
             Body::RunStarted { time: text(), plan: text(), accel: Accel::Kvm, qemu: text() },
@@ -353,7 +375,8 @@ mod tests {
             Body::TrialStarted,
             Body::PhaseStarted,
             Body::MachineReady { release: text(), ssh_ms: Some(1), fork_ms: None, taint: 0 },
-            Body::Blind { detector: text(), reason: text() },
+            Body::Blind { detector: Detector::Reach, reason: text() },
+            Body::WorkloadUnavailable { workload: text(), reason: text() },
             Body::Applied {
                 patch: text(),
                 took_ms: 1,

@@ -1,10 +1,16 @@
-//! Findings: signals judged bad.
+//! Findings: signals judged bad. What holds for each kind of finding stands in one table, `finding/kinds.rs`.
 
+mod kinds;
+
+use std::borrow::Cow;
+
+pub use kinds::{Failure, ObservedKind, Rank, Rules, WhileGathering};
 use klpfarm_kmsg::Kind as KernelKind;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 /// Where a finding was seen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Source {
     /// The serial console.
@@ -25,126 +31,66 @@ pub enum Source {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum FindingKind {
-    /// The farm's own observation.
-    Farm(FarmKind),
+    /// The farm observed it without the kernel's help.
+    Observed(ObservedKind),
     /// The kernel said so.
     Kernel(KernelKind),
 }
 
-/// Trouble that the farm sees without the kernel's help.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum FarmKind {
-    /// A workload thread finishes no operation.
-    ThreadStalled,
-    /// Tasks stayed in the patch's own code without any progress, long beyond the limit for a stall, while the rest of the machine made
-    /// progress: a hang that no slow host explains.
-    HangConfirmed,
-    /// A task is uninterruptible and does not run.
-    TaskBlocked,
-    /// A call failed or succeeded against its contract.
-    WrongErrno,
-    /// Memory or a file held something else than it should.
-    WrongContent,
-    /// A process of the workload died.
-    WorkloadDied,
-    /// A workload does far fewer operations than the control arm.
-    RateCollapsed,
-    /// An operation takes far longer than in the control arm.
-    LatencyGrown,
-    /// A few operations take very long, which without the patch none or fewer do.
-    TailGrown,
-    /// One thread falls far behind its siblings.
-    ThreadStarved,
-    /// Memory, files or tasks are given out and not given back.
-    ResourcesLeaked,
-    /// No SSH login succeeds.
-    SshDead,
-    /// The probe went silent.
-    ProbeSilent,
-    /// A CPU keeps its interrupts off.
-    CpuStuck,
-    /// The console prints without end.
-    ConsoleFlood,
-    /// What is written to the kernel's log no longer comes out on the console.
-    ConsoleSilent,
-    /// The patch could not be loaded.
-    LoadRefused,
-    /// `insmod` did not return.
-    LoadStuck,
-    /// The kernel does not list the patch as enabled after loading it.
-    NotInForce,
-    /// Tasks do not switch to the patch.
-    TransitionStalled,
-    /// Tasks do not switch back.
-    RevertStalled,
-    /// The patch could not be disabled or unloaded.
-    RevertRefused,
-    /// The kernel became tainted by more than a livepatch explains.
-    Tainted,
-    /// The guest panicked (QMP).
-    Panicked,
-    /// The machine restarted.
-    Rebooted,
-    /// The guest powered itself off.
-    PoweredOff,
-    /// The watchdog device fired.
-    WatchdogFired,
-}
-
 impl FindingKind {
-    /// Whether the host's mood (load, slow disk) can cause it as well: such findings are attributed by kind and not by
-    /// title, because the place where a starved guest waits differs from one moment to the next.
-    pub fn is_soft(self) -> bool {
+    /// All kinds of finding.
+    pub fn all() -> impl Iterator<Item = Self> {
+        let observed = ObservedKind::ALL.iter().copied().map(Self::Observed);
+        observed.chain(KernelKind::ALL.iter().copied().map(Self::Kernel))
+    }
+
+    /// What holds for findings of this kind.
+    pub fn rules(self) -> Rules {
         match self {
-            Self::Farm(kind) => matches!(
-                kind,
-                FarmKind::ThreadStalled
-                    | FarmKind::TaskBlocked
-                    | FarmKind::RateCollapsed
-                    | FarmKind::LatencyGrown
-                    | FarmKind::TailGrown
-                    | FarmKind::ThreadStarved
-                    | FarmKind::ResourcesLeaked
-                    | FarmKind::SshDead
-                    | FarmKind::ProbeSilent
-                    | FarmKind::ConsoleSilent
-            ),
-            Self::Kernel(kind) => matches!(
-                kind,
-                KernelKind::HungTask
-                    | KernelKind::SoftLockup
-                    | KernelKind::RcuStall
-                    | KernelKind::WorkqueueLockup
-                    | KernelKind::Oom
-                    | KernelKind::PageAllocation
-            ),
+            Self::Observed(kind) => kinds::observed(kind),
+            Self::Kernel(kind) => kinds::kernel(kind),
         }
     }
 
+    /// Whether it is soft: [`Rules::soft`].
+    pub fn is_soft(self) -> bool {
+        self.rules().soft
+    }
+
     /// The word in files and output.
-    pub fn as_str(self) -> String {
-        match serde_json::to_value(self) {
-            Ok(serde_json::Value::String(text)) => text,
-            _ => String::from("unknown"),
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Observed(kind) => kind.as_str(),
+            Self::Kernel(kind) => kind.name(),
         }
+    }
+}
+
+impl JsonSchema for FindingKind {
+    fn schema_name() -> Cow<'static, str> {
+        "FindingKind".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        let words: Vec<&str> = Self::all().map(Self::as_str).collect();
+        json_schema!({ "type": "string", "enum": words })
     }
 }
 
 impl std::fmt::Display for FindingKind {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.pad(&self.as_str())
+        f.pad(self.as_str())
     }
 }
 
-impl From<FarmKind> for FindingKind {
-    fn from(kind: FarmKind) -> Self {
-        Self::Farm(kind)
+impl From<ObservedKind> for FindingKind {
+    fn from(kind: ObservedKind) -> Self {
+        Self::Observed(kind)
     }
 }
 
 /// One finding.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Finding {
     /// What kind of trouble.
     pub kind: FindingKind,
@@ -173,3 +119,6 @@ pub struct Finding {
     /// The raw observation.
     pub evidence: String,
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,16 +1,21 @@
 //! Pipeline files: their shape, their defaults, and the checks that find every problem at once.
 
+mod rotation;
+
 use std::path::Path;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+pub use rotation::Rotation;
+use schemars::JsonSchema;
+use serde::de::{SeqAccess, Unexpected, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::workload::{Run, Scalar, Workload, is_name};
 use crate::yaml::{self, YamlError};
-use crate::{Arm, Rotation, Tier};
+use crate::{Arm, Tier};
 
 /// What to run and how to judge it, as written in `pipelines/*.yaml`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Pipeline {
     /// Its name in output and reports.
@@ -26,8 +31,9 @@ pub struct Pipeline {
     /// The virtual hardware.
     #[serde(default)]
     pub machine: MachineShape,
-    /// Workload descriptors: names or paths relative to this file. All run together, where no `rotation.loads` say otherwise.
-    #[serde(default)]
+    /// Workload descriptors: names or paths relative to this file. All run together, where no `rotation.loads` say otherwise. [`AUTO`], alone
+    /// or among them, stands for those that call the patched functions, by the image's reach map.
+    #[serde(default, deserialize_with = "names_or_auto")]
     pub workloads: Vec<String>,
     /// What makes a machine old before it is checkpointed.
     #[serde(default)]
@@ -46,6 +52,7 @@ pub struct Pipeline {
     pub evidence: Gathering,
     /// The run ends after this, decided or not; absent: when all trials are done.
     #[serde(default, with = "crate::duration::option", skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
     pub budget: Option<Duration>,
     /// What goes round, in a run that lasts for a time instead of a number of trials; `arms` are then those of one round.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -56,11 +63,12 @@ pub struct Pipeline {
 }
 
 /// What makes a machine old. All of it happens under the pipeline's load; what was reached is measured.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Aging {
     /// Uptime at which the machine is old enough.
     #[serde(with = "crate::duration")]
+    #[schemars(with = "String")]
     pub uptime: Duration,
     /// Page cache filled, in MiB.
     pub cache_mib: u32,
@@ -87,6 +95,37 @@ impl Default for Aging {
     }
 }
 
+/// In place of a workload's name: whatever the patched functions need.
+pub const AUTO: &str = "auto";
+
+/// A list of names, or the one word.
+fn names_or_auto<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    struct Names;
+    impl<'de> Visitor<'de> for Names {
+        type Value = Vec<String>;
+
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("a list of workloads, or `auto`")
+        }
+
+        fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Self::Value, E> {
+            match text {
+                AUTO => Ok(vec![AUTO.to_owned()]),
+                other => Err(E::invalid_value(Unexpected::Str(other), &self)),
+            }
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+            let mut names = Vec::new();
+            while let Some(name) = seq.next_element()? {
+                names.push(name);
+            }
+            Ok(names)
+        }
+    }
+    deserializer.deserialize_any(Names)
+}
+
 /// Name of the workload that makes a machine old.
 pub const AGING: &str = "aging";
 
@@ -106,14 +145,15 @@ impl Aging {
         Workload {
             name: AGING.to_owned(),
             description: "Makes the machine old, and keeps it so".to_owned(),
-            run: Run { builtin: Some(AGING.to_owned()), args, command: None },
+            run: Run { builtin: Some(AGING.to_owned()), args, command: None, script: None },
+            covers: Vec::new(),
             packages: Vec::new(),
         }
     }
 }
 
 /// CPUs and memory of a machine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct MachineShape {
     /// Virtual CPUs. Races want at least two.
@@ -129,7 +169,7 @@ impl Default for MachineShape {
 }
 
 /// Trials an arm.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Arms {
     /// Patch applied mid-load: at most so many; absent: as many as the tier needs, and some to spare.
@@ -166,21 +206,25 @@ impl Arms {
 }
 
 /// How long each phase takes. Wall-clock time: a longer soak finds more, whatever the host's speed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Phases {
     /// What a boot or a fork stirred up gets so long to settle; the control arm waits as well.
     #[serde(with = "crate::duration")]
+    #[schemars(with = "String")]
     pub settle: Duration,
     /// Load is measured this long before the patch is applied.
     #[serde(with = "crate::duration")]
+    #[schemars(with = "String")]
     pub baseline: Duration,
     /// Load goes on this long with the patch in force.
     #[serde(with = "crate::duration")]
+    #[schemars(with = "String")]
     pub soak: Duration,
     /// Load goes on this long after the patch was taken back, and between the steps of the arms `reapply` and `stack`; zero leaves
     /// the patch in place.
     #[serde(with = "crate::duration")]
+    #[schemars(with = "String")]
     pub revert: Duration,
     /// How often a trial of the arm `reapply` applies the patch.
     pub cycles: u32,
@@ -194,40 +238,50 @@ impl Default for Phases {
 }
 
 /// When a signal becomes a finding. All durations are for KVM and are multiplied by the plan's `scale`.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
     /// Power-on to a working SSH login and probe.
     #[serde(with = "crate::duration")]
+    #[schemars(with = "String")]
     pub boot: Duration,
     /// Until `insmod` returns.
     #[serde(with = "crate::duration")]
+    #[schemars(with = "String")]
     pub apply: Duration,
     /// Until every task has switched (the kernel signals stragglers after 15 s).
     #[serde(with = "crate::duration")]
+    #[schemars(with = "String")]
     pub transition: Duration,
     /// A workload thread finishes no operation while the probe goes on.
     #[serde(with = "crate::duration")]
+    #[schemars(with = "String")]
     pub stall: Duration,
     /// A task stays uninterruptible without running.
     #[serde(with = "crate::duration")]
+    #[schemars(with = "String")]
     pub blocked: Duration,
     /// No SSH login succeeds while the machine runs.
     #[serde(with = "crate::duration")]
+    #[schemars(with = "String")]
     pub ssh: Duration,
     /// The probe says nothing while the machine runs.
     #[serde(with = "crate::duration")]
+    #[schemars(with = "String")]
     pub probe: Duration,
     /// A CPU keeps its interrupts off in the kernel.
     #[serde(with = "crate::duration")]
+    #[schemars(with = "String")]
     pub cpu: Duration,
     /// A line written to the kernel's log does not come out on the console while the probe goes on.
     #[serde(with = "crate::duration")]
+    #[schemars(with = "String")]
     pub console: Duration,
     /// Text on the console that counts as a flood, in bytes a second, on average over ten seconds.
     pub console_flood: u64,
     /// The kernel's own hung-task timeout, set in the guest.
     #[serde(with = "crate::duration")]
+    #[schemars(with = "String")]
     pub hung_task: Duration,
     /// Slow-down of a workload against the control arm that counts as a collapse: 4 means four times fewer operations.
     pub slowdown: f64,
@@ -273,7 +327,7 @@ impl Default for Limits {
 }
 
 /// What is gathered from a machine with a finding before it goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Gathering {
     /// When the guest's memory is dumped.
@@ -285,7 +339,7 @@ pub struct Gathering {
 }
 
 /// When the guest's memory is dumped. A dump is large and holds whatever the guest knew, and one is mostly enough.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Dump {
     /// Never.
@@ -324,6 +378,16 @@ impl Pipeline {
         if problems.is_empty() { Ok(pipeline) } else { Err(problems) }
     }
 
+    /// Whether workloads are to be chosen by what the patches replace.
+    pub fn is_auto(&self) -> bool {
+        self.workloads.iter().any(|name| name == AUTO)
+    }
+
+    /// Workloads that run whatever the patches replace.
+    pub fn named_workloads(&self) -> Vec<String> {
+        self.workloads.iter().filter(|name| *name != AUTO).cloned().collect()
+    }
+
     fn problems(&self) -> Vec<(String, String)> {
         let mut found = Vec::new();
         let mut check = |ok: bool, field: &str, message: String| {
@@ -349,6 +413,11 @@ impl Pipeline {
         for (i, name) in self.workloads.iter().enumerate() {
             check(!self.workloads[..i].contains(name), "workloads", format!("names `{name}` twice"));
         }
+        check(
+            !self.is_auto() || self.rotation.is_none(),
+            "workloads",
+            "says `auto`, which a rotation does not have: name the workloads".into(),
+        );
         let MachineShape { cpus, memory_mib } = self.machine;
         check((1..=255).contains(&cpus), "machine.cpus", format!("is {cpus}; must be 1 to 255"));
         check(
@@ -491,6 +560,22 @@ mod tests {
         ] {
             assert!(error.contains(expected), "{error}\nlacks {expected}");
         }
+    }
+
+    #[test]
+    fn workloads_can_be_left_to_the_map() {
+        let of = |workloads: &str| parse(&format!("name: gate\nimage: debian-12\nworkloads: {workloads}\n"));
+        let alone = of("auto").unwrap();
+        assert!(alone.is_auto() && alone.named_workloads().is_empty());
+        let mixed = of("[a, auto]").unwrap();
+        assert!(mixed.is_auto() && mixed.named_workloads() == ["a"]);
+        assert!(!of("[a]").unwrap().is_auto());
+        let error = of("a").unwrap_err();
+        assert!(error.contains("a list of workloads, or `auto`"), "{error}");
+        let error = of("[auto, auto]").unwrap_err();
+        assert!(error.contains("twice"), "{error}");
+        let error = of("auto\nrotation: {duration: 1h}").unwrap_err();
+        assert!(error.contains("a rotation does not have"), "{error}");
     }
 
     #[test]

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::apart::{judge_apart, judge_with};
-use crate::verdict::Attribution;
+use crate::independent::{judge_independent, judge_with};
+use crate::verdict::{Attribution, Cause};
 use crate::{Event, Example, FindingKind, Outcome, Plan, Verdict};
 
 /// What the farm said of one example.
@@ -21,15 +21,15 @@ pub struct Row {
     pub outcome: Outcome,
     /// Whether that is right.
     pub score: Score,
-    /// What counts against it, by detector, the first first.
+    /// What counts against it, by kind, the earliest first.
     pub found: Vec<Found>,
     /// Trials that applied it and say something.
     pub trials: u32,
     /// The verdict's first cause.
-    pub cause: String,
+    pub cause: Option<Cause>,
 }
 
-/// What one detector found.
+/// Findings of one kind.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Found {
     /// Its kind.
@@ -37,7 +37,7 @@ pub struct Found {
     /// Milliseconds after applying, the earliest of all trials; absent where only the comparison of trials shows it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after_apply_ms: Option<u64>,
-    /// The patch would have been rejected had no other detector said anything.
+    /// The patch would have been rejected had nothing of any other kind been found.
     pub enough: bool,
 }
 
@@ -55,7 +55,7 @@ pub enum Score {
     Missed,
     /// A good patch was rejected.
     FalseAlarm,
-    /// A patch was rejected, but by none of the detectors that should.
+    /// A patch was rejected, but by no finding of the kinds that should.
     Misnamed,
     /// A patch should have been decided and was not.
     Undecided,
@@ -87,8 +87,8 @@ pub fn score(plan: &Plan, events: &[Event], examples: &[Example]) -> Vec<Row> {
 }
 
 fn row(plan: &Plan, events: &[Event], patch: usize, example: &Example) -> Row {
-    let verdict = judge_apart(plan, events, patch);
-    let mut first: BTreeMap<String, (FindingKind, Option<u64>)> = BTreeMap::new();
+    let verdict = judge_independent(plan, events, patch);
+    let mut first: BTreeMap<&str, (FindingKind, Option<u64>)> = BTreeMap::new();
     for seen in counting(&verdict).flat_map(|item| &item.observations) {
         let at = first.entry(seen.kind.as_str()).or_insert((seen.kind, seen.after_apply_ms));
         at.1 = [at.1, seen.after_apply_ms].into_iter().flatten().min();
@@ -111,7 +111,7 @@ fn row(plan: &Plan, events: &[Event], patch: usize, example: &Example) -> Row {
         score: Score::of(example, verdict.verdict, &found),
         found,
         trials: arms.map(|(_, n)| n.clean + n.failed + n.unexplained).sum(),
-        cause: verdict.causes.first().cloned().unwrap_or_default(),
+        cause: verdict.causes.first().cloned(),
     }
 }
 
@@ -120,9 +120,9 @@ fn counting(verdict: &Verdict) -> impl Iterator<Item = &crate::verdict::Evidence
     verdict.evidence.iter().filter(|item| item.attribution == Attribution::Patch)
 }
 
-/// Which examples would have escaped without which detector: those that it alone is enough to reject.
-pub fn needed_detectors(rows: &[Row]) -> BTreeMap<String, BTreeSet<&str>> {
-    let mut needed: BTreeMap<String, BTreeSet<&str>> = BTreeMap::new();
+/// Which examples would have escaped without which kind of finding: those that it alone is enough to reject.
+pub fn needed_kinds(rows: &[Row]) -> BTreeMap<&'static str, BTreeSet<&str>> {
+    let mut needed: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
     for row in rows {
         let enough: Vec<&Found> = row.found.iter().filter(|f| f.enough).collect();
         if let [only] = enough.as_slice() {

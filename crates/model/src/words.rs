@@ -1,11 +1,10 @@
 //! The farm's small words: arm, phase, tier, accelerator.
 
-use serde::{Deserialize, Serialize};
-
+/// An enum whose values are words in files, with the list of them all and the word of each.
 macro_rules! words {
     ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $text:literal),+ $(,)? }) => {
         $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
         pub enum $name { $($(#[$vdoc])* #[serde(rename = $text)] $variant),+ }
 
         impl $name {
@@ -35,6 +34,8 @@ macro_rules! words {
         }
     };
 }
+
+pub(crate) use words;
 
 /// A number and what is counted, in the singular or plural: `1 trial`, `3 processes`.
 pub fn counted(n: impl TryInto<u64>, one: &str) -> String {

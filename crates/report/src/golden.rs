@@ -5,7 +5,7 @@ mod run;
 
 use std::path::Path;
 
-use klpfarm_model::{Arm, FarmKind, TrialEnd, judge};
+use klpfarm_model::{Arm, ObservedKind, TrialEnd, judge};
 use snapbox::{assert_data_eq, file};
 
 use crate::terminal::{printed, redrawn};
@@ -18,7 +18,7 @@ fn rejected() -> Run {
     run.clean(Arm::Control, 0).clean(Arm::Quiescent, 0);
     run.begin(Arm::Loaded, 0);
     let stall = finding(
-        FarmKind::ThreadStalled,
+        ObservedKind::ThreadStalled,
         "madvise-allocator: threads hang in klp_new_madvise",
         "klp_new_madvise",
     );
@@ -43,7 +43,8 @@ fn qualified() -> Run {
 fn inconclusive() -> Run {
     let mut run = Run::new(&["fixed"], false);
     run.clean(Arm::Control, 0).clean(Arm::Quiescent, 0).begin(Arm::Loaded, 0);
-    let stall = finding(FarmKind::ThreadStalled, "madvise-allocator: threads hang in vfs_write", "vfs_write");
+    let stall =
+        finding(ObservedKind::ThreadStalled, "madvise-allocator: threads hang in vfs_write", "vfs_write");
     run.finds(Arm::Loaded, 0, stall).ends(Arm::Loaded, 0, TrialEnd::Stopped);
     run.begin(Arm::Loaded, 1);
     run.ends(

@@ -8,6 +8,7 @@
 //!    checkpoint the probe may still hold half a line of the old host: a farm begins with an empty line. The stressor `aging` came with it.
 //! 3. Latencies as counts by duration ([`hist`]), slow operations that slept apart from those that only waited for a CPU; memory that no
 //!    counter accounts for, open files and zombies.
+//! 4. Workloads as scripts ([`wire::Run::Script`]), which may say that a guest can't run them ([`wire::UNAVAILABLE`]).
 #![forbid(unsafe_code)]
 
 pub mod hist;
@@ -24,6 +25,8 @@ pub const STRESSORS: &[(&str, &[&str])] = &[
     ("fork-exec-churn", &[]),
     ("file-io-fsync", &["dir", "size"]),
     ("syscall-mix", &[]),
+    ("socket-mix", &[]),
+    ("bpf-programs", &[]),
     ("aging", &["dir", "cache", "files", "fragment", "residents", "churn"]),
 ];
 

@@ -1,5 +1,5 @@
-//! The guest side of klpfarm: the probe (`serve`), the stressors it runs (`work`), and four small helpers of theirs
-//! (`reader`, `console`, `load`, `child`). One static binary, so that it runs in any guest from Linux 4.4 on.
+//! The guest side of klpfarm: the probe (`serve`), the stressors it runs (`work`), four small helpers of theirs
+//! (`reader`, `console`, `load`, `child`), and `traffic` for scripts. One static binary, so that it runs in any guest from Linux 4.4 on.
 
 mod load;
 mod params;
@@ -7,6 +7,7 @@ mod procfs;
 mod serve;
 mod slots;
 mod sys;
+mod traffic;
 mod work;
 
 use klpfarm_stress::hist;
@@ -16,11 +17,13 @@ const USAGE: &str = "\
 usage: klpfarm-stress serve [--daemon] [--port PATH]...
        klpfarm-stress work NAME [key=value]... [--seconds N]
        klpfarm-stress list
+       klpfarm-stress traffic listen|connect tcp|udp ADDRESS:PORT [BYTES]
 
 serve   the probe: talks to the farm over the first usable port (virtio port klpfarm.probe, /dev/ttyS1, or the
         given paths: a character device or a Unix socket) and runs workloads for it; --daemon returns at once
 work    runs one stressor by itself and prints what it found; exit status 1 if it found a fault
-list    names the stressors with their parameters";
+list    names the stressors with their parameters
+traffic sends what can be verified through any network, for scripts: `listen` answers, `connect` asks, compares and counts";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args_os().skip(1).map(|a| a.to_string_lossy().into_owned()).collect();
@@ -30,6 +33,7 @@ fn main() -> ExitCode {
         Some("work") => work::main(rest),
         Some("list") => work::list(),
         Some("load") => load::main(rest),
+        Some("traffic") => traffic::main(rest),
         Some("reader") => serve::reader::main(),
         Some("console") => serve::console::main(),
         Some("child") => work::child::main(rest),

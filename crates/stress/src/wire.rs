@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Version of this protocol, sent in [`FromGuest::Hello`].
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// The virtio-serial port the probe looks for first; `/dev/ttyS1` is its fallback.
 pub const PORT_NAME: &str = "klpfarm.probe";
@@ -375,7 +375,17 @@ pub enum Run {
         /// Program and arguments.
         argv: Vec<String>,
     },
+    /// A script for `/bin/sh` that runs until it is ended and reports as a command does. The reply comes when it has printed
+    /// `klpfarm: ready`; the environment variable `KLPFARM_STRESS` is the path of this binary. An exit with status
+    /// [`UNAVAILABLE`] before that is no fault: the reply has that status and the script's last line.
+    Script {
+        /// Its text.
+        text: String,
+    },
 }
+
+/// Exit status of a script that can't run on this guest, for want of a kernel module, a device or a program.
+pub const UNAVAILABLE: i32 = 77;
 
 #[cfg(test)]
 mod tests {

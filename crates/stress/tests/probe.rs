@@ -164,6 +164,36 @@ fn a_packaged_command_counts_and_reports() {
 }
 
 #[test]
+fn a_script_says_when_it_is_ready_and_what_it_has_done() {
+    let mut probe = Probe::start();
+    let run = |text: &str| Run::Script { text: text.into() };
+    let text = "test -x \"$KLPFARM_STRESS\" || exit 1\nsleep 1\necho klpfarm: ready\necho klpfarm: ops 3\nsleep 1000\n";
+    let asked = probe.send(Ask::Start { workload: "script".into(), run: run(text) });
+    assert_eq!(probe.reply(asked), (0, "ready".into()));
+    probe.until(
+        "three operations",
+        |l| matches!(l, FromGuest::Progress { threads, .. } if threads.iter().any(|t| t.ops == 3)),
+    );
+    probe.stop("script");
+    assert!(probe.faults().is_empty(), "{:?}", probe.faults());
+}
+
+#[test]
+fn a_script_that_the_guest_lacks_something_for_is_unavailable_and_no_fault() {
+    let mut probe = Probe::start();
+    let run = |text: &str| Run::Script { text: text.into() };
+    let text = "echo the kernel has no module example\nexit 77\n";
+    let (code, out) = probe.ask(Ask::Start { workload: "lacking".into(), run: run(text) });
+    assert_eq!((code, out.as_str()), (77, "the kernel has no module example"));
+    probe.stop("lacking");
+    assert!(probe.faults().is_empty(), "{:?}", probe.faults());
+    // Any other end before it was ready is one.
+    let (code, out) = probe.ask(Ask::Start { workload: "broken".into(), run: run("exit 3") });
+    assert!(code == 1 && out.contains("exit status 3") || out.contains("status 3"), "{code} {out}");
+    assert_eq!(probe.faults().len(), 1);
+}
+
+#[test]
 fn a_command_that_ends_well_is_run_again() {
     let mut probe = Probe::start();
     assert_eq!(probe.start_shell("again", "sleep 0.05").0, 0);

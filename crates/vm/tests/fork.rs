@@ -72,6 +72,7 @@ impl Bench {
             accel: self.accel,
             origin,
             group: Group::Alone,
+            counted: false,
         }
     }
 
@@ -100,7 +101,7 @@ impl Bench {
             parent: parent.map(|p| p.id().to_owned()),
         };
         match self.checkpoints.begin(&key, &mut |_| {}).await.unwrap() {
-            Begun::Draft(draft) => draft,
+            Begun::Draft(draft) => *draft,
             Begun::There(there) => panic!("{} is there", there.id()),
         }
     }

@@ -43,10 +43,10 @@ impl Maker {
             .await
             .ok_or_else(|| Failure::Interrupted("interrupted".into()))?;
         match begun.map_err(Failure::farm)? {
-            Begun::There(checkpoint) => Ok((checkpoint, None)),
+            Begun::There(checkpoint) => Ok((*checkpoint, None)),
             Begun::Draft(draft) => {
                 let started = Instant::now();
-                let checkpoint = self.make(draft, key, interrupts).await?;
+                let checkpoint = self.make(*draft, key, interrupts).await?;
                 Ok((checkpoint, Some(u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX))))
             }
         }
@@ -138,8 +138,13 @@ impl Maker {
             Some((parent, _)) => parent.manifest.made.blind.clone(),
             None => aged.blind,
         };
+        let unavailable = match &self.parent {
+            Some((parent, _)) => parent.manifest.made.unavailable.clone(),
+            None => aged.unavailable,
+        };
         Made {
             blind,
+            unavailable,
             host_key: aged.login.and_then(|login| login.host_key()),
             release: aged.release,
             took_ms,

@@ -7,8 +7,8 @@ use std::time::Duration;
 use klpfarm_model::event::{LatencyMeasure, Measured, Resources, WorkloadMeasure};
 use klpfarm_model::simulation::Chance;
 use klpfarm_model::{
-    Arm, Body, Event, FarmKind, Finding, ImageFacts, Judge, Patch, Phase, Pipeline, Plan, Resolved, Scope,
-    Source, Tier, TierRule, Trial, TrialEnd,
+    Arm, Body, Event, Finding, ImageFacts, Judge, ObservedKind, Patch, Phase, Pipeline, Plan, Resolved,
+    Scope, Source, Tier, TierRule, Trial, TrialEnd,
 };
 use nix::time::{ClockId, clock_gettime};
 
@@ -205,7 +205,7 @@ fn events(trial: &Trial, noise: f64, seq: &mut u64) -> Vec<Event> {
 
 fn stall(trial: &Trial) -> Finding {
     Finding {
-        kind: FarmKind::ThreadStalled.into(),
+        kind: ObservedKind::ThreadStalled.into(),
         title: "madvise-allocator: threads make no progress".to_owned(),
         source: Source::Workload,
         function: None,

@@ -12,7 +12,8 @@ use tokio::sync::mpsc;
 use super::forward::Forward;
 use super::{ANSWER, Done, Driver};
 use crate::evidence::{self, About, Policy};
-use crate::trial::{CHUNK, Collect, Input, NoLogin, Upload, millis};
+use crate::measure::millis;
+use crate::trial::{CHUNK, Collect, Input, NoLogin, Upload};
 
 impl Driver<'_> {
     pub(super) fn login(&mut self, limit: Duration) {

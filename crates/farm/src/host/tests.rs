@@ -1,13 +1,16 @@
+use klpfarm_kmsg::Kind as KernelKind;
+use klpfarm_model::ObservedKind;
+
 use klpfarm_model::Source;
 
 use super::*;
 
-const HANG: FindingKind = FindingKind::Farm(FarmKind::ThreadStalled);
+const HANG: FindingKind = FindingKind::Observed(ObservedKind::ThreadStalled);
 const SOFT_LOCKUP: FindingKind = FindingKind::Kernel(KernelKind::SoftLockup);
-const WRONG: FindingKind = FindingKind::Farm(FarmKind::WrongContent);
+const WRONG: FindingKind = FindingKind::Observed(ObservedKind::WrongContent);
 const OOM: FindingKind = FindingKind::Kernel(KernelKind::Oom);
-const CPU_STUCK: FindingKind = FindingKind::Farm(FarmKind::CpuStuck);
-const CONFIRMED: FindingKind = FindingKind::Farm(FarmKind::HangConfirmed);
+const CPU_STUCK: FindingKind = FindingKind::Observed(ObservedKind::CpuStuck);
+const CONFIRMED: FindingKind = FindingKind::Observed(ObservedKind::HangConfirmed);
 
 fn s(seconds: f64) -> Duration {
     Duration::from_secs_f64(seconds)

@@ -3,8 +3,8 @@ use std::path::Path;
 use klpfarm_model::event::live;
 use klpfarm_model::verdict::Remark;
 use klpfarm_model::{
-    FarmKind, ImageFacts, Outcome, Patch, Pipeline, Resolved, Source, TierRule, Turn, Verdict, consistency,
-    judge,
+    ImageFacts, Mode, ObservedKind, Outcome, Patch, Pipeline, Resolved, Source, TierRule, Turn, Verdict,
+    consistency, judge,
 };
 
 use super::*;
@@ -33,7 +33,7 @@ fn plan(more: &str, jobs: u32, turns: &[(&str, &str)]) -> Plan {
     let with = Resolved {
         patches: if turns.is_empty() { vec![patch("6.1-a")] } else { vec![patch("6.1-a"), patch("6.1-b")] },
         jobs,
-        turns: turns.iter().map(turn).collect(),
+        mode: if turns.is_empty() { Mode::Single } else { Mode::Rotation(turns.iter().map(turn).collect()) },
         ..Resolved::new(
             image("a", "6.1-a"),
             TierRule::new(0.2, 0.95, Duration::from_secs(30), vec![Arm::Loaded, Arm::Control]),
@@ -43,7 +43,7 @@ fn plan(more: &str, jobs: u32, turns: &[(&str, &str)]) -> Plan {
 }
 
 /// What a trial finds, by its number: the same whenever and however often it is done.
-type Script = fn(&Trial) -> Option<FarmKind>;
+type Script = fn(&Trial) -> Option<ObservedKind>;
 
 /// A trial by a script instead of a machine; it lasts some time of the paused clock.
 async fn scripted(script: Script, trial: Trial, mut wires: Wires) -> Ended {
@@ -82,7 +82,7 @@ async fn scripted(script: Script, trial: Trial, mut wires: Wires) -> Ended {
     Ended { end, checkpointed: None, login: None }
 }
 
-fn finding(kind: FarmKind) -> Finding {
+fn finding(kind: ObservedKind) -> Finding {
     Finding {
         kind: kind.into(),
         title: "something is wrong".into(),
@@ -105,8 +105,9 @@ fn beginning(plan: &Plan, past: Vec<Event>) -> Beginning {
         fresh: Vitals::default(),
         reached: Vitals::default(),
         blind: BTreeMap::new(),
+        unavailable: BTreeMap::new(),
     };
-    let checkpoints = plan.turns.iter().filter_map(|t| t.checkpoint.as_deref()).map(fact).collect();
+    let checkpoints = plan.mode.turns().iter().filter_map(|t| t.checkpoint.as_deref()).map(fact).collect();
     Beginning { time: String::new(), qemu: String::new(), checkpoints, past }
 }
 
@@ -144,12 +145,12 @@ fn completed(events: &[Event]) -> BTreeMap<u32, u32> {
     all
 }
 
-fn clean(_: &Trial) -> Option<FarmKind> {
+fn clean(_: &Trial) -> Option<ObservedKind> {
     None
 }
 
-fn faulty(trial: &Trial) -> Option<FarmKind> {
-    (trial.arm == Arm::Loaded && trial.number.is_multiple_of(2)).then_some(FarmKind::WrongErrno)
+fn faulty(trial: &Trial) -> Option<ObservedKind> {
+    (trial.arm == Arm::Loaded && trial.number.is_multiple_of(2)).then_some(ObservedKind::WrongErrno)
 }
 
 /// Wherever a journal breaks off, and wherever it does so again: the run goes on to the same verdict.
@@ -215,8 +216,8 @@ const NIGHTS: &str = "rotation: {duration: 72h}\narms: {loaded: 4, control: 2, q
 const TURNS: &[(&str, &str)] = &[("a", "memory"), ("b", "memory"), ("a", "files"), ("b", "files")];
 
 /// One loaded trial in 400 fails.
-fn rarely(trial: &Trial) -> Option<FarmKind> {
-    (trial.arm == Arm::Loaded && trial.number % 400 == 1).then_some(FarmKind::WrongErrno)
+fn rarely(trial: &Trial) -> Option<ObservedKind> {
+    (trial.arm == Arm::Loaded && trial.number % 400 == 1).then_some(ObservedKind::WrongErrno)
 }
 
 #[tokio::test(start_paused = true)]

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use klpfarm_model::{FarmKind, Phase, Source};
+use klpfarm_model::{ObservedKind, Phase, Source};
 use klpfarm_stress::wire::Ask;
 use klpfarm_vm::CpuLook;
 
-use super::console::{BEAT_EVERY, Trouble};
 use super::{Action, CPUS_EVERY, Dispatcher, Step};
-use crate::blind;
+use crate::detect::console::{BEAT_EVERY, Trouble};
+use crate::detect::unavailable;
 
 /// Looks at the registers that must fail before they are given up, where none has succeeded.
 const FIRST_LOOKS: u32 = 3;
@@ -46,12 +46,17 @@ impl Dispatcher {
         }
         match self.console.tick(now) {
             Some(Trouble::Flood(evidence)) => {
-                self.find_on_console(now, FarmKind::ConsoleFlood, "the console is flooded", evidence);
+                self.find_on_console(now, ObservedKind::ConsoleFlood, "the console is flooded", evidence);
             }
             Some(Trouble::Silent(evidence)) => {
-                self.find_on_console(now, FarmKind::ConsoleSilent, "the console has fallen silent", evidence);
+                self.find_on_console(
+                    now,
+                    ObservedKind::ConsoleSilent,
+                    "the console has fallen silent",
+                    evidence,
+                );
             }
-            Some(Trouble::Blind) => self.emit(blind::console("nothing written to it comes out")),
+            Some(Trouble::Blind) => self.emit(unavailable::console("nothing written to it comes out")),
             None => {}
         }
     }
@@ -65,7 +70,7 @@ impl Dispatcher {
         }
     }
 
-    fn find_on_console(&mut self, now: Duration, kind: FarmKind, title: &str, evidence: String) {
+    fn find_on_console(&mut self, now: Duration, kind: ObservedKind, title: &str, evidence: String) {
         let bodies = self.health.find(now, kind, Source::Console, title.to_owned(), evidence);
         self.report(now, bodies);
     }
@@ -76,7 +81,10 @@ impl Dispatcher {
             // What does not come back may be printing for others, or wait for ever: the heartbeat tells.
             Some(Beside::Beat) if code != 0 && code != 124 => {
                 if self.console.refuse(out.trim()) {
-                    self.emit(blind::console(&format!("/dev/kmsg can't be written to ({})", out.trim())));
+                    self.emit(unavailable::console(&format!(
+                        "/dev/kmsg can't be written to ({})",
+                        out.trim()
+                    )));
                 }
             }
             Some(Beside::Modules) if code == 0 => self.cpus.modules(out),
@@ -121,7 +129,7 @@ impl Dispatcher {
         if !self.cpus.is_known() {
             if times + 1 >= FIRST_LOOKS {
                 self.cpus_at = None;
-                self.emit(blind::cpus(error));
+                self.emit(unavailable::cpus(error));
             }
             return;
         }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use klpfarm_model::{Arm, Body, Phase, Plan, Trial};
+use klpfarm_model::{Arm, Body, Detector, Phase, Plan, Trial};
 
 use super::{Dispatcher, Step};
 use crate::calls::{self, Answer, Function, GROUP};
@@ -61,7 +61,7 @@ impl Counting {
         groups.truncate(most);
         // Patches that share control trials bring many functions, of which some are rare for sure, and many such trials.
         let again = match control {
-            true if plan.apart => None,
+            true if plan.mode.is_independent() => None,
             true => Some(AGAIN_CONTROL),
             false => Some(AGAIN),
         };
@@ -129,7 +129,7 @@ impl Counting {
         // One that could be counted once could be counted.
         let unable = self.unable.iter().filter(|(key, _)| !self.calls.contains_key(*key));
         let blind = |(key, why): (&String, &String)| Body::Blind {
-            detector: "reach".to_owned(),
+            detector: Detector::Reach,
             reason: format!("calls of {key} can't be counted: {why}"),
         };
         self.calls.iter().map(reach).chain(unable.map(blind)).collect()
@@ -189,7 +189,7 @@ impl Dispatcher {
             return;
         }
         self.emit(Body::Blind {
-            detector: "reach".into(),
+            detector: Detector::Reach,
             reason: "counting calls did not end in time".into(),
         });
         self.counting.given_up = true;

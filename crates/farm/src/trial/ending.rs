@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use klpfarm_model::{Body, FarmKind, Phase, Source, TrialEnd};
+use klpfarm_model::{Body, ObservedKind, Phase, Source, TrialEnd};
 use klpfarm_stress::wire::Ask;
 
-use super::hangs::Hanging;
 use super::{Action, Dispatcher, Step};
+use crate::detect::progress::Hanging;
 
 /// What the kernel's taint is read from.
 const TAINT: &str = "/proc/sys/kernel/tainted";
@@ -90,12 +90,12 @@ impl Dispatcher {
         if !heard {
             let evidence = "a heartbeat from before the end of the phase has not come out".to_owned();
             let title = "the console has fallen silent".to_owned();
-            hanging.push((FarmKind::ConsoleSilent, Source::Console, title, evidence));
+            hanging.push((ObservedKind::ConsoleSilent, Source::Console, title, evidence));
         }
         if self.cpus.is_suspicious_since_before(end) {
             let evidence = "a CPU had interrupts off in the few looks that there were".to_owned();
             let title = "the guest no longer tells whether a CPU is stuck".to_owned();
-            hanging.push((FarmKind::ProbeSilent, Source::Qmp, title, evidence));
+            hanging.push((ObservedKind::ProbeSilent, Source::Qmp, title, evidence));
         }
         let patience = self.health.patience().as_secs();
         for (kind, source, title, evidence) in hanging {

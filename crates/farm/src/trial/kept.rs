@@ -1,28 +1,20 @@
 //! What counts of all that is seen while evidence is gathered. Gathering it interrupts the guest, has it print for long with interrupts off,
 //! and makes it stand still: what looks like slowness then is the farm's doing. What breaks then, breaks all the same. Pure.
 
-use klpfarm_kmsg::Kind;
-use klpfarm_model::{Body, FarmKind, Finding, FindingKind};
+use klpfarm_model::{Body, WhileGathering};
 
 /// Whether this is told. `nmi_panic`: the kernel panicked because of a non-maskable interrupt, which the farm sends.
 pub(super) fn kept(body: &Body, nmi_panic: bool) -> bool {
     match body {
-        Body::Finding(finding) => !finding.kind.is_soft() && !by_the_farm(finding, nmi_panic),
+        Body::Finding(finding) => match finding.kind.rules().while_gathering {
+            WhileGathering::Counts => true,
+            WhileGathering::CountsInPatch => finding.in_patch,
+            WhileGathering::CountsUnlessNmi => !nmi_panic,
+            WhileGathering::CountsUnlessLockup => !finding.title.ends_with("tainted: L soft lockup"),
+            WhileGathering::Ignored => false,
+        },
         Body::StallEnded { .. } => false,
         _ => true,
-    }
-}
-
-fn by_the_farm(finding: &Finding, nmi_panic: bool) -> bool {
-    match finding.kind {
-        // A CPU that prints for long, or stands still.
-        FindingKind::Kernel(Kind::HardLockup | Kind::Spinlock) => !finding.in_patch,
-        FindingKind::Farm(FarmKind::CpuStuck | FarmKind::ConsoleFlood | FarmKind::HangConfirmed) => true,
-        FindingKind::Farm(FarmKind::Tainted) => finding.title.ends_with("tainted: L soft lockup"),
-        FindingKind::Kernel(Kind::Panic) | FindingKind::Farm(FarmKind::Panicked | FarmKind::Rebooted) => {
-            nmi_panic
-        }
-        _ => false,
     }
 }
 
@@ -34,7 +26,8 @@ pub(super) fn panics_of_nmi(console: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use klpfarm_model::Source;
+    use klpfarm_kmsg::Kind;
+    use klpfarm_model::{Finding, FindingKind, ObservedKind, Source};
 
     use super::*;
 
@@ -56,18 +49,21 @@ mod tests {
     #[test]
     fn what_breaks_counts_and_what_is_slow_does_not() {
         let oops = FindingKind::Kernel(Kind::NullDeref);
-        for kind in
-            [oops, FarmKind::Panicked.into(), FarmKind::Rebooted.into(), FarmKind::WrongContent.into()]
-        {
+        for kind in [
+            oops,
+            ObservedKind::Panicked.into(),
+            ObservedKind::Rebooted.into(),
+            ObservedKind::WrongContent.into(),
+        ] {
             assert!(kept(&finding(kind, "t"), false), "{kind}");
         }
         let lockup = FindingKind::Kernel(Kind::SoftLockup);
-        for kind in [lockup, FarmKind::CpuStuck.into(), FarmKind::ProbeSilent.into()] {
+        for kind in [lockup, ObservedKind::CpuStuck.into(), ObservedKind::ProbeSilent.into()] {
             assert!(!kept(&finding(kind, "t"), false), "{kind}");
         }
-        assert!(!kept(&finding(FarmKind::Tainted, "the kernel became tainted: L soft lockup"), false));
+        assert!(!kept(&finding(ObservedKind::Tainted, "the kernel became tainted: L soft lockup"), false));
         assert!(kept(
-            &finding(FarmKind::Tainted, "the kernel became tainted: B bad page, L soft lockup"),
+            &finding(ObservedKind::Tainted, "the kernel became tainted: B bad page, L soft lockup"),
             false
         ));
         assert!(kept(&Body::Note { text: String::new() }, false));
@@ -77,6 +73,6 @@ mod tests {
     fn a_panic_that_the_farm_brought_about_does_not_count() {
         let text = b"[   99.1] Kernel panic - not syncing: NMI: Not continuing\n";
         assert!(panics_of_nmi(text) && !panics_of_nmi(b"Kernel panic - not syncing: Fatal exception\n"));
-        assert!(!kept(&finding(FarmKind::Panicked, "t"), true));
+        assert!(!kept(&finding(ObservedKind::Panicked, "t"), true));
     }
 }

@@ -2,31 +2,20 @@
 
 mod before;
 mod beside;
-mod blame;
-mod console;
 mod counting;
-mod cpus;
 mod ending;
-mod hangs;
-mod health;
 mod io;
 mod kept;
 mod late;
 mod length;
-mod measure;
 mod modules;
-mod oom;
 mod patching;
 mod prepare;
 mod script;
-mod secret;
 mod snapshot;
-mod stalls;
 mod stopped;
-mod tasks;
 #[cfg(test)]
 mod tests;
-mod waiting;
 mod watch;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -34,25 +23,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use klpfarm_kmsg::Classifier;
-use klpfarm_model::{Arm, Body, FarmKind, Phase, Plan, Source, Trial, TrialEnd};
+use klpfarm_model::{Arm, Body, ObservedKind, Phase, Plan, Source, Trial, TrialEnd};
 use klpfarm_stress::wire::{Ask, ToGuest};
 
 use crate::code::Code;
+use crate::detect::Health;
+use crate::detect::console::Console;
+use crate::detect::cpus::Cpus;
 use crate::guest;
+use crate::measure::{Measure, millis};
+use crate::secret::Secret;
 use before::Before;
 use beside::Beside;
-use console::Console;
 use counting::Counting;
-use cpus::Cpus;
-use health::Health;
 pub(crate) use io::{Action, CHUNK, Collect, Collected, Input, NoLogin, Upload};
 use late::Late;
 pub(crate) use length::longest;
-use measure::Measure;
-pub(crate) use measure::millis;
-pub(crate) use script::Origin;
+pub(crate) use script::Purpose;
 use script::{Op, script};
-pub(crate) use secret::Secret;
 use snapshot::Snapshot;
 use stopped::Stopped;
 
@@ -135,7 +123,7 @@ struct Loss {
 pub(crate) struct Dispatcher {
     plan: Arc<Plan>,
     trial: Trial,
-    origin: Origin,
+    purpose: Purpose,
     script: VecDeque<Op>,
     /// The patch that is being applied or taken back.
     patch: usize,
@@ -162,7 +150,7 @@ pub(crate) struct Dispatcher {
     asked: u64,
     awaited: u64,
     /// Questions to start or stop workloads that have not been answered.
-    load_ids: BTreeSet<u64>,
+    load_ids: BTreeMap<u64, String>,
     poll_at: Duration,
     late: Late,
     stopped: Option<Stopped>,
@@ -206,19 +194,19 @@ pub(crate) struct Dispatcher {
 }
 
 impl Dispatcher {
-    pub(crate) fn new(plan: Arc<Plan>, trial: Trial, origin: Origin, secret: Secret) -> Self {
+    pub(crate) fn new(plan: Arc<Plan>, trial: Trial, purpose: Purpose, secret: Secret) -> Self {
         let deadline = plan.scaled(plan.pipeline.limits.boot);
         let limits = &plan.pipeline.limits;
-        let health = Health::new(&plan, &trial, origin);
+        let health = Health::new(&plan, &trial, !purpose.boots());
         let console =
             Console::new(trial.number, plan.scaled(limits.console), limits.console_flood, secret.clone());
         let cpus = Cpus::new(plan.scaled(limits.cpu));
         let zero = Duration::ZERO;
         Self {
-            script: script(&plan, &trial, origin).into(),
+            script: script(&plan, &trial, purpose).into(),
             plan,
             trial,
-            origin,
+            purpose,
             patch: 0,
             in_force: BTreeSet::new(),
             to_check: Vec::new(),
@@ -237,7 +225,7 @@ impl Dispatcher {
             secret,
             asked: 0,
             awaited: 0,
-            load_ids: BTreeSet::new(),
+            load_ids: BTreeMap::new(),
             poll_at: zero,
             late: Late::default(),
             stopped: None,
@@ -258,7 +246,7 @@ impl Dispatcher {
             started_ms: 0,
             rates_at: zero,
             // A checkpoint is one of a machine under load.
-            load_runs: origin != Origin::Boot,
+            load_runs: !purpose.boots(),
             applied: None,
             inside: BTreeMap::new(),
             listed: false,
@@ -380,7 +368,7 @@ impl Dispatcher {
         self.end(TrialEnd::FarmError { message });
     }
 
-    fn find(&mut self, now: Duration, kind: FarmKind, title: &str, evidence: String) {
+    fn find(&mut self, now: Duration, kind: ObservedKind, title: &str, evidence: String) {
         let bodies = self.health.find(now, kind, Source::Probe, title.to_owned(), evidence);
         self.report(now, bodies);
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use klpfarm_model::{Body, FarmKind, Phase};
+use klpfarm_model::{Body, ObservedKind, Phase};
 use klpfarm_stress::wire::Ask;
 
 use super::{Dispatcher, POLL, Step, guest_limit_ms, millis};
@@ -52,12 +52,17 @@ impl Dispatcher {
                 self.deadline = now + self.patient(self.plan.pipeline.limits.transition);
             }
             124 => {
-                self.find(now, FarmKind::LoadStuck, "loading the patch does not end", out.trim().to_owned());
+                self.find(
+                    now,
+                    ObservedKind::LoadStuck,
+                    "loading the patch does not end",
+                    out.trim().to_owned(),
+                );
             }
             _ => {
                 let why = out.lines().last().unwrap_or_default();
                 let evidence = format!("loading ended with status {code}: {why}");
-                self.find(now, FarmKind::LoadRefused, "the kernel refuses to load the patch", evidence);
+                self.find(now, ObservedKind::LoadRefused, "the kernel refuses to load the patch", evidence);
             }
         }
     }
@@ -105,7 +110,7 @@ impl Dispatcher {
                 "loading succeeded, but /sys/kernel/livepatch/{} is not there or not enabled",
                 self.patch_name()
             );
-            self.find(now, FarmKind::NotInForce, "the patch is loaded but not in force", evidence);
+            self.find(now, ObservedKind::NotInForce, "the patch is loaded but not in force", evidence);
             return;
         }
         self.stragglers = Some(1);
@@ -113,7 +118,7 @@ impl Dispatcher {
         let evidence = format!(
             "some tasks still run the old code {seconds} s after applying; evidence/stragglers.txt lists them"
         );
-        self.find(now, FarmKind::TransitionStalled, "the transition does not end", evidence);
+        self.find(now, ObservedKind::TransitionStalled, "the transition does not end", evidence);
     }
 
     /// Ask whether patches are in force; `replaced`: one that a later patch may have replaced.
@@ -156,7 +161,7 @@ impl Dispatcher {
             };
             let evidence = format!("/sys/kernel/livepatch/{} {what}", self.patch_name());
             let title = "the patch was no longer in force when the soak ended";
-            self.find(now, FarmKind::NotInForce, title, evidence);
+            self.find(now, ObservedKind::NotInForce, title, evidence);
         }
     }
 
@@ -175,7 +180,7 @@ impl Dispatcher {
     pub(super) fn disabled(&mut self, now: Duration, code: i32, out: &str) {
         if code != 0 {
             let evidence = format!("writing 0 to enabled failed: {}", out.trim());
-            self.find(now, FarmKind::RevertRefused, "the kernel refuses to disable the patch", evidence);
+            self.find(now, ObservedKind::RevertRefused, "the kernel refuses to disable the patch", evidence);
             return;
         }
         self.step = Step::Untransition;
@@ -215,7 +220,7 @@ impl Dispatcher {
             self.next_op(now);
         } else if now >= self.deadline {
             let evidence = format!("rmmod: {}", out.trim());
-            self.find(now, FarmKind::RevertRefused, "the disabled patch can't be unloaded", evidence);
+            self.find(now, ObservedKind::RevertRefused, "the disabled patch can't be unloaded", evidence);
         } else {
             self.poll_at = now + POLL;
         }

@@ -6,17 +6,18 @@ use std::time::Duration;
 
 use klpfarm_model::event::{Measured, Vitals, WorkloadMeasure};
 use klpfarm_model::{AGING, Body, Phase};
-use klpfarm_stress::wire::{self, Ask, Run};
+use klpfarm_stress::wire::{self, Ask};
 use klpfarm_vm::SshOutput;
 
-use super::{Action, CHUNK, Dispatcher, NoLogin, Origin, SSH_PORT, Step, Upload, millis};
-use crate::{blind, guest};
+use super::{Action, CHUNK, Dispatcher, NoLogin, SSH_PORT, Step, Upload, millis};
+use crate::detect::unavailable;
+use crate::guest;
 
 impl Dispatcher {
     pub(super) fn power_on(&mut self, now: Duration, started_ms: u64) {
         self.emit(Body::PhaseStarted);
         self.started_ms = started_ms;
-        if self.origin == Origin::Boot {
+        if self.purpose.boots() {
             self.step = Step::Login;
             self.try_login(now);
         } else {
@@ -78,7 +79,7 @@ impl Dispatcher {
     pub(super) fn await_sysrq(&mut self, now: Duration, late: bool) {
         let answered = self.console.sysrq_answered();
         if !answered && late {
-            self.emit(blind::sysrq());
+            self.emit(unavailable::sysrq());
         }
         if answered || late {
             self.next_op(now);
@@ -178,7 +179,7 @@ impl Dispatcher {
     pub(super) fn ssh(&mut self, now: Duration, result: Result<SshOutput, String>) {
         match (self.step, result) {
             (Step::Prepare(n), Ok(output)) => {
-                output.text.lines().filter_map(blind::read).for_each(|body| self.emit(body));
+                output.text.lines().filter_map(unavailable::read).for_each(|body| self.emit(body));
                 if output.code != 0 || output.text.contains("failed to start the probe") {
                     let message =
                         format!("preparing the guest failed ({}): {}", output.code, output.text.trim());
@@ -199,23 +200,15 @@ impl Dispatcher {
         let wanted = plan.workloads.iter().filter(|w| aging == (w.name == AGING));
         let mut count = 0;
         for workload in wanted {
-            let run = match (&workload.run.builtin, &workload.run.command) {
-                (Some(name), _) => {
-                    let mut args: Vec<String> =
-                        workload.run.args.iter().map(|(k, v)| format!("{k}={v}")).collect();
-                    if !workload.run.args.contains_key("seed") {
-                        args.push(format!("seed={}", self.trial.seed));
-                    }
-                    Run::Builtin { name: name.clone(), args }
-                }
-                (None, argv) => Run::Command { argv: argv.clone().unwrap_or_default() },
-            };
+            let run = guest::run_of(workload, self.trial.seed);
             let id = self.tell(Ask::Start { workload: workload.name.clone(), run });
-            self.load_ids.insert(id);
+            self.load_ids.insert(id, workload.name.clone());
             count += 1;
         }
         self.step = Step::StartLoad(count);
-        self.deadline = now + self.scaled(30);
+        // A script may make a file system or start a server first; the probe gives it three minutes.
+        let scripts = plan.workloads.iter().any(|w| w.run.script.is_some());
+        self.deadline = now + self.scaled(if scripts { 200 } else { 30 });
         if count == 0 {
             self.next_op(now);
         }
@@ -225,7 +218,7 @@ impl Dispatcher {
         let plan = Arc::clone(&self.plan);
         for workload in &plan.workloads {
             let id = self.tell(Ask::Stop { workload: workload.name.clone() });
-            self.load_ids.insert(id);
+            self.load_ids.insert(id, workload.name.clone());
         }
         self.load_runs = false;
         self.step = Step::StopLoad(plan.workloads.len());

@@ -6,7 +6,7 @@ use std::time::Duration;
 use klpfarm_model::{Noted, Wait, Waits};
 use klpfarm_stress::wire::{BlockedTask, FromGuest, Thread, ThreadProgress};
 
-use super::measure::millis;
+use crate::measure::millis;
 
 /// Frames of a stack that are kept: where a task waits stands at the top.
 const FRAMES: usize = 16;

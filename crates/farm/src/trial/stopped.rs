@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use klpfarm_model::{FarmKind, Source};
+use klpfarm_model::{ObservedKind, Source};
 use klpfarm_vm::QmpEvent;
 
 use super::{Action, Dispatcher, ENDING, Step};
@@ -81,7 +81,7 @@ impl Dispatcher {
             "suspended" => {
                 self.stopped = None;
                 let title = "the guest suspended itself".to_owned();
-                let bodies = self.health.find(now, FarmKind::PoweredOff, Source::Qmp, title, word);
+                let bodies = self.health.find(now, ObservedKind::PoweredOff, Source::Qmp, title, word);
                 self.report(now, bodies);
             }
             // The event that says what the guest did comes with it.

@@ -10,7 +10,7 @@ mod old;
 mod silence;
 mod standing;
 
-use klpfarm_model::{Arm, FindingKind};
+use klpfarm_model::{Arm, Detector, FindingKind, Start};
 use klpfarm_stress::wire::{BlockedTask, FromGuest};
 use klpfarm_vm::{Output, QmpEvent};
 
@@ -60,7 +60,9 @@ fn a_loaded_trial_goes_through_all_phases() {
 #[test]
 fn sysrq_that_is_not_answered_is_a_blind_detector() {
     let blind = |told: &fake::Told| {
-        told.bodies.iter().any(|(_, b)| matches!(b, Body::Blind { detector, .. } if detector == "sysrq"))
+        told.bodies
+            .iter()
+            .any(|(_, b)| matches!(b, Body::Blind { detector, .. } if *detector == Detector::Sysrq))
     };
     let deaf = tell_of_aging(Faults { deaf_keys: u32::MAX, ..Faults::default() });
     assert_eq!((&deaf.end, blind(&deaf)), (&TrialEnd::Completed, true));
@@ -90,7 +92,7 @@ fn a_fork_goes_on_where_its_checkpoint_was() {
     // A fork has booted: one more boot is one too many.
     let boot = Output::Console(b"[    0.000000] Linux version 6.1 (x@y) #1 SMP\n".to_vec());
     tell(Arm::Loaded, Faults { forked: true, after_apply: vec![(1, boot)], ..Faults::default() })
-        .assert_only(FarmKind::Rebooted);
+        .assert_only(ObservedKind::Rebooted);
 }
 
 #[test]
@@ -153,7 +155,7 @@ fn on_4_4_the_patch_is_in_force_at_once_and_never_unloaded() {
 #[test]
 fn stalled_threads_are_found_and_named_after_the_patch() {
     let told = tell(Arm::Loaded, Faults { threads_stop: true, ..Faults::default() });
-    told.assert_only(FarmKind::ThreadStalled);
+    told.assert_only(ObservedKind::ThreadStalled);
     assert!(told.findings()[0].1.contains("klp_f"), "{:?}", told.findings());
 }
 
@@ -174,7 +176,7 @@ fn a_task_that_was_always_blocked_is_no_finding() {
         Output::Probe(FromGuest::Blocked { at_ms: 0, tasks: vec![task], total: 1 })
     };
     let kinds = |usual: &str, later: &str| {
-        let mut health = Health::new(&plan(), &Trial::new(1, Arm::Loaded, vec![0], 1), Origin::Boot);
+        let mut health = Health::new(&plan(), &Trial::new(1, Arm::Loaded, vec![0], 1), false);
         let mut at = |phase, comm: &str, for_ms| {
             let Output::Probe(message) = blocked(comm, for_ms) else { unreachable!() };
             health.phase(phase);
@@ -188,7 +190,8 @@ fn a_task_that_was_always_blocked_is_no_finding() {
 
 #[test]
 fn a_silent_guest_is_found() {
-    tell(Arm::Loaded, Faults { probe_stops: true, ..Faults::default() }).assert_only(FarmKind::ProbeSilent);
+    tell(Arm::Loaded, Faults { probe_stops: true, ..Faults::default() })
+        .assert_only(ObservedKind::ProbeSilent);
 }
 
 #[test]
@@ -201,27 +204,27 @@ fn a_suspended_host_is_forgiven() {
 #[test]
 fn a_stalled_transition_is_found() {
     tell(Arm::Loaded, Faults { transition_hangs: true, ..Faults::default() })
-        .assert_only(FarmKind::TransitionStalled);
+        .assert_only(ObservedKind::TransitionStalled);
     tell(Arm::Loaded, Faults { revert_hangs: true, ..Faults::default() })
-        .assert_only(FarmKind::RevertStalled);
+        .assert_only(ObservedKind::RevertStalled);
 }
 
 #[test]
 fn a_refused_load_is_found() {
     let refused = Some((22, "inside f 1\nInvalid argument"));
     let told = tell(Arm::Quiescent, Faults { load: refused, ..Faults::default() });
-    told.assert_only(FarmKind::LoadRefused);
+    told.assert_only(ObservedKind::LoadRefused);
     let stuck = Some((124, "killed"));
-    tell(Arm::Loaded, Faults { load: stuck, ..Faults::default() }).assert_only(FarmKind::LoadStuck);
+    tell(Arm::Loaded, Faults { load: stuck, ..Faults::default() }).assert_only(ObservedKind::LoadStuck);
     let told = tell(Arm::Loaded, Faults { load_mute: true, ..Faults::default() });
-    told.assert_only(FarmKind::LoadStuck);
+    told.assert_only(ObservedKind::LoadStuck);
     // On a kernel that is slow at it a sound patch would be taken for one that is stuck.
     let mut slow = (*plan()).clone();
     slow.patches.iter_mut().for_each(|p| p.vermagic = "6.12 SMP".into());
     let trial = slow.trials.iter().find(|t| t.arm == Arm::Loaded).unwrap().clone();
     let faults = Faults { load_mute: true, release: Some("6.12"), ..Faults::default() };
     let later = tell_of(Arc::new(slow), trial, faults);
-    later.assert_only(FarmKind::LoadStuck);
+    later.assert_only(ObservedKind::LoadStuck);
     assert!(later.seconds > told.seconds + 3 * 60, "{} and {} s", told.seconds, later.seconds);
     // The guest's own clock must not end it first.
     let limit = told.asked.iter().find_map(|ask| match ask {
@@ -233,18 +236,19 @@ fn a_refused_load_is_found() {
 
 #[test]
 fn unloading_that_does_not_end_is_found() {
-    tell(Arm::Loaded, Faults { unload_mute: true, ..Faults::default() }).assert_only(FarmKind::RevertRefused);
+    tell(Arm::Loaded, Faults { unload_mute: true, ..Faults::default() })
+        .assert_only(ObservedKind::RevertRefused);
 }
 
 #[test]
 fn the_machines_own_words_are_findings() {
     let qmp = |event| Faults { after_apply: vec![(2, Output::Qmp(event))], ..Faults::default() };
-    tell(Arm::Loaded, qmp(QmpEvent::Panicked)).assert_only(FarmKind::Panicked);
+    tell(Arm::Loaded, qmp(QmpEvent::Panicked)).assert_only(ObservedKind::Panicked);
     let reset = QmpEvent::Shutdown { reason: "guest-reset".into(), guest: true };
-    tell(Arm::Loaded, qmp(reset)).assert_only(FarmKind::Rebooted);
+    tell(Arm::Loaded, qmp(reset)).assert_only(ObservedKind::Rebooted);
     let taint = Output::Probe(FromGuest::Taint { at_ms: 0, value: 1 << 9 | 1 << 15 });
     tell(Arm::Loaded, Faults { after_apply: vec![(2, taint)], ..Faults::default() })
-        .assert_only(FarmKind::Tainted);
+        .assert_only(ObservedKind::Tainted);
     let expected = Output::Probe(FromGuest::Taint { at_ms: 0, value: 1 << 12 | 1 << 13 | 1 << 15 });
     let told = tell(Arm::Loaded, Faults { after_apply: vec![(2, expected)], ..Faults::default() });
     assert_eq!(told.findings(), []);
@@ -254,7 +258,7 @@ fn the_machines_own_words_are_findings() {
 fn a_second_boot_on_the_console_is_found() {
     let boot = || Output::Console(b"[    0.000000] Linux version 6.1 (x@y) #1 SMP\n".to_vec());
     let told = tell(Arm::Loaded, Faults { after_apply: vec![(1, boot()), (2, boot())], ..Faults::default() });
-    told.assert_only(FarmKind::Rebooted);
+    told.assert_only(ObservedKind::Rebooted);
 }
 
 #[test]
@@ -326,7 +330,8 @@ fn phases_of_no_length_do_not_wait_for_a_tick() {
     plan.pipeline.phases.settle = Duration::ZERO;
     plan.pipeline.phases.baseline = Duration::ZERO;
     let trial = Trial { jitter: Duration::ZERO, ..Trial::new(1, Arm::Loaded, vec![0], 1) };
-    let mut dispatcher = Dispatcher::new(Arc::new(plan), trial, Origin::Fork, Secret::new([9; 16]));
+    let mut dispatcher =
+        Dispatcher::new(Arc::new(plan), trial, Purpose::Trial(Start::Fork), Secret::new([9; 16]));
     let mut fake = Fake::new(Arm::Loaded, Faults { forked: true, ..Faults::default() });
     let mut queue = VecDeque::from([Input::Started(Ok(70))]);
     let mut applied = false;
@@ -344,7 +349,7 @@ fn phases_of_no_length_do_not_wait_for_a_tick() {
 #[test]
 fn a_cpu_that_takes_no_interrupts_is_found_in_the_patch() {
     let told = tell(Arm::Loaded, Faults { cpu_stuck: Some(0xffff_ffff_c050_0123), ..Faults::default() });
-    told.assert_only(FarmKind::CpuStuck);
+    told.assert_only(ObservedKind::CpuStuck);
     let found = told.bodies.iter().find_map(|(_, b)| match b {
         Body::Finding(f) => Some(f),
         _ => None,
@@ -360,14 +365,14 @@ fn a_cpu_that_takes_no_interrupts_is_found_in_the_patch() {
 #[test]
 fn a_dead_machine_has_its_cpus_stuck() {
     let faults = Faults { cpu_stuck: Some(0xffff_ffff_c050_0123), probe_stops: true, ..Faults::default() };
-    tell(Arm::Loaded, faults).assert_only(FarmKind::CpuStuck);
+    tell(Arm::Loaded, faults).assert_only(ObservedKind::CpuStuck);
 }
 
 #[test]
 fn registers_that_cannot_be_had_are_a_blind_spot() {
     let told = tell(Arm::Loaded, Faults { no_registers: true, ..Faults::default() });
     assert_eq!(told.end, TrialEnd::Completed);
-    let blind = |b: &Body| matches!(b, Body::Blind { detector, .. } if detector == "cpu-stuck");
+    let blind = |b: &Body| matches!(b, Body::Blind { detector, .. } if *detector == Detector::CpuStuck);
     assert_eq!(told.bodies.iter().filter(|(_, b)| blind(b)).count(), 1);
 }
 
@@ -375,7 +380,7 @@ fn registers_that_cannot_be_had_are_a_blind_spot() {
 fn a_log_that_cannot_be_written_to_is_a_blind_spot() {
     let told = tell(Arm::Loaded, Faults { no_kmsg: true, ..Faults::default() });
     assert_eq!(told.end, TrialEnd::Completed);
-    let blind = |b: &Body| matches!(b, Body::Blind { detector, reason } if detector == "console" && reason.contains("kmsg"));
+    let blind = |b: &Body| matches!(b, Body::Blind { detector, reason } if *detector == Detector::Console && reason.contains("kmsg"));
     assert_eq!(told.bodies.iter().filter(|(_, b)| blind(b)).count(), 1);
     assert_eq!(told.asked.iter().filter(|a| matches!(a, Ask::Kmsg { .. })).count(), 1);
 }
@@ -383,7 +388,7 @@ fn a_log_that_cannot_be_written_to_is_a_blind_spot() {
 #[test]
 fn a_console_that_falls_silent_is_found() {
     let told = tell(Arm::Loaded, Faults { console_silent: true, ..Faults::default() });
-    told.assert_only(FarmKind::ConsoleSilent);
+    told.assert_only(ObservedKind::ConsoleSilent);
     assert_eq!(told.findings().len(), 1, "{:?}", told.findings());
 }
 
@@ -391,7 +396,8 @@ fn a_console_that_falls_silent_is_found() {
 fn a_flooded_console_is_found() {
     let text = "[   12.345678] klp: madvise\r\n".repeat(8000);
     let flood = vec![(3, Output::Console(text.into_bytes()))];
-    tell(Arm::Loaded, Faults { after_apply: flood, ..Faults::default() }).assert_only(FarmKind::ConsoleFlood);
+    tell(Arm::Loaded, Faults { after_apply: flood, ..Faults::default() })
+        .assert_only(ObservedKind::ConsoleFlood);
 }
 
 /// A hang that begins in the soak's last seconds: taking the patch back could end it unseen.
@@ -401,7 +407,7 @@ fn no_soak_ends_while_somebody_hangs() {
     for before_end in [1, 3, 8] {
         let faults = Faults { threads_stop: true, stop_after: soak - before_end, ..Faults::default() };
         let told = tell(Arm::Loaded, faults);
-        told.assert_only(FarmKind::ThreadStalled);
+        told.assert_only(ObservedKind::ThreadStalled);
         assert_eq!(told.phases().iter().rev().take(2).collect::<Vec<_>>(), [&Phase::End, &Phase::Soak]);
     }
 }
@@ -413,7 +419,7 @@ fn no_soak_ends_while_a_login_waits() {
     let late = 8;
     assert!(plan.soak() < plan.pipeline.limits.ssh + Duration::from_secs(late));
     let told = tell(Arm::Loaded, Faults { login_mute: Some(late), ..Faults::default() });
-    told.assert_only(FarmKind::SshDead);
+    told.assert_only(ObservedKind::SshDead);
     assert_eq!(told.phases().iter().rev().take(2).collect::<Vec<_>>(), [&Phase::End, &Phase::Soak]);
 }
 

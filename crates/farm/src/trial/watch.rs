@@ -2,15 +2,15 @@
 
 use std::time::Duration;
 
-use klpfarm_model::{Body, FarmKind, TrialEnd};
-use klpfarm_stress::wire::FromGuest;
+use klpfarm_model::{Body, ObservedKind, TrialEnd};
+use klpfarm_stress::wire::{FromGuest, UNAVAILABLE};
 use klpfarm_vm::{Output, QmpEvent};
 
-use super::cpus::Circle;
 use super::{
-    Action, Collect, Collected, Dispatcher, ENDING, LOGIN_EVERY, Loss, Origin, QUIET, RATES_EVERY, SSH_PORT,
-    Step, blame,
+    Action, Collect, Collected, Dispatcher, ENDING, LOGIN_EVERY, Loss, QUIET, RATES_EVERY, SSH_PORT, Step,
 };
+use crate::detect::blame;
+use crate::detect::cpus::Circle;
 use crate::guest::PatchState;
 
 impl Dispatcher {
@@ -89,7 +89,7 @@ impl Dispatcher {
         self.report(now, bodies);
         match message {
             FromGuest::Hello { release, taint, .. } if self.step == Step::Hello => {
-                let forked = self.origin != Origin::Boot;
+                let forked = !self.purpose.boots();
                 let (fork_ms, ssh_ms) =
                     (forked.then_some(self.started_ms), (!forked).then_some(self.started_ms));
                 self.emit(Body::MachineReady { release: release.clone(), ssh_ms, fork_ms, taint });
@@ -108,7 +108,7 @@ impl Dispatcher {
                 return;
             }
         }
-        if self.origin == Origin::Boot { self.next_op(now) } else { self.refresh(now) }
+        if self.purpose.boots() { self.next_op(now) } else { self.refresh(now) }
     }
 
     pub(super) fn reply(&mut self, now: Duration, id: u64, code: i32, out: &str) {
@@ -117,14 +117,20 @@ impl Dispatcher {
         }
         let of_load = self.load_ids.remove(&id);
         match self.step {
-            Step::StartLoad(_) | Step::StopLoad(_) if !of_load => {}
+            Step::StartLoad(_) | Step::StopLoad(_) if of_load.is_none() => {}
+            // A script says so before it has done anything; on a machine with the patch the same script has run before.
+            Step::StartLoad(n) if code == UNAVAILABLE && self.applied.is_none() => {
+                let (workload, reason) = (of_load.unwrap_or_default(), out.trim().to_owned());
+                self.emit(Body::WorkloadUnavailable { workload, reason });
+                if n == 1 { self.next_op(now) } else { self.step = Step::StartLoad(n - 1) }
+            }
             Step::StartLoad(_) if code != 0 => {
                 let message = format!("a workload could not be started: {}", out.trim());
                 // With the patch in force that is the patch's doing: the same load started before.
                 if self.applied.is_some() {
                     self.find(
                         now,
-                        FarmKind::WorkloadDied,
+                        ObservedKind::WorkloadDied,
                         "workloads can't be started with the patch in force",
                         message,
                     );
@@ -269,7 +275,7 @@ impl Dispatcher {
             Step::Load if late => {
                 self.find(
                     now,
-                    FarmKind::LoadStuck,
+                    ObservedKind::LoadStuck,
                     "loading the patch does not end",
                     "no answer of the probe".into(),
                 );
@@ -279,7 +285,7 @@ impl Dispatcher {
                 self.stragglers = Some(0);
                 self.find(
                     now,
-                    FarmKind::RevertStalled,
+                    ObservedKind::RevertStalled,
                     "the transition back does not end",
                     "some tasks still run the new code".into(),
                 );
@@ -294,13 +300,13 @@ impl Dispatcher {
             }
             Step::Unload if late => {
                 let evidence = "rmmod has not succeeded, and does not end now".to_owned();
-                self.find(now, FarmKind::RevertRefused, "the disabled patch can't be unloaded", evidence);
+                self.find(now, ObservedKind::RevertRefused, "the disabled patch can't be unloaded", evidence);
             }
             Step::Unload if now >= self.poll_at => self.exec_unload(now),
             Step::Disable if late => {
                 self.find(
                     now,
-                    FarmKind::RevertStalled,
+                    ObservedKind::RevertStalled,
                     "disabling the patch does not end",
                     "no answer of the probe".into(),
                 );
@@ -321,7 +327,7 @@ impl Dispatcher {
         if self.applied.is_some() {
             self.find(
                 now,
-                FarmKind::WorkloadDied,
+                ObservedKind::WorkloadDied,
                 "workloads can't be started with the patch in force",
                 "no answer of the probe".into(),
             );

@@ -21,6 +21,15 @@ rm -rf "$root/run/sshd"
 
 chroot "$root" systemctl enable ssh.service
 
+# Nothing but SSH starts with the machine: daemons that further packages bring along are started by the workloads that use them.
+for link in "$root"/etc/systemd/system/multi-user.target.wants/* "$root"/etc/systemd/system/sockets.target.wants/* \
+	"$root"/etc/systemd/system/remote-fs.target.wants/* "$root"/etc/rc[2-5].d/S*; do
+	case $link in
+	*/ssh.service | */remote-fs.target | */S??ssh) ;;
+	*) rm -f "$link" ;;
+	esac
+done
+
 # Nothing may run in a guest by the clock but the workloads: timers would be noise in every comparison of rates. The
 # serial lines belong to the kernel console (ttyS0) and the probe (ttyS1). What waits or probes hardware slows the boot.
 for unit in \

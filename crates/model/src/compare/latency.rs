@@ -7,7 +7,7 @@ use super::near::Near;
 use super::{LEAST, differs};
 use crate::event::{LatencyMeasure, WorkloadMeasure};
 use crate::pipeline::{AGING, Limits};
-use crate::{FarmKind, Finding};
+use crate::{Finding, ObservedKind};
 
 /// A workload that sleeps less than this share of its time, in the baseline and usually in control trials, is one whose calls do not
 /// sleep: only then its falling asleep says something.
@@ -114,7 +114,7 @@ pub(super) fn longer(own: &Work, ops: &[Grown], limits: &Limits) -> Vec<Finding>
             g.median,
             own.table(&g.op)
         );
-        differs(FarmKind::LatencyGrown, title, Some(&own.name), evidence)
+        differs(ObservedKind::LatencyGrown, title, Some(&own.name), evidence)
     };
     ops.iter().filter(|g| g.factor() >= limits.latency).map(finding).collect()
 }
@@ -210,7 +210,7 @@ pub(super) fn fell_asleep(own: (usize, &Work), near: &Near<'_>) -> Option<Findin
             share * 100.0,
             soaks.left() * 100.0
         );
-        differs(FarmKind::LatencyGrown, format!("{workload}: {what}"), Some(workload), evidence)
+        differs(ObservedKind::LatencyGrown, format!("{workload}: {what}"), Some(workload), evidence)
     })
 }
 
@@ -300,7 +300,7 @@ pub(super) fn tail(own: (usize, &Work), near: &Near<'_>, limits: &Limits) -> Opt
         usual.left() * 100.0,
         work.table(op)
     );
-    Some(differs(FarmKind::TailGrown, title, Some(&work.name), evidence))
+    Some(differs(ObservedKind::TailGrown, title, Some(&work.name), evidence))
 }
 
 /// The share that slept for so long in all phases without the patch together, of the control trials those whose own is not above `most`.

@@ -8,7 +8,7 @@ use super::near::Near;
 use super::{LEAST, differs};
 use crate::event::Measured;
 use crate::pipeline::Limits;
-use crate::{FarmKind, Finding};
+use crate::{Finding, ObservedKind};
 
 /// What makes one workload stand out beside the others, or an operation explain a fallen rate.
 pub(super) const TWICE: f64 = 2.0;
@@ -67,7 +67,7 @@ pub(super) fn collapsed(
         let alone = if whole { slow.len() == 1 } else { cpu.is_some() && unexplained(*slowdown) };
         if *slowdown >= TWICE * common || operation || alone {
             found.push(differs(
-                FarmKind::RateCollapsed,
+                ObservedKind::RateCollapsed,
                 format!("{workload} does far fewer operations with the patch"),
                 Some(workload),
                 format!(
@@ -102,7 +102,7 @@ fn machine(
         lines.collect::<Vec<_>>().join("\n")
     );
     differs(
-        FarmKind::RateCollapsed,
+        ObservedKind::RateCollapsed,
         "all workloads do far fewer operations with the patch".to_owned(),
         None,
         evidence,

@@ -6,7 +6,7 @@ use super::near::Near;
 use super::trend::{self, rise, rises_by, without_multiples};
 use crate::event::{Measured, Resources};
 use crate::pipeline::Limits;
-use crate::{FarmKind, Finding};
+use crate::{Finding, ObservedKind};
 
 /// Something that the kernel gives out and should get back.
 pub(super) struct Resource {
@@ -59,7 +59,7 @@ pub(super) const RESOURCES: [Resource; 7] = [
 ];
 
 /// Their names, in order.
-pub(super) const NAMES: [&str; 7] = {
+pub(crate) const NAMES: [&str; 7] = {
     let mut names = [""; 7];
     let mut i = 0;
     while i < names.len() {
@@ -124,7 +124,7 @@ pub(super) fn leaks(own: &Change, near: &Near<'_>, limits: &Limits) -> Vec<Findi
                 "{now:.1} {unit} a second more, as long as it was watched; usually {:.1} at most in the control arm\n{table}",
                 usual.left() / BEYOND,
             );
-            differs(FarmKind::ResourcesLeaked, format!("{name}: more and more with the patch"), None, evidence)
+            differs(ObservedKind::ResourcesLeaked, format!("{name}: more and more with the patch"), None, evidence)
         })
     };
     own.leaks.iter().filter_map(leak).collect()

@@ -7,6 +7,7 @@ mod null;
 
 mod story;
 
+use super::change::{Basis, Names};
 use super::near::Margin;
 use super::*;
 use crate::event::{LatencyMeasure, Measured, Resources, TrialEnd, WorkloadMeasure};
@@ -76,9 +77,9 @@ fn each(own: &Change, controls: &[Change; 3]) -> Vec<Finding> {
     found
 }
 
-fn kinds(found: &[Finding]) -> Vec<FarmKind> {
+fn kinds(found: &[Finding]) -> Vec<ObservedKind> {
     let kind = |f: &Finding| match f.kind {
-        crate::FindingKind::Farm(kind) => kind,
+        crate::FindingKind::Observed(kind) => kind,
         crate::FindingKind::Kernel(kind) => panic!("{kind:?}"),
     };
     found.iter().map(kind).collect()
@@ -125,7 +126,7 @@ fn a_few_operations_that_sleep_for_long_are_a_tail() {
     let usual = Load::default();
     let with = |more: (u8, u64)| Load { slept: [usual.slept.clone(), vec![more]].concat(), ..usual.clone() };
     let tail = found(&usual, &with((8, 15)), &usual);
-    assert_eq!(kinds(&tail), [FarmKind::TailGrown]);
+    assert_eq!(kinds(&tail), [ObservedKind::TailGrown]);
     assert!(
         tail[0].evidence.contains("15 of 7500 operations slept for 268 ms or more"),
         "{}",
@@ -144,9 +145,9 @@ fn one_thread_that_falls_behind_its_siblings_is_starved() {
     let usual = Load::default();
     let after = |threads| Load { threads, ..usual.clone() };
     let starved = found(&usual, &after([2000, 1000, 3000, 5]), &usual);
-    assert_eq!(kinds(&starved), [FarmKind::ThreadStarved]);
+    assert_eq!(kinds(&starved), [ObservedKind::ThreadStarved]);
     assert_eq!(starved[0].title, "w: one thread starves beside the others with the patch");
-    assert_eq!(kinds(&found(&usual, &after([2000, 1000, 3000, 0]), &usual)), [FarmKind::ThreadStarved]);
+    assert_eq!(kinds(&found(&usual, &after([2000, 1000, 3000, 0]), &usual)), [ObservedKind::ThreadStarved]);
     assert!(found(&usual, &usual.slower(4), &usual).is_empty(), "all alike");
     assert!(found(&usual, &after([2000, 1000, 3000, 400]), &usual).is_empty(), "less, but not starved");
     // Threads that took turns in the control arm as well.
@@ -177,7 +178,7 @@ fn each_resource_leaks_by_itself_and_a_step_does_not() {
     ];
     for (name, leak) in leaks {
         let got = found(&still, &series(leak), &still);
-        assert_eq!(kinds(&got), [FarmKind::ResourcesLeaked], "{name}");
+        assert_eq!(kinds(&got), [ObservedKind::ResourcesLeaked], "{name}");
         assert!(got[0].title.starts_with(name) && got[0].evidence.contains("after 18 s: +"), "{:?}", got[0]);
         assert!(found(&still, &series(leak), &series(leak)).is_empty(), "{name}: the control arm as well");
         for at in [1, 7, 10, 15, 19] {
@@ -258,7 +259,7 @@ fn a_noisy_control_trial_hides_no_tail_and_no_starved_thread() {
     for noisy in [&bad, &worse] {
         let controls = [sound_control(), change(&sound, noisy), sound_control()];
         let found = each(&change(&sound, &bad), &controls);
-        assert_eq!(kinds(&found), [FarmKind::TailGrown, FarmKind::ThreadStarved]);
+        assert_eq!(kinds(&found), [ObservedKind::TailGrown, ObservedKind::ThreadStarved]);
     }
     let two = [change(&sound, &bad), change(&sound, &worse), sound_control()];
     assert!(each(&change(&sound, &bad), &two).is_empty(), "two of three are what is usual");

@@ -8,7 +8,7 @@ use super::near::Near;
 use super::{LEAST, differs};
 use crate::event::Measured;
 use crate::pipeline::{AGING, Limits};
-use crate::{FarmKind, Finding};
+use crate::{Finding, ObservedKind};
 
 /// A thread with fewer siblings than this, itself counted, is held against all threads of the machine.
 const SIBLINGS: usize = 3;
@@ -38,7 +38,7 @@ pub(super) fn starved(own: &Change, near: &Near<'_>, limits: &Limits) -> Option<
             own.after.1 as f64 / 1000.0
         );
         let title = format!("{}: one thread starves beside the others with the patch", own.workload);
-        differs(FarmKind::ThreadStarved, title, None, evidence)
+        differs(ObservedKind::ThreadStarved, title, None, evidence)
     })
 }
 

@@ -3,13 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use super::fold::Fold;
-use super::outcome::{Defect, Mark, Outcomes, before_apply};
-use super::record::Record;
+use super::outcome::{Defect, Mark, Outcomes};
+use super::record::{Record, Seen, before_apply};
 use super::sets::Set;
-use super::{Seen, TrialRecord};
-use crate::event::TrialEnd;
+use crate::compare::change;
 use crate::verdict::{Attribution, Hits, WaitFor, WaitGroup};
-use crate::{Arm, FarmKind, Finding, FindingKind, Phase, Plan, Trial, cause, compare, stats};
+use crate::{Arm, Finding, Plan, Rank, Trial, cause, stats};
 
 /// Findings that share a cause.
 pub(super) struct Item {
@@ -27,6 +26,13 @@ pub(super) struct Item {
     pub(super) waits: Option<(u32, Vec<WaitGroup>)>,
 }
 
+impl Item {
+    /// Milliseconds after applying when it was first seen.
+    pub(super) fn first_after_apply_ms(&self) -> Option<u64> {
+        self.seen.iter().filter_map(|s| s.finding.after_apply_ms).min()
+    }
+}
+
 /// What the words on items are taken from.
 struct Case<'a> {
     plan: &'a Plan,
@@ -42,7 +48,7 @@ pub(super) fn items(fold: &Fold, rejecting: &[&Set]) -> Vec<Item> {
     let case = Case { plan, record, outcomes, rejecting };
     let mut items = case.observed();
     items.extend(case.compared(fold.compared.seen()));
-    items.sort_by_key(|item| (item.attribution, rank(item.lead.kind)));
+    items.sort_by_key(|item| (item.attribution, item.lead.kind.rules().rank));
     items
 }
 
@@ -141,8 +147,8 @@ impl Case<'_> {
         let hit: BTreeSet<u32> = seen.iter().map(|s| s.scope.trial).collect();
         let arms = hits(self.plan, self.outcomes, &hit, |t| Some(t.arm));
         // What only a comparison shows is looked for in some arms only.
-        let compared: &[Arm] = match rank(lead.kind) {
-            COMPARED => &compare::PATCHED,
+        let compared: &[Arm] = match lead.kind.rules().rank {
+            Rank::Compared => &change::PATCHED,
             _ => &[Arm::Loaded, Arm::Quiescent, Arm::Reapply, Arm::Stack],
         };
         let patches = hits(self.plan, self.outcomes, &hit, |t| {
@@ -151,7 +157,8 @@ impl Case<'_> {
         let control = arms.get(&Arm::Control).filter(|c| c.of > 0);
         let p_value = control.and_then(|control| against_control(&arms, *control, compared));
         // A crash or a wrong result explains itself: what waits for the dead is a symptom.
-        let explained = rank(lead.kind) == STALLED || is_hang(lead.kind);
+        let rank = lead.kind.rules().rank;
+        let explained = rank == Rank::Transition || rank.is_hang();
         let told = hit.iter().filter(|_| explained).map(|trial| (*trial, self.waits_of(*trial)));
         // Of several trials the first one that shows the patch's own code.
         let names_patch = |(_, groups): &(u32, &[WaitGroup])| {
@@ -209,7 +216,7 @@ struct Group {
 
 impl Group {
     fn shares_cause(&self, other: &Self) -> bool {
-        let hang = |f: &Finding| is_hang(f.kind);
+        let hang = |f: &Finding| f.kind.rules().rank.is_hang();
         self.place == other.place
             && (same_cause(&self.lead, &other.lead)
                 || (hang(&self.lead) && hang(&other.lead) && !self.marks.is_disjoint(&other.marks)))
@@ -227,7 +234,7 @@ impl Group {
 /// The functions of the patch in which tasks of a trial hang, by all that was seen, or else the lock they wait for. Which workload is
 /// hit first, and who notices, differs from trial to trial; this does not.
 fn marks(seen: &[Seen], waits: &[WaitGroup]) -> BTreeSet<String> {
-    let own = |s: &&Seen| s.finding.in_patch && is_hang(s.finding.kind);
+    let own = |s: &&Seen| s.finding.in_patch && s.finding.kind.rules().rank.is_hang();
     let mut marks: BTreeSet<String> =
         seen.iter().filter(own).filter_map(|s| s.finding.function.clone()).collect();
     marks.extend(cause::marks(waits));
@@ -235,9 +242,9 @@ fn marks(seen: &[Seen], waits: &[WaitGroup]) -> BTreeSet<String> {
 }
 
 /// Findings by how well they name the cause, the best first: of several hangs the one in the patch's own code.
-fn names_cause(finding: &Finding) -> (u8, bool, u8) {
-    let rank = rank(finding.kind);
-    (if STALLS.contains(&rank) { *STALLS.start() } else { rank }, !finding.in_patch, rank)
+fn names_cause(finding: &Finding) -> (Rank, bool, Rank) {
+    let rank = finding.kind.rules().rank;
+    (if rank.may_be_slow() { Rank::Stall } else { rank }, !finding.in_patch, rank)
 }
 
 /// Hits of trials that say anything, by a key of theirs.
@@ -268,72 +275,7 @@ fn against_control(arms: &BTreeMap<Arm, Hits>, control: Hits, compared: &[Arm]) 
 
 fn same_cause(a: &Finding, b: &Finding) -> bool {
     // A hang is seen by the load's progress, by the state of tasks or by the kernel, whichever is first.
-    let hang = |f: &Finding| stands_still(rank(f.kind));
-    let alike = rank(a.kind) == rank(b.kind) || (hang(a) && hang(b));
+    let (rank_a, rank_b) = (a.kind.rules().rank, b.kind.rules().rank);
+    let alike = rank_a == rank_b || (rank_a.stands_still() && rank_b.stands_still());
     a.title == b.title || (alike && a.function.is_some() && a.function == b.function)
-}
-
-/// The ranks of hangs that may be a slow machine's.
-const STALLS: std::ops::RangeInclusive<u8> = 7..=9;
-
-/// The rank of transitions that do not end.
-const STALLED: u8 = 4;
-
-/// The rank of hangs that no slow machine explains.
-const CONFIRMED: u8 = 5;
-
-fn stands_still(rank: u8) -> bool {
-    rank == CONFIRMED || STALLS.contains(&rank)
-}
-
-/// Whether tasks that wait explain it: a hang, or the silence that may follow one.
-fn is_hang(kind: FindingKind) -> bool {
-    let rank = rank(kind);
-    stands_still(rank) || rank == SILENT
-}
-
-/// The rank of silence.
-const SILENT: u8 = 11;
-
-/// The rank of what only a comparison shows.
-const COMPARED: u8 = 12;
-
-/// Which finding of a trial names the cause best: the lower the better. A crash explains the hang that follows it, a hang
-/// explains the silence. A taint only repeats what was reported.
-fn rank(kind: FindingKind) -> u8 {
-    use FarmKind as F;
-    match kind {
-        FindingKind::Farm(F::LoadRefused | F::LoadStuck) => 0,
-        FindingKind::Kernel(k) if !kind.is_soft() && k.severity() == klpfarm_kmsg::Severity::Fatal => 1,
-        FindingKind::Farm(F::WrongContent | F::WrongErrno) => 2,
-        FindingKind::Kernel(_) if !kind.is_soft() => 3,
-        FindingKind::Farm(F::CpuStuck) => 3,
-        FindingKind::Farm(F::TransitionStalled | F::RevertStalled | F::RevertRefused | F::NotInForce) => {
-            STALLED
-        }
-        FindingKind::Farm(F::HangConfirmed) => CONFIRMED,
-        FindingKind::Farm(F::Panicked | F::Rebooted | F::PoweredOff | F::WatchdogFired | F::WorkloadDied) => {
-            6
-        }
-        FindingKind::Farm(F::ThreadStalled) => 7,
-        FindingKind::Farm(F::TaskBlocked) => 8,
-        FindingKind::Kernel(_) => 9,
-        FindingKind::Farm(F::Tainted | F::ConsoleFlood) => 10,
-        FindingKind::Farm(F::SshDead | F::ProbeSilent | F::ConsoleSilent) => SILENT,
-        FindingKind::Farm(
-            F::RateCollapsed | F::LatencyGrown | F::TailGrown | F::ThreadStarved | F::ResourcesLeaked,
-        ) => COMPARED,
-    }
-}
-
-/// Trials whose phases can be compared: what a finding stopped is slow for a reason that is known already. What was found only when the
-/// patch was taken back left the soak whole: a leak of descriptors shows there, and keeps the patch from being unloaded.
-pub(crate) fn comparable(trial: &TrialRecord) -> bool {
-    match trial.end {
-        Some(TrialEnd::Completed) => true,
-        Some(TrialEnd::Stopped) => {
-            trial.findings.iter().all(|f| matches!(f.scope.phase, Phase::Revert | Phase::End))
-        }
-        _ => false,
-    }
 }

@@ -5,9 +5,10 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-use super::{Seen, TrialRecord};
+use super::record::{Seen, TrialRecord, before_apply};
+use crate::compare::resources;
 use crate::event::TrialEnd;
-use crate::{Arm, FarmKind, Finding, FindingKind, Phase, compare};
+use crate::{Arm, Failure, Finding, FindingKind};
 
 /// What a trial says in the end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,32 +59,18 @@ impl Class {
     const LEAK: u32 = 5;
 
     /// How many there are.
-    pub(crate) const COUNT: usize = Self::LEAK as usize + compare::RESOURCE_NAMES.len();
+    pub(crate) const COUNT: usize = Self::LEAK as usize + resources::NAMES.len();
 
     fn of(finding: &Finding) -> Self {
-        use FarmKind as F;
-        use klpfarm_kmsg::Kind as K;
-        match finding.kind {
-            FindingKind::Farm(
-                F::ThreadStalled
-                | F::HangConfirmed
-                | F::TaskBlocked
-                | F::SshDead
-                | F::ProbeSilent
-                | F::ConsoleSilent,
-            )
-            | FindingKind::Kernel(K::HungTask | K::SoftLockup | K::RcuStall | K::WorkqueueLockup) => {
-                Self::HANG
-            }
-            FindingKind::Farm(F::RateCollapsed | F::LatencyGrown | F::TailGrown | F::ThreadStarved) => {
-                Self::SLOW
-            }
-            FindingKind::Farm(F::ResourcesLeaked) => {
-                let which = compare::RESOURCE_NAMES.iter().position(|name| finding.title.starts_with(name));
+        match finding.kind.rules().failure {
+            Failure::Hang => Self::HANG,
+            Failure::Slow => Self::SLOW,
+            Failure::Leak => {
+                let which = resources::NAMES.iter().position(|name| finding.title.starts_with(name));
                 Self(1 << (Self::LEAK + which.unwrap_or(0) as u32))
             }
-            FindingKind::Kernel(K::Oom | K::PageAllocation) => Self::MEMORY,
-            FindingKind::Farm(_) | FindingKind::Kernel(_) => Self::OTHER,
+            Failure::Memory => Self::MEMORY,
+            Failure::Other => Self::OTHER,
         }
     }
 }
@@ -273,7 +260,7 @@ impl Outcomes {
     /// Whether a finding of a patched trial proves that it is the patch: without the patch it cannot happen, or the kernel or the load is sure
     /// of it and no control trial has it.
     pub(crate) fn proves(&self, own: &TrialRecord, finding: &Finding) -> bool {
-        if only_a_patch_can(finding.kind) {
+        if finding.kind.rules().only_by_a_patch {
             return true;
         }
         let sure = !finding.kind.is_soft() && !own.excuses(finding);
@@ -320,7 +307,7 @@ impl TrialRecord {
 
     /// Whether another finding of the trial explains this one: a process that was killed because memory had run out.
     fn excuses(&self, finding: &Finding) -> bool {
-        finding.kind == FarmKind::WorkloadDied.into()
+        finding.kind.rules().explained_by_oom
             && self.exposed_findings().any(|s| Class::of(&s.finding) == Class::MEMORY)
     }
 
@@ -328,36 +315,6 @@ impl TrialRecord {
     pub(crate) fn was_in_force(&self, patches: &[&str]) -> bool {
         let applied = patches.iter().all(|name| self.applied.iter().any(|a| **a == **name));
         applied && self.transitions >= patches.len()
-    }
-}
-
-pub(crate) fn before_apply(phase: Phase) -> bool {
-    matches!(phase, Phase::Boot | Phase::Age | Phase::Settle | Phase::Baseline)
-}
-
-/// Whether a trial in this phase runs with its patch, or, of the control arm, in the part that is compared with that.
-pub(crate) fn exposes(arm: Arm, phase: Phase) -> bool {
-    match phase {
-        Phase::Apply | Phase::Transition => arm.patched(),
-        Phase::Soak | Phase::Reach | Phase::Revert => true,
-        Phase::Boot | Phase::Age | Phase::Settle | Phase::Baseline | Phase::End => false,
-    }
-}
-
-/// Trouble that no unpatched machine can have: no control is needed to attribute it.
-fn only_a_patch_can(kind: FindingKind) -> bool {
-    match kind {
-        FindingKind::Farm(kind) => matches!(
-            kind,
-            FarmKind::LoadRefused
-                | FarmKind::LoadStuck
-                | FarmKind::NotInForce
-                | FarmKind::TransitionStalled
-                | FarmKind::RevertStalled
-                | FarmKind::RevertRefused
-                | FarmKind::HangConfirmed
-        ),
-        FindingKind::Kernel(kind) => kind == klpfarm_kmsg::Kind::LivepatchFailure,
     }
 }
 
@@ -383,10 +340,9 @@ fn sure(defects: &[Defect]) -> HashSet<Defect> {
 }
 
 fn defect(finding: &Finding) -> (FindingKind, &str) {
-    let leak = finding.kind == FarmKind::ResourcesLeaked.into();
-    if finding.kind.is_soft() && !leak {
-        (finding.kind, finding.workload.as_deref().unwrap_or_default())
-    } else {
+    if finding.kind.rules().told_by_title {
         (finding.kind, &finding.title)
+    } else {
+        (finding.kind, finding.workload.as_deref().unwrap_or_default())
     }
 }

@@ -5,12 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::outcome::exposes;
-use crate::compare::{Change, Names, is_compared};
+use crate::compare::change::{Change, Names, is_compared};
 use crate::event::{Body, CheckpointFacts, Event, Scope, TrialEnd, Vitals, function_name};
 use crate::verdict::WaitGroup;
 use crate::wait::Waits;
-use crate::{Arm, Finding, Phase, Plan, cause};
+use crate::{Arm, Detector, Finding, Phase, Plan, cause};
 
 /// What one trial left in the journal.
 #[derive(Debug, Default)]
@@ -132,7 +131,9 @@ pub(super) struct Facts {
     /// Functions whose calls patched trials could not count, by what they said.
     pub(super) uncounted: BTreeSet<String>,
     /// Reason by detector, and which event said so; the last one stands for all trials.
-    blind: BTreeMap<String, (u64, String)>,
+    blind: BTreeMap<Detector, (u64, String)>,
+    /// Workloads that can't run on this guest, and why.
+    pub(super) unavailable: BTreeMap<String, String>,
     /// The first of all.
     fresh: Option<(u64, Vitals)>,
     reached: Option<(u64, Vitals)>,
@@ -149,6 +150,7 @@ impl Facts {
         for (detector, (nth, reason)) in other.blind {
             self.blind(detector, nth, reason);
         }
+        self.unavailable.extend(other.unavailable);
         for (place, new) in [(&mut self.fresh, other.fresh), (&mut self.reached, other.reached)] {
             if let Some(new) = new.filter(|new| place.as_ref().is_none_or(|old| new.0 < old.0)) {
                 *place = Some(new);
@@ -173,10 +175,13 @@ impl Facts {
                 }
             }
             Body::Blind { detector, reason } => {
-                if detector == "reach" && scope.arm.patched() {
+                if *detector == Detector::Reach && scope.arm.patched() {
                     self.uncounted.insert(reason.clone());
                 }
-                self.blind(detector.clone(), nth, reason.clone());
+                self.blind(*detector, nth, reason.clone());
+            }
+            Body::WorkloadUnavailable { workload, reason } => {
+                self.unavailable.insert(workload.clone(), reason.clone());
             }
             Body::Vitals(vitals) => {
                 let place = if scope.phase == Phase::Boot { &mut self.fresh } else { &mut self.reached };
@@ -186,15 +191,15 @@ impl Facts {
         }
     }
 
-    fn blind(&mut self, detector: String, nth: u64, reason: String) {
+    fn blind(&mut self, detector: Detector, nth: u64, reason: String) {
         let place = self.blind.entry(detector).or_default();
         if nth >= place.0 {
             *place = (nth, reason);
         }
     }
 
-    pub(super) fn blind_detectors(&self) -> impl Iterator<Item = (&String, &String)> {
-        self.blind.iter().map(|(detector, (_, reason))| (detector, reason))
+    pub(super) fn blind_detectors(&self) -> impl Iterator<Item = (Detector, &String)> {
+        self.blind.iter().map(|(detector, (_, reason))| (*detector, reason))
     }
 
     pub(super) fn wear(&self) -> Option<(&Vitals, &Vitals)> {
@@ -270,8 +275,9 @@ impl Record {
             }
             Body::Checkpoint(facts) => {
                 for (detector, reason) in &facts.blind {
-                    self.facts.blind(detector.clone(), self.taken, reason.clone());
+                    self.facts.blind(*detector, self.taken, reason.clone());
                 }
+                self.facts.unavailable.extend(facts.unavailable.clone());
                 self.checkpoint = Some((**facts).clone());
             }
             _ => {}
@@ -284,8 +290,7 @@ impl Record {
         match roster.arm(scope.trial) {
             // The plan says which arm a trial is of, whatever an event does.
             Some(arm) => self.take_of_trial(event, Scope { arm, ..scope }, change, roster),
-            // Number 0 is the machine that was aged.
-            None if scope.trial > 0 => {
+            None if !scope.is_aging() => {
                 *self.unknown.entry(scope.trial).or_default() |= keeps(&event.body);
                 Touched::Nobody
             }
@@ -391,5 +396,30 @@ impl Record {
     pub(super) fn is_relevant(&self, facts: &Facts, function: &str) -> bool {
         let is = |path: &String| path == function || function_name(path) == function;
         !self.own_functions_only || facts.functions.keys().any(is)
+    }
+}
+
+pub(crate) fn before_apply(phase: Phase) -> bool {
+    matches!(phase, Phase::Boot | Phase::Age | Phase::Settle | Phase::Baseline)
+}
+
+/// Whether a trial in this phase runs with its patch, or, of the control arm, in the part that is compared with that.
+pub(crate) fn exposes(arm: Arm, phase: Phase) -> bool {
+    match phase {
+        Phase::Apply | Phase::Transition => arm.patched(),
+        Phase::Soak | Phase::Reach | Phase::Revert => true,
+        Phase::Boot | Phase::Age | Phase::Settle | Phase::Baseline | Phase::End => false,
+    }
+}
+
+/// Trials whose phases can be compared: what a finding stopped is slow for a reason that is known already. What was found only when the
+/// patch was taken back left the soak whole: a leak of descriptors shows there, and keeps the patch from being unloaded.
+pub(crate) fn comparable(trial: &TrialRecord) -> bool {
+    match trial.end {
+        Some(TrialEnd::Completed) => true,
+        Some(TrialEnd::Stopped) => {
+            trial.findings.iter().all(|f| matches!(f.scope.phase, Phase::Revert | Phase::End))
+        }
+        _ => false,
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 use super::*;
 use crate::event::{Body, Event, Scope, TrialEnd};
 use crate::judge::Judge;
-use crate::{FarmKind, Finding, ImageFacts, Patch, Phase, Pipeline, Resolved, Source, TierRule};
+use crate::{Finding, ImageFacts, ObservedKind, Patch, Phase, Pipeline, Resolved, Source, TierRule};
 
 fn plan(rate: f64) -> Plan {
     let pipeline = Pipeline::parse(Path::new("g.yaml"), "name: g\nimage: i\nworkloads: [w]\n").unwrap();
@@ -17,8 +17,12 @@ fn plan(rate: f64) -> Plan {
 
 /// The same run by journals: each trial's events are written, and the judge is asked after each.
 fn by_journal(plan: &Plan, fate: &mut Fate) -> Ended {
-    const KINDS: [FarmKind; 4] =
-        [FarmKind::ThreadStalled, FarmKind::LatencyGrown, FarmKind::ResourcesLeaked, FarmKind::ProbeSilent];
+    const KINDS: [ObservedKind; 4] = [
+        ObservedKind::ThreadStalled,
+        ObservedKind::LatencyGrown,
+        ObservedKind::ResourcesLeaked,
+        ObservedKind::ProbeSilent,
+    ];
     let mut events: Vec<Event> = Vec::new();
     let mut judge = Judge::new(plan);
     let mut started = 0;

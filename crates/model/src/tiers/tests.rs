@@ -196,6 +196,7 @@ fn verdict() -> Verdict {
         evidence: Vec::new(),
         reach: Vec::new(),
         blind: Vec::new(),
+        unavailable: BTreeMap::new(),
         farm_errors: Vec::new(),
         remarks: Vec::new(),
         plan: String::new(),

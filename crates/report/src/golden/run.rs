@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use klpfarm_model::event::{CheckpointFacts, Vitals};
 use klpfarm_model::{
-    Accel, Arm, Body, Event, FarmKind, Finding, FindingKind, ImageFacts, Noted, Patch, Phase, Pipeline, Plan,
-    Resolved, Scope, Source, TierRule, TrialEnd, Turn, Wait, Waits,
+    Accel, Arm, Body, Detector, Event, Finding, FindingKind, ImageFacts, Mode, Noted, ObservedKind, Patch,
+    Phase, Pipeline, Plan, Resolved, Scope, Source, TierRule, TrialEnd, Turn, Wait, Waits,
 };
 
 /// Function that every made-up patch replaces, as sysfs names it.
@@ -59,7 +59,7 @@ impl Run {
         let resolved = Resolved {
             patches: patches.iter().map(candidate).collect(),
             jobs: 3,
-            turns: if rounds { images.iter().map(turn).collect() } else { Vec::new() },
+            mode: if rounds { Mode::Rotation(images.iter().map(turn).collect()) } else { Mode::Single },
             ..Resolved::new(images[0].clone(), rule)
         };
         let plan = Plan::new(&pipeline, resolved).unwrap();
@@ -198,7 +198,7 @@ pub(super) fn finding(kind: impl Into<FindingKind>, title: &str, function: &str)
 /// A hang that no slow host explains.
 pub(super) fn hang() -> Finding {
     let title = "tasks hang in klp_new_madvise: no progress while the rest of the machine runs";
-    finding(FarmKind::HangConfirmed, title, "klp_new_madvise")
+    finding(ObservedKind::HangConfirmed, title, "klp_new_madvise")
 }
 
 fn checkpoint() -> CheckpointFacts {
@@ -219,8 +219,9 @@ fn checkpoint() -> CheckpointFacts {
         made_ms: Some(140_207),
         fresh: vitals(24.26, 308, 10_897, 40_768),
         reached: vitals(137.92, 6191, 239_786, 192_092),
+        unavailable: BTreeMap::new(),
         blind: BTreeMap::from([(
-            "hard-lockup".into(),
+            Detector::HardLockup,
             "no NMI watchdog in this guest: a CPU stuck with interrupts off is seen by its registers only (cpu-stuck)".into(),
         )]),
     }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use klpfarm_model::{
-    Arm, FarmKind, Finding, ImageFacts, Patch, Phase, Pipeline, Resolved, Scope, Source, TierRule, judge,
+    Arm, Finding, ImageFacts, ObservedKind, Patch, Phase, Pipeline, Resolved, Scope, Source, TierRule, judge,
 };
 use quick_xml::Reader;
 use quick_xml::events::Event as Xml;
@@ -32,7 +32,7 @@ fn report(text: &str, end: TrialEnd) -> String {
         events.push(Event { seq: events.len() as u64 + 1, at_ms: 1000, scope, body });
     };
     let finding = Finding {
-        kind: FarmKind::WrongContent.into(),
+        kind: ObservedKind::WrongContent.into(),
         title: text.to_owned(),
         source: Source::Workload,
         function: None,
@@ -140,7 +140,7 @@ fn the_cause_of_a_hang_is_told_once() {
     add(1, Arm::Loaded, Body::TrialStarted);
     for title in ["a: threads hang in klp_new", "no SSH login succeeds"] {
         let finding = Finding {
-            kind: FarmKind::ThreadStalled.into(),
+            kind: ObservedKind::ThreadStalled.into(),
             title: title.into(),
             source: Source::Workload,
             function: Some("klp_new".into()),
@@ -241,7 +241,7 @@ fn a_trial_whose_finding_is_not_listed_is_no_success() {
     };
     let finding = |title: &str| {
         Body::Finding(Box::new(Finding {
-            kind: FarmKind::WrongContent.into(),
+            kind: ObservedKind::WrongContent.into(),
             title: title.into(),
             source: Source::Workload,
             function: None,

@@ -160,6 +160,7 @@ impl Probe {
             }
             Run::Command { argv } if argv.is_empty() => return Err("no program given".into()),
             Run::Command { argv } => Workload::command(name, id, argv, &mut self.spawner),
+            Run::Script { text } => Workload::script(name, id, text, &mut self.spawner),
         };
         let workload = started.map_err(|e| format!("cannot start: {e}"))?;
         self.workloads.push(workload);
@@ -176,6 +177,9 @@ impl Probe {
     fn stop(&mut self, id: u64, name: &str) {
         let now = sys::now_ns();
         let Some(workload) = self.workloads.iter_mut().find(|w| w.name == name) else {
+            if self.unavailable.contains(name) {
+                return self.reply(id, 0, "can't run on this guest".into());
+            }
             return self.reply(id, 1, format!("no workload `{name}` runs"));
         };
         let before = workload.phase;

@@ -21,6 +21,7 @@ use crate::procfs::{self, Scanner, Task};
 use crate::slots::{self, Area, SLOTS};
 use crate::sys;
 use klpfarm_stress::wire::{FromGuest, VERSION};
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -146,6 +147,8 @@ struct Probe {
     folder: PathBuf,
     used: [bool; SLOTS],
     workloads: Vec<workload::Workload>,
+    /// Names of those that can't run on this guest: stopping one is no mistake.
+    unavailable: BTreeSet<String>,
     execs: Vec<exec::Exec>,
     faults: faults::Faults,
     blocked: blocked::Blocked,
@@ -198,6 +201,7 @@ impl Probe {
             folder: write::own_folder()?,
             used: [false; SLOTS],
             workloads: Vec::new(),
+            unavailable: BTreeSet::new(),
             execs: Vec::new(),
             faults: faults::Faults::default(),
             blocked: blocked::Blocked::default(),
@@ -451,6 +455,9 @@ impl Probe {
             let ended = w.phase == workload::Phase::Ended;
             if ended && let workload::What::Builtin { range, .. } = &w.what {
                 used[range.clone()].fill(false);
+            }
+            if ended && w.unavailable {
+                self.unavailable.insert(w.name.clone());
             }
             !ended
         });

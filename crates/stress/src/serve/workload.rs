@@ -9,7 +9,7 @@ use crate::procfs::{Scanner, Task};
 use crate::slots::{self, Counts, ENDED, FREE, KINDS, SeenCounts, Slot};
 use crate::sys;
 use crate::work::{Job, SLOTS_VARIABLE, Stressor};
-use klpfarm_stress::wire::{Fault, FaultKind, FromGuest, Thread, ThreadProgress};
+use klpfarm_stress::wire::{Fault, FaultKind, FromGuest, Thread, ThreadProgress, UNAVAILABLE};
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -17,6 +17,8 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed};
 
 /// A builtin's threads must all run within this, in nanoseconds; a loaded emulated guest is slow.
 const START_LIMIT_NS: u64 = 60_000_000_000;
+/// A script must have said within this that it is ready, in nanoseconds: it may make a file system or start a server.
+const READY_LIMIT_NS: u64 = 180_000_000_000;
 /// From SIGTERM to SIGKILL, and from there to giving up, in nanoseconds.
 const TERM_NS: u64 = 5_000_000_000;
 const KILL_NS: u64 = 5_000_000_000;
@@ -55,6 +57,9 @@ pub(super) enum What {
     },
     Command {
         argv: Vec<String>,
+        env: Vec<String>,
+        /// It says itself when it is ready ([`klpfarm_stress::wire::Run::Script`]); until then it is not started.
+        announces: bool,
         line: Vec<u8>,
         /// Operations it reported or finished by exiting with status 0.
         ops: u64,
@@ -96,6 +101,8 @@ pub(super) struct Workload {
     last_line: String,
     /// It reported itself that one of its processes died.
     died: bool,
+    /// It said that it can't run on this guest.
+    pub(super) unavailable: bool,
     pub(super) threads: Vec<Live>,
 }
 
@@ -131,8 +138,27 @@ impl Workload {
         argv: Vec<String>,
         spawner: &mut Spawner,
     ) -> io::Result<Self> {
-        let what = What::Command { argv: argv.clone(), line: Vec::new(), ops: 0, finished: sys::now_ns() };
-        Self::spawn(name, id, what, argv, Vec::new(), &[], spawner)
+        Self::program(name, id, argv, Vec::new(), false, spawner)
+    }
+
+    /// Starts a script in the guest's shell.
+    pub(super) fn script(name: String, id: u64, text: String, spawner: &mut Spawner) -> io::Result<Self> {
+        let argv = vec!["/bin/sh".to_owned(), "-c".to_owned(), text, name.clone()];
+        let env = vec![format!("KLPFARM_STRESS={}", std::env::current_exe()?.display())];
+        Self::program(name, id, argv, env, true, spawner)
+    }
+
+    fn program(
+        name: String,
+        id: u64,
+        argv: Vec<String>,
+        env: Vec<String>,
+        announces: bool,
+        spawner: &mut Spawner,
+    ) -> io::Result<Self> {
+        let (line, finished) = (Vec::new(), sys::now_ns());
+        let what = What::Command { argv: argv.clone(), env: env.clone(), announces, line, ops: 0, finished };
+        Self::spawn(name, id, what, argv, env, &[], spawner)
     }
 
     fn spawn(
@@ -155,6 +181,7 @@ impl Workload {
             output: Some(output),
             last_line: String::new(),
             died: false,
+            unavailable: false,
             threads: Vec::new(),
         })
     }
@@ -215,6 +242,15 @@ impl Workload {
                     self.fault(shared, FaultKind::CannotRun, "start", detail.clone());
                     self.phase = Phase::Running;
                     self.announce_slots(shared);
+                    Self::reply(shared, id, 1, detail);
+                }
+            }
+            What::Command { announces: true, .. } => {
+                if shared.now - since > READY_LIMIT_NS {
+                    let detail =
+                        format!("did not print `klpfarm: ready` within {} s", READY_LIMIT_NS / 1_000_000_000);
+                    self.fault(shared, FaultKind::CannotRun, "start", detail.clone());
+                    self.phase = Phase::Running;
                     Self::reply(shared, id, 1, detail);
                 }
             }
@@ -325,7 +361,20 @@ impl Workload {
         let detail =
             if self.last_line.is_empty() { how } else { format!("{how}; it said: {}", self.last_line) };
         match self.phase {
-            Phase::Starting { id, .. } if status == Ok(0) && matches!(self.what, What::Command { .. }) => {
+            Phase::Starting { id, .. } if self.is_unavailable(status) => {
+                let why = std::mem::take(&mut self.last_line);
+                self.unavailable = true;
+                self.end(shared);
+                Self::reply(
+                    shared,
+                    id,
+                    UNAVAILABLE,
+                    if why.is_empty() { "it does not say why".into() } else { why },
+                );
+            }
+            Phase::Starting { id, .. }
+                if status == Ok(0) && matches!(self.what, What::Command { announces: false, .. }) =>
+            {
                 self.phase = Phase::Running;
                 Self::reply(shared, id, 0, "started".into());
                 self.again(spawner, shared);
@@ -335,7 +384,9 @@ impl Workload {
                 self.end(shared);
                 Self::reply(shared, id, 1, detail);
             }
-            Phase::Running if status == Ok(0) && matches!(self.what, What::Command { .. }) => {
+            Phase::Running
+                if status == Ok(0) && matches!(self.what, What::Command { announces: false, .. }) =>
+            {
                 self.again(spawner, shared);
             }
             Phase::Running => {
@@ -351,11 +402,27 @@ impl Workload {
         }
     }
 
+    /// Whether this is how a script says that the guest has not got what it needs.
+    fn is_unavailable(&self, status: Result<i32, i32>) -> bool {
+        let script = matches!(self.what, What::Command { announces: true, .. });
+        script && status.is_ok_and(|s| libc::WIFEXITED(s) && libc::WEXITSTATUS(s) == UNAVAILABLE)
+    }
+
+    /// A script says that its preparations are done.
+    fn ready(&mut self, shared: &mut Shared<'_>) {
+        let Phase::Starting { id, .. } = self.phase else { return };
+        if let What::Command { announces: true, finished, .. } = &mut self.what {
+            *finished = shared.now;
+            self.phase = Phase::Running;
+            Self::reply(shared, id, 0, "ready".into());
+        }
+    }
+
     /// A command ended well: one operation, and once more.
     fn again(&mut self, spawner: &mut Spawner, shared: &mut Shared<'_>) {
         self.count(1, shared);
-        let What::Command { argv, .. } = &self.what else { return };
-        match launch(argv.clone(), Vec::new(), &[], spawner) {
+        let What::Command { argv, env, .. } = &self.what else { return };
+        match launch(argv.clone(), env.clone(), &[], spawner) {
             Ok((token, output)) => {
                 (self.token, self.output, self.leader_gone) = (token, Some(output), false);
             }
@@ -450,6 +517,7 @@ impl Workload {
         };
         let mut words = news.splitn(4, ' ');
         match (words.next(), words.next(), words.next(), words.next()) {
+            (Some("ready"), None, None, None) => self.ready(shared),
             (Some("ops"), Some(n), None, None) => self.count(n.parse().unwrap_or(0), shared),
             (Some("fault"), Some(kind), Some(op), detail) => {
                 let kind = serde_json::from_value(kind.into()).unwrap_or(FaultKind::WrongContent);

@@ -2,6 +2,7 @@
 //! run the stressor's loop. It never restarts what died: a death is a finding, and its reader wants to see it.
 
 mod aging;
+mod bpf_programs;
 pub(crate) mod child;
 mod context;
 mod file_io;
@@ -10,10 +11,12 @@ mod madvise;
 mod page_fault;
 mod process;
 mod region;
+mod socket_mix;
 mod syscall_files;
 mod syscall_ipc;
 mod syscall_mix;
 mod syscall_units;
+mod units;
 
 pub(crate) use context::{Context, Rng, mix};
 pub(crate) use process::how_it_ended;
@@ -44,12 +47,14 @@ pub(crate) struct Stressor {
 }
 
 /// All of them.
-pub(crate) static STRESSORS: [&Stressor; 6] = [
+pub(crate) static STRESSORS: [&Stressor; 8] = [
     &madvise::STRESSOR,
     &page_fault::STRESSOR,
     &fork_exec::STRESSOR,
     &file_io::STRESSOR,
     &syscall_mix::STRESSOR,
+    &socket_mix::STRESSOR,
+    &bpf_programs::STRESSOR,
     &aging::STRESSOR,
 ];
 

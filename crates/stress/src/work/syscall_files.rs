@@ -7,6 +7,7 @@
 use super::Rng;
 use super::syscall_mix::*;
 use super::syscall_units::Fd;
+use super::units::*;
 use crate::sys;
 use std::fs;
 use std::io::Read;

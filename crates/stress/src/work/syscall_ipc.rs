@@ -7,6 +7,7 @@
 use super::Rng;
 use super::syscall_mix::*;
 use super::syscall_units::Fd;
+use super::units::*;
 use crate::sys;
 use std::io::{Read, Write};
 use std::mem::zeroed;
@@ -33,23 +34,23 @@ pub(super) static UNITS: &[Unit] = &[
     Unit { kind: COPY, run: splice },
 ];
 
-fn pattern(rng: &mut Rng, len: usize) -> Vec<u8> {
+pub(super) fn pattern(rng: &mut Rng, len: usize) -> Vec<u8> {
     (0..len.div_ceil(8)).flat_map(|_| rng.next().to_ne_bytes()).take(len).collect()
 }
 
-fn pipes() -> Result<(Fd, Fd), Trouble> {
+pub(super) fn pipes() -> Result<(Fd, Fd), Trouble> {
     let mut fds = [0; 2];
     call("pipe2", unsafe { libc::pipe2(fds.as_mut_ptr(), libc::O_CLOEXEC | libc::O_NONBLOCK) })?;
     Ok((Fd(fds[0]), Fd(fds[1])))
 }
 
-fn write(name: &'static str, fd: i32, data: &[u8]) -> Outcome {
+pub(super) fn write(name: &'static str, fd: i32, data: &[u8]) -> Outcome {
     let n = call(name, unsafe { libc::write(fd, data.as_ptr().cast(), data.len()) } as i64)?;
     demand(name, n as usize == data.len(), || format!("{n} of {} bytes", data.len()))
 }
 
 /// Reads exactly what was sent.
-fn read(name: &'static str, fd: i32, data: &[u8]) -> Outcome {
+pub(super) fn read(name: &'static str, fd: i32, data: &[u8]) -> Outcome {
     let mut back = vec![0u8; data.len()];
     let mut got = 0;
     while got < back.len() {
@@ -100,7 +101,7 @@ fn socket_pair(rng: &mut Rng) -> Outcome {
     Ok(())
 }
 
-fn trouble(name: &'static str) -> impl Fn(std::io::Error) -> Trouble {
+pub(super) fn trouble(name: &'static str) -> impl Fn(std::io::Error) -> Trouble {
     move |e| match (e.raw_os_error(), e.kind()) {
         (Some(errno), _) => Trouble::Errno(name, errno),
         (None, _) => Trouble::Wrong(name, e.to_string()),

@@ -6,6 +6,7 @@
 
 use super::Rng;
 use super::syscall_mix::*;
+use super::units::*;
 use crate::sys;
 use std::mem::zeroed;
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};

@@ -91,7 +91,7 @@ fn what_cannot_be_told_apart_or_passed_on_is_said() {
         .bodies
         .iter()
         .filter_map(|(_, b)| match b {
-            Body::Blind { detector, reason } if detector == "reach" => Some(reason),
+            Body::Blind { detector, reason } if *detector == Detector::Reach => Some(reason),
             _ => None,
         })
         .collect();

@@ -57,7 +57,7 @@ fn a_report_that_is_being_printed_is_waited_for() {
 fn a_trial_that_is_ended_from_outside_tells_what_it_has_heard() {
     let plan = plan();
     let trial = plan.trials.iter().find(|t| t.arm == Arm::Loaded).unwrap().clone();
-    let mut dispatcher = Dispatcher::new(plan, trial, Origin::Fork, Secret::new([9; 16]));
+    let mut dispatcher = Dispatcher::new(plan, trial, Purpose::Trial(Start::Fork), Secret::new([9; 16]));
     let now = Duration::from_secs(1);
     dispatcher.handle(now, Input::Started(Ok(70)));
     dispatcher.handle(now, Input::Output(console(HUNG)));
@@ -74,12 +74,12 @@ fn the_taint_is_read_once_more() {
     assert!(told.asked.iter().any(read));
     // The probe has not reported it by then.
     let told = tell(Arm::Loaded, Faults { taints: VecDeque::from([0, 1 << 9]), ..Faults::default() });
-    told.assert_only(FarmKind::Tainted);
+    told.assert_only(ObservedKind::Tainted);
     assert!(
-        matches!(&told.of_kind(FarmKind::Tainted)[..], [(Phase::Revert, f)] if f.after_apply_ms.is_some())
+        matches!(&told.of_kind(ObservedKind::Tainted)[..], [(Phase::Revert, f)] if f.after_apply_ms.is_some())
     );
     let told = tell(Arm::Loaded, Faults { no_taint: true, ..Faults::default() });
-    told.assert_only(FarmKind::ProbeSilent);
+    told.assert_only(ObservedKind::ProbeSilent);
 }
 
 /// Also with nothing left to do but to count, and to take the patch back.
@@ -93,7 +93,7 @@ fn threads_that_stop_after_the_soak_are_found() {
             let stop_after = sound.after_load - before_end;
             let told =
                 tell(Arm::Loaded, Faults { revert, threads_stop: true, stop_after, ..Faults::default() });
-            told.assert_only(FarmKind::ThreadStalled);
+            told.assert_only(ObservedKind::ThreadStalled);
         }
     }
 }
@@ -103,13 +103,13 @@ fn a_patch_that_is_no_longer_in_force_is_found() {
     for how in ["listed\nenabled 0\ntransition 0\n", "listed\nenabled 1\ntransition 1\n", ""] {
         for arm in [Arm::Loaded, Arm::Quiescent, Arm::Reapply, Arm::Stack] {
             let told = tell(arm, Faults { undone: Some((2, how)), ..Faults::default() });
-            told.assert_only(FarmKind::NotInForce);
+            told.assert_only(ObservedKind::NotInForce);
             let title = "the patch was no longer in force when the soak ended";
             assert_eq!(told.findings()[0].1, title, "{arm} {how:?}");
         }
     }
     let told = tell(Arm::Loaded, Faults { undone: Some((2, "%&$")), ..Faults::default() });
-    told.assert_only(FarmKind::ProbeSilent);
+    told.assert_only(ObservedKind::ProbeSilent);
 }
 
 /// A patch that replaces all earlier ones takes them out of force: that is no fault of theirs.
@@ -141,8 +141,8 @@ fn many_soft_findings_hide_no_hard_one() {
     let mut after_apply: Vec<(u64, Output)> = (0..60).map(blocked).collect();
     after_apply.push((3, Output::Qmp(QmpEvent::Panicked)));
     let told = tell(Arm::Loaded, Faults { after_apply, ..Faults::default() });
-    assert_eq!(told.of_kind(FarmKind::TaskBlocked).len(), 40);
-    assert_eq!(told.of_kind(FarmKind::Panicked).len(), 1);
+    assert_eq!(told.of_kind(ObservedKind::TaskBlocked).len(), 40);
+    assert_eq!(told.of_kind(ObservedKind::Panicked).len(), 1);
     let note = |b: &Body| matches!(b, Body::Note { text } if text.starts_with("20 more findings"));
     assert!(told.bodies.iter().any(|(_, b)| note(b)));
 }

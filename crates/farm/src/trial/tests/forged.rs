@@ -14,8 +14,12 @@ fn what_was_printed_before_applying_belongs_to_that_phase() {
     let plan = plan();
     let trial = plan.trials.iter().find(|t| t.arm == Arm::Loaded).unwrap().clone();
     let told_of = |before: bool, cut: usize| {
-        let mut dispatcher =
-            Dispatcher::new(Arc::clone(&plan), trial.clone(), Origin::Fork, Secret::new([9; 16]));
+        let mut dispatcher = Dispatcher::new(
+            Arc::clone(&plan),
+            trial.clone(),
+            Purpose::Trial(Start::Fork),
+            Secret::new([9; 16]),
+        );
         let mut fake = Fake::new(Arm::Loaded, Faults { forked: true, ..Faults::default() });
         let mut queue = VecDeque::from([Input::Started(Ok(70))]);
         let mut found = None;
@@ -73,7 +77,7 @@ fn all_is_heard_out_before_applying() {
     };
     let after_apply = vec![(1, Output::Probe(FromGuest::Fault(fault)))];
     let told = tell(Arm::Loaded, Faults { after_apply, ..Faults::default() });
-    let found = told.of_kind(FarmKind::WrongContent);
+    let found = told.of_kind(ObservedKind::WrongContent);
     assert!(matches!(&found[..], [(Phase::Soak, f)] if f.after_apply_ms.is_some()), "{found:?}");
 }
 
@@ -81,8 +85,8 @@ fn all_is_heard_out_before_applying() {
 #[test]
 fn a_taint_from_before_applying_belongs_to_that_phase() {
     let told = tell(Arm::Loaded, Faults { taints: VecDeque::from([1 << 5]), ..Faults::default() });
-    told.assert_only(FarmKind::Tainted);
-    let found = told.of_kind(FarmKind::Tainted);
+    told.assert_only(ObservedKind::Tainted);
+    let found = told.of_kind(ObservedKind::Tainted);
     assert!(matches!(&found[..], [(Phase::Baseline, f)] if f.after_apply_ms.is_none()), "{found:?}");
     assert!(!told.commands.iter().any(|c| c.starts_with("load")));
 }
@@ -96,7 +100,7 @@ fn a_cpu_that_was_stuck_before_applying_belongs_to_that_phase() {
     {
         let cpu_stuck = Some(0xffff_ffff_8100_0000);
         let told = tell(Arm::Loaded, Faults { cpu_stuck, cpu_stuck_at: Some(at), ..Faults::default() });
-        let found = told.of_kind(FarmKind::CpuStuck);
+        let found = told.of_kind(ObservedKind::CpuStuck);
         assert!(
             matches!(&found[..], [(p, f)] if *p == phase && f.after_apply_ms.is_some() == (phase == Phase::Soak)),
             "{found:?}"
@@ -109,8 +113,12 @@ fn ids_are_not_guessed() {
     let plan = plan();
     let trial = Trial::new(1, Arm::Loaded, vec![0], 1);
     let ids = |nonce| {
-        let mut dispatcher =
-            Dispatcher::new(Arc::clone(&plan), trial.clone(), Origin::Fork, Secret::new([nonce; 16]));
+        let mut dispatcher = Dispatcher::new(
+            Arc::clone(&plan),
+            trial.clone(),
+            Purpose::Trial(Start::Fork),
+            Secret::new([nonce; 16]),
+        );
         let mut fake = Fake::new(Arm::Loaded, Faults { forked: true, ..Faults::default() });
         let mut queue = VecDeque::from([Input::Started(Ok(70))]);
         let mut ids = Vec::new();
@@ -138,7 +146,7 @@ fn ids_are_not_guessed() {
 fn an_answer_to_no_question_starts_no_load() {
     let reply = |id| Input::Output(Output::Probe(FromGuest::Reply { id, code: 0, out: String::new() }));
     let trial = Trial::new(1, Arm::Loaded, vec![0], 1);
-    let mut dispatcher = Dispatcher::new(plan(), trial, Origin::Boot, Secret::new([9; 16]));
+    let mut dispatcher = Dispatcher::new(plan(), trial, Purpose::Trial(Start::Boot), Secret::new([9; 16]));
     dispatcher.start_load(Duration::ZERO, false);
     let actions = dispatcher.handle(Duration::ZERO, Input::Tick);
     let id = actions.iter().find_map(|a| match a {
@@ -163,7 +171,7 @@ fn a_state_that_cannot_be_read_is_asked_again() {
             told.assert_clean();
             let garbled = Some((u32::MAX, code, text));
             let told = tell(Arm::Loaded, Faults { garbled, no_transition_file, ..Faults::default() });
-            told.assert_only(FarmKind::RevertStalled);
+            told.assert_only(ObservedKind::RevertStalled);
         }
     }
 }

@@ -18,8 +18,8 @@ fn ended(told: &fake::Told) -> Vec<(String, u64)> {
 fn threads_that_stay_in_the_patch_while_all_others_work_hang() {
     let told = stall(Faults { others: Some(true), ..Faults::default() });
     assert_eq!(told.end, TrialEnd::Stopped);
-    assert_eq!(told.of_kind(FarmKind::ThreadStalled).len(), 1);
-    let [(_, hang)] = &told.of_kind(FarmKind::HangConfirmed)[..] else { panic!("{:?}", told.findings()) };
+    assert_eq!(told.of_kind(ObservedKind::ThreadStalled).len(), 1);
+    let [(_, hang)] = &told.of_kind(ObservedKind::HangConfirmed)[..] else { panic!("{:?}", told.findings()) };
     assert_eq!(hang.title, "tasks hang in klp_f: no progress while the rest of the machine runs");
     assert!(hang.in_patch && hang.function.as_deref() == Some("klp_f"), "{hang:?}");
     assert!(hang.evidence.contains("no progress for 30 s") && hang.evidence.contains("3 of 3"), "{hang:?}");
@@ -32,7 +32,7 @@ fn a_stall_that_ends_is_no_hang() {
     for seconds in [12, 18, 25] {
         let stall_s = Some(seconds);
         let told = stall(Faults { others: Some(true), stall_s, ..Faults::default() });
-        assert!(told.of_kind(FarmKind::HangConfirmed).is_empty(), "{:?}", told.findings());
+        assert!(told.of_kind(ObservedKind::HangConfirmed).is_empty(), "{:?}", told.findings());
         let [(title, lasted_ms)] = &ended(&told)[..] else { panic!("{seconds}: {:?}", ended(&told)) };
         assert_eq!(*title, told.findings()[0].1);
         assert!(lasted_ms.abs_diff(seconds * 1000) < 1000, "{lasted_ms}");
@@ -45,7 +45,7 @@ fn a_stall_that_ends_is_no_hang() {
 fn a_machine_that_stands_still_as_a_whole_is_no_hang() {
     let told =
         stall(Faults { others: Some(false), no_port: false, login_mute: Some(0), ..Faults::default() });
-    assert!(told.of_kind(FarmKind::HangConfirmed).is_empty(), "{:?}", told.findings());
+    assert!(told.of_kind(ObservedKind::HangConfirmed).is_empty(), "{:?}", told.findings());
     assert_eq!(told.end, TrialEnd::Stopped);
 }
 
@@ -54,7 +54,9 @@ fn a_machine_that_stands_still_as_a_whole_is_no_hang() {
 fn logins_show_that_the_machine_runs() {
     for others in [None, Some(false)] {
         let told = stall(Faults { others, ..Faults::default() });
-        let [(_, hang)] = &told.of_kind(FarmKind::HangConfirmed)[..] else { panic!("{:?}", told.findings()) };
+        let [(_, hang)] = &told.of_kind(ObservedKind::HangConfirmed)[..] else {
+            panic!("{:?}", told.findings())
+        };
         assert!(hang.evidence.contains("logins succeeded"), "{hang:?}");
     }
 }
@@ -63,7 +65,7 @@ fn logins_show_that_the_machine_runs() {
 #[test]
 fn a_stall_outside_the_patch_is_never_confirmed() {
     let told = stall(Faults { others: Some(true), elsewhere: true, ..Faults::default() });
-    assert!(told.of_kind(FarmKind::HangConfirmed).is_empty());
+    assert!(told.of_kind(ObservedKind::HangConfirmed).is_empty());
     assert!(told.after_load <= 3 + 10 + 12, "{}", told.after_load);
     let told = stall(Faults { others: Some(true), elsewhere: true, stall_s: Some(14), ..Faults::default() });
     assert_eq!(ended(&told).len(), 1);
@@ -73,7 +75,7 @@ fn a_stall_outside_the_patch_is_never_confirmed() {
 #[test]
 fn a_pause_of_the_host_confirms_nothing() {
     let told = stall(Faults { others: Some(true), stall_s: Some(12), host_pause: true, ..Faults::default() });
-    assert!(told.of_kind(FarmKind::HangConfirmed).is_empty(), "{:?}", told.findings());
+    assert!(told.of_kind(ObservedKind::HangConfirmed).is_empty(), "{:?}", told.findings());
 }
 
 /// The kernel's own report of a task, with the patch on its stack, is followed up in the probe's list.
@@ -88,7 +90,7 @@ fn a_hung_task_of_the_kernels_is_followed_up() {
     let told = stall(Faults { others: Some(true), after_apply, ..Faults::default() });
     let kind = FindingKind::Kernel(klpfarm_kmsg::Kind::HungTask);
     assert!(matches!(&told.of_kind(kind)[..], [(_, f)] if f.in_patch));
-    assert_eq!(told.of_kind(FarmKind::HangConfirmed).len(), 1, "{:?}", told.findings());
+    assert_eq!(told.of_kind(ObservedKind::HangConfirmed).len(), 1, "{:?}", told.findings());
 }
 
 #[test]
@@ -111,10 +113,10 @@ fn what_breaks_while_evidence_is_gathered_counts() {
     };
     assert_eq!(fault(console(oops)).of_kind(hard).len(), 1);
     assert!(fault(console(lockup)).of_kind(soft).is_empty(), "the farm makes the guest stand still");
-    assert_eq!(fault(Output::Qmp(QmpEvent::Panicked)).of_kind(FarmKind::Panicked).len(), 1);
-    assert_eq!(fault(Output::Qmp(QmpEvent::Reset)).of_kind(FarmKind::Rebooted).len(), 1);
+    assert_eq!(fault(Output::Qmp(QmpEvent::Panicked)).of_kind(ObservedKind::Panicked).len(), 1);
+    assert_eq!(fault(Output::Qmp(QmpEvent::Reset)).of_kind(ObservedKind::Rebooted).len(), 1);
     let nmi = "[   99.100000] Kernel panic - not syncing: NMI: Not continuing\n";
     let after_apply = vec![(28, console(nmi)), (29, Output::Qmp(QmpEvent::Panicked))];
     let told = stall(Faults { elsewhere: true, collecting_s: Some(15), after_apply, ..Faults::default() });
-    assert!(told.of_kind(FarmKind::Panicked).is_empty());
+    assert!(told.of_kind(ObservedKind::Panicked).is_empty());
 }

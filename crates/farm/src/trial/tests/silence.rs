@@ -9,12 +9,12 @@ fn threads_without_progress_are_found_whatever_the_list_of_tasks_shows() {
             let revert = Some(Duration::from_secs(revert));
             let faults = Faults { threads_stop: true, hidden: true, stop_after, revert, ..Faults::default() };
             let told = tell(Arm::Loaded, faults);
-            told.assert_only(FarmKind::ThreadStalled);
+            told.assert_only(ObservedKind::ThreadStalled);
             assert_eq!(told.findings()[0].1, "w: threads finish no operation");
         }
     }
     let told = tell(Arm::Control, Faults { threads_stop: true, hidden: true, ..Faults::default() });
-    told.assert_only(FarmKind::ThreadStalled);
+    told.assert_only(ObservedKind::ThreadStalled);
 }
 
 /// A program of the guest that exits now and then is no thread that must finish something every ten seconds; one that finished operations
@@ -26,7 +26,7 @@ fn a_program_takes_as_long_as_it_likes() {
     plan.workloads[0].run.command = Some(vec!["stress-ng".into()]);
     let name = plan.workloads[0].name.clone();
     let found = |ops: u64| {
-        let mut health = Health::new(&plan, &Trial::new(1, Arm::Loaded, vec![0], 1), Origin::Fork);
+        let mut health = Health::new(&plan, &Trial::new(1, Arm::Loaded, vec![0], 1), true);
         let mut measure = Measure::default();
         let mut tell = |health: &mut Health, now: u64, message: FromGuest| {
             measure.take(&message);
@@ -66,7 +66,7 @@ fn progress_that_is_no_longer_told_is_found() {
     let threads_stop = Faults { threads_stop: true, hidden: true, ..Faults::default() };
     for faults in [threads_stop, Faults::default()] {
         let told = tell(Arm::Loaded, Faults { progress_stops: Some(3), ..faults });
-        told.assert_only(FarmKind::ProbeSilent);
+        told.assert_only(ObservedKind::ProbeSilent);
         assert_eq!(told.findings()[0].1, "the guest no longer reports the workloads' progress");
     }
 }
@@ -75,7 +75,7 @@ fn progress_that_is_no_longer_told_is_found() {
 fn a_log_that_can_no_longer_be_written_to_is_found() {
     for arm in [Arm::Loaded, Arm::Quiescent, Arm::Control] {
         let told = tell(arm, Faults { kmsg_fails: true, ..Faults::default() });
-        told.assert_only(FarmKind::ConsoleSilent);
+        told.assert_only(ObservedKind::ConsoleSilent);
     }
 }
 
@@ -97,7 +97,7 @@ fn what_the_guest_can_no_longer_read_is_found() {
     for arm in [Arm::Loaded, Arm::Control] {
         let after_apply = vec![(2, Output::Probe(unable.clone()))];
         let told = tell(arm, Faults { after_apply, ..Faults::default() });
-        told.assert_only(FarmKind::ProbeSilent);
+        told.assert_only(ObservedKind::ProbeSilent);
         assert_eq!(told.findings()[0].1, "the guest no longer reports its list of tasks");
     }
     let memory = FromGuest::Memory {
@@ -116,7 +116,7 @@ fn what_the_guest_can_no_longer_read_is_found() {
     let trial = plan.trials.iter().find(|t| t.arm == Arm::Loaded).unwrap().clone();
     let after_apply = vec![(2, Output::Probe(memory))];
     let told = tell_of(Arc::new(plan), trial, Faults { after_apply, ..Faults::default() });
-    told.assert_only(FarmKind::ProbeSilent);
+    told.assert_only(ObservedKind::ProbeSilent);
 }
 
 /// One connection that the host refuses is no lost machine.
@@ -135,11 +135,11 @@ fn a_dead_guest_is_found_though_every_tick_is_late() {
     for tick_ms in [1200, 1300, 2000] {
         let faults = || Faults { tick_ms: Some(tick_ms), ..Faults::default() };
         let told = tell(Arm::Loaded, Faults { probe_stops: true, ..faults() });
-        told.assert_only(FarmKind::ProbeSilent);
+        told.assert_only(ObservedKind::ProbeSilent);
         assert!(told.after_load < 120, "{tick_ms}: {} s", told.after_load);
         tell(Arm::Loaded, faults()).assert_clean();
     }
     let told = tell(Arm::Loaded, Faults { probe_stops: true, tick_ms: Some(30_000), ..Faults::default() });
-    told.assert_only(FarmKind::ProbeSilent);
+    told.assert_only(ObservedKind::ProbeSilent);
     assert!(told.seconds < 3000, "{} s", told.seconds);
 }

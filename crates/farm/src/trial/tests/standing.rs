@@ -29,10 +29,10 @@ fn a_machine_that_qemu_stopped_is_the_farms_error_in_every_arm() {
 
 #[test]
 fn a_panic_stays_a_finding() {
-    tell(Arm::Loaded, stop(Some("guest-panicked"), 2)).assert_only(FarmKind::Panicked);
+    tell(Arm::Loaded, stop(Some("guest-panicked"), 2)).assert_only(ObservedKind::Panicked);
     let after_apply = vec![(2, Output::Qmp(QmpEvent::Panicked)), (2, Output::Qmp(QmpEvent::Stopped))];
     let told = tell(Arm::Loaded, Faults { status: Some("guest-panicked"), after_apply, ..Faults::default() });
-    told.assert_only(FarmKind::Panicked);
+    told.assert_only(ObservedKind::Panicked);
     assert_eq!(told.findings().len(), 1);
 }
 
@@ -52,5 +52,5 @@ fn a_finding_before_it_counts() {
     let taint = Output::Probe(FromGuest::Taint { at_ms: 0, value: 1 << 9 });
     let after_apply = vec![(2, taint), (3, Output::Qmp(QmpEvent::Stopped))];
     let told = tell(Arm::Loaded, Faults { status: Some("internal-error"), after_apply, ..Faults::default() });
-    told.assert_only(FarmKind::Tainted);
+    told.assert_only(ObservedKind::Tainted);
 }

@@ -3,8 +3,8 @@
 use super::story::{Run, Work, phase, soak};
 use super::*;
 
-const LEAKED: FarmKind = FarmKind::ResourcesLeaked;
-const RATE: FarmKind = FarmKind::RateCollapsed;
+const LEAKED: ObservedKind = ObservedKind::ResourcesLeaked;
+const RATE: ObservedKind = ObservedKind::RateCollapsed;
 
 /// Nothing is amiss with two workloads, but for what `changed` makes of the soak of a trial.
 fn two_workloads(control: u32, loaded: u32, changed: impl Fn(Arm, usize) -> Vec<Work>) -> Run {
@@ -27,7 +27,7 @@ fn leaking(kib_a_second: u64) -> Vec<Resources> {
 }
 
 fn says(blind: &[String], parts: &[&str]) -> bool {
-    blind.iter().any(|b| b.starts_with("comparison: ") && parts.iter().all(|p| b.contains(p)))
+    blind.iter().any(|b| parts.iter().all(|p| b.contains(p)))
 }
 
 /// One control trial is 33 times slower and another leaks: the patch that is 100 times slower and leaks is found in every trial.
@@ -67,7 +67,7 @@ fn a_control_trial_without_a_figure_is_left_out() {
     };
     for (unknown, noisy) in [(0, None), (1, None), (3, None), (0, Some(0.9)), (1, Some(0.9))] {
         let run = run(unknown, noisy);
-        assert_eq!(run.hits(Arm::Loaded, FarmKind::LatencyGrown), 14, "{unknown}, {noisy:?}");
+        assert_eq!(run.hits(Arm::Loaded, ObservedKind::LatencyGrown), 14, "{unknown}, {noisy:?}");
         assert!(!says(&run.blind(), &["sleeps"]), "{:?}", run.blind());
     }
     let none = run(5, None);
@@ -113,7 +113,7 @@ fn too_few_control_trials_are_said_with_the_reason() {
         if k < 2 {
             r.end = Some(TrialEnd::Stopped);
             let scope = Scope { trial: 1, arm: Arm::Control, phase: Phase::Soak };
-            let finding = differs(FarmKind::ThreadStalled, "stalls".into(), None, String::new());
+            let finding = differs(ObservedKind::ThreadStalled, "stalls".into(), None, String::new());
             r.findings.push(Seen { seq: 1, scope, finding });
         }
     });
@@ -272,7 +272,7 @@ fn workloads_that_can_not_be_compared_are_said() {
     assert_eq!(
         rate,
         [
-            "comparison: the rate of w1 was not compared in 14 of 14 patched trials: it did fewer than 30 operations before the patch"
+            "the rate of w1 was not compared in 14 of 14 patched trials: it did fewer than 30 operations before the patch"
         ]
     );
     let unmeasured = Run::new(20, 14, &["x"]).change(Arm::Loaded, |_, r| {
@@ -294,7 +294,10 @@ fn changes_of_every_kind_are_found_in_each_trial_that_has_them() {
     };
     for times in [5.0, 10.0] {
         let run = in_some(20, &|| calls(times));
-        assert_eq!((run.hits(Arm::Loaded, RATE), run.hits(Arm::Loaded, FarmKind::LatencyGrown)), (20, 20));
+        assert_eq!(
+            (run.hits(Arm::Loaded, RATE), run.hits(Arm::Loaded, ObservedKind::LatencyGrown)),
+            (20, 20)
+        );
         assert_eq!(in_some(20, &|| slower(times)).hits(Arm::Loaded, RATE), 20, "10th percentile as before");
     }
     assert_eq!(in_some(10, &|| slower(10.0)).hits(Arm::Loaded, RATE), 10);

@@ -125,7 +125,7 @@ fn a_slow_down_is_found_in_the_noise() {
             }
             (before, after)
         });
-        let hits = run.hits(Arm::Loaded, FarmKind::RateCollapsed);
+        let hits = run.hits(Arm::Loaded, ObservedKind::RateCollapsed);
         assert!(hits as f64 >= 100.0 * least, "{times} times, {controls} control trials: {hits} of 100");
         assert!(run.found().iter().all(|s| s.finding.workload.as_deref() == Some("w2")));
     }
@@ -163,8 +163,8 @@ fn sleep_of_sound_trials_hardly_ever_stands_out() {
         let fault = Run::new(controls, 14, &["x"]).all(|t, _| {
             (phase(6.0, &works(0.03)), phase(30.0, &works(if t.arm == Arm::Control { 0.04 } else { 0.36 })))
         });
-        assert_eq!(fault.hits(Arm::Loaded, FarmKind::LatencyGrown), 14);
-        assert_eq!(fault.hits(Arm::Control, FarmKind::LatencyGrown), 0);
+        assert_eq!(fault.hits(Arm::Loaded, ObservedKind::LatencyGrown), 14);
+        assert_eq!(fault.hits(Arm::Control, ObservedKind::LatencyGrown), 0);
     }
 }
 

@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
+use crate::ImageFacts;
 use crate::event::Scope;
 use crate::judge::*;
-use crate::plan::{ImageFacts, Resolved};
-use crate::{FarmKind, Finding, FindingKind, Patch, Phase, Pipeline, Source, TierRule, TrialEnd};
+use crate::plan::Resolved;
+use crate::verdict::Cause;
+use crate::{Finding, FindingKind, ObservedKind, Patch, Phase, Pipeline, Source, TierRule, TrialEnd};
 
 pub(super) fn rule() -> TierRule {
     TierRule::new(
@@ -162,15 +164,26 @@ pub(super) fn finding(kind: impl Into<FindingKind>, title: &str) -> Finding {
     }
 }
 
-pub(super) const HANG: FarmKind = FarmKind::ThreadStalled;
+pub(super) const HANG: ObservedKind = ObservedKind::ThreadStalled;
 pub(super) const OOPS: FindingKind = FindingKind::Kernel(klpfarm_kmsg::Kind::NullDeref);
 
 /// A hang in the patch's own code that no slow machine explains.
 pub(super) fn own(title: &str) -> Finding {
-    Finding { in_patch: true, ..finding(FarmKind::HangConfirmed, title) }
+    Finding { in_patch: true, ..finding(ObservedKind::HangConfirmed, title) }
 }
 
 /// A stall in the patch's own code, which a slow machine may explain.
 pub(super) fn stall(title: &str) -> Finding {
     Finding { in_patch: true, ..finding(HANG, title) }
+}
+
+/// Whether the cause, as `verdict.json` has it, contains all of these.
+pub(super) fn says(cause: &Cause, parts: &[&str]) -> bool {
+    let text = serde_json::to_string(cause).unwrap();
+    parts.iter().all(|part| text.contains(part))
+}
+
+/// Whether one of the verdict's causes does.
+pub(super) fn one_says(verdict: &Verdict, parts: &[&str]) -> bool {
+    verdict.causes.iter().any(|cause| says(cause, parts))
 }

@@ -9,7 +9,7 @@ use crate::sys;
 use crate::work::Rng;
 use crate::work::madvise::stamp_file;
 use crate::work::region::{Backing, PAGE, Region};
-use crate::work::syscall_mix::{Outcome, Trouble, call, demand, fails};
+use crate::work::units::{Outcome, Trouble, call, demand, fails};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::mem::zeroed;

@@ -2,7 +2,7 @@
 
 use super::held::{self, Held};
 use super::*;
-use crate::work::syscall_mix::{NOT_HERE, Trouble};
+use crate::work::units::{NOT_HERE, Trouble};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 /// Between two wakes, in nanoseconds: a thread must finish an operation every second.
