@@ -20,6 +20,7 @@ test: deps
 
 # Writes the golden files anew after an intended change of what people read; look at the diff before committing it.
 bless:
+	SNAPSHOTS=overwrite $(CARGO) test --locked -p klpfarm-model --test schema
 	SNAPSHOTS=overwrite $(CARGO) test --locked -p klpfarm-report --lib golden
 	SNAPSHOTS=overwrite $(CARGO) test --locked -p klpfarm --test golden
 

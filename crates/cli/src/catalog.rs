@@ -47,6 +47,9 @@ const WORKLOADS: &[(&str, &str)] = shipped_workloads![
     "bluetooth-links",
     "hid-uhid",
     "gpio-lines",
+    "nfs-files",
+    "usb-devices",
+    "wireless-hwsim",
 ];
 
 /// The shipped rules of tiers; the first are those of pipelines that name none.

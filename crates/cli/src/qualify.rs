@@ -11,7 +11,7 @@ use klpfarm_image::Image;
 use klpfarm_model::{
     Accel, Corpus, Event, Example, Outcome, Plan, Row, Score, counted, judge, needed_kinds, score,
 };
-use klpfarm_report::{Run, one_line, write_atomically};
+use klpfarm_report::{Run, cause_in_words, one_line, write_atomically};
 use serde_json::json;
 use sources::Unbuilt;
 
@@ -241,8 +241,10 @@ fn matrix(plan: &Plan, rows: &[Row]) -> String {
                 format!("{}{}{at}", f.kind, if f.enough { "*" } else { "" })
             })
             .collect();
-        let why =
-            if row.score.is_right() { String::new() } else { format!("  ({})", one_line(&row.cause, 160)) };
+        let why = match &row.cause {
+            Some(cause) if !row.score.is_right() => format!("  ({})", one_line(&cause_in_words(cause), 160)),
+            _ => String::new(),
+        };
         text.push_str(&format!(
             "{:<12} {:<width$} {:>9}  {}{why}\n",
             word(row.score),

@@ -138,7 +138,7 @@ fn what_happens_to_a_machine_is_not_blamed_on_the_patch() {
             assert_eq!(running.code(), Some(0), "{:?}", ends(&out));
             let verdict = json(&out.join("verdict.json"));
             assert!(
-                verdict["farm_errors"][0].as_str().unwrap().contains("QEMU ended by itself"),
+                verdict["farm_errors"][0]["message"].as_str().unwrap().contains("QEMU ended by itself"),
                 "{verdict:#}"
             );
             assert_eq!(remarks(&verdict), [if lost { "lost" } else { "invalid" }], "{verdict:#}");
@@ -271,7 +271,7 @@ fn a_run_survives_a_full_disk() {
     assert_eq!(running.code(), Some(3));
     let verdict = json(&out.join("verdict.json"));
     assert_eq!(verdict["verdict"], "inconclusive");
-    let cause = verdict["causes"][0].as_str().unwrap();
+    let cause = verdict["causes"][0]["reason"].as_str().unwrap();
     assert!(cause.starts_with("the run ends here: ") && cause.contains("MiB are free"), "{cause}");
     assert_nothing_left();
     fs::remove_file(&filler).unwrap();

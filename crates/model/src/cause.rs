@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::verdict::{WaitFor, WaitGroup};
+use crate::verdict::{Holder, WaitFor, WaitGroup};
 use crate::wait::{Frame, Noted, Wait, Waits};
 
 /// One task with what its stack says.
@@ -97,8 +97,8 @@ fn group(noted: Noted, place: &Place, members: &[&Task<'_>], all: &[Task<'_>]) -
     }
 }
 
-/// Who may hold what these wait for, in words.
-fn holder(place: &Place, members: &[&Task<'_>], pids: &BTreeSet<u32>, all: &[Task<'_>]) -> Option<String> {
+/// Who may hold what these wait for.
+fn holder(place: &Place, members: &[&Task<'_>], pids: &BTreeSet<u32>, all: &[Task<'_>]) -> Option<Holder> {
     if place.waits_for.is_mmap_lock() {
         return mmap_holder(pids, all);
     }
@@ -109,7 +109,7 @@ fn holder(place: &Place, members: &[&Task<'_>], pids: &BTreeSet<u32>, all: &[Tas
     // Which lock it is can't be seen in a stack: what tasks in the patch's code hold is a guess.
     let stuck = |t: &&Task<'_>| t.place.waits_for == WaitFor::Patch && t.noted != Noted::InPatch;
     if let Some(task) = all.iter().filter(|_| !own).find(stuck) {
-        return Some(format!("perhaps held by the tasks that wait in {}", task.place.function));
+        return Some(Holder::WaitingInThePatch { function: task.place.function.clone() });
     }
     let replaced = place.patched.as_ref()?;
     let crossed = |t: &&Task<'_>| {
@@ -119,21 +119,20 @@ fn holder(place: &Place, members: &[&Task<'_>], pids: &BTreeSet<u32>, all: &[Tas
             && !members.iter().any(|m| m.wait.tid == t.wait.tid)
     };
     let other = all.iter().find(crossed)?.place.patched.as_ref()?;
-    Some(format!("perhaps for what tasks in {} hold, which wait as well: a wrong order of locks?", other.0))
+    Some(Holder::OtherOrder { function: other.0.clone() })
 }
 
 /// The mmap lock is one a process, so that its holder is one of the process's threads, but for rare visitors.
-fn mmap_holder(pids: &BTreeSet<u32>, all: &[Task<'_>]) -> Option<String> {
+fn mmap_holder(pids: &BTreeSet<u32>, all: &[Task<'_>]) -> Option<Holder> {
     let same = |t: &&Task<'_>| pids.contains(&t.wait.pid) && !t.place.waits_for.is_mmap_lock();
     let others: Vec<&Task<'_>> = all.iter().filter(same).collect();
     let of_patch = others.iter().find(|t| t.place.patched.is_some());
     if let Some(task) = of_patch.or(others.first()) {
-        let place = match &task.place.patched {
-            Some((function, _)) => format!("in {function}"),
-            None if task.place.function.is_empty() => format!("in state {}", task.wait.state),
-            None => format!("in {}", task.place.function),
+        let function = match &task.place.patched {
+            Some((function, _)) => Some(function.clone()),
+            None => Some(task.place.function.clone()).filter(|f| !f.is_empty()),
         };
-        return Some(format!("likely held by threads of the same processes that stand {place}"));
+        return Some(Holder::SameProcess { function, state: task.wait.state });
     }
     let waiting = |pid: u32| all.iter().filter(|t| t.wait.pid == pid && t.noted == Noted::Blocked).count();
     let everybody = |pid: &u32| {
@@ -141,9 +140,7 @@ fn mmap_holder(pids: &BTreeSet<u32>, all: &[Task<'_>]) -> Option<String> {
         threads.is_some_and(|n| waiting(*pid) >= n as usize)
     };
     // One process is enough: what it shows is what the others will come to.
-    pids.iter().any(everybody).then(|| {
-        "all working threads of such a process wait for it and none is left to give it back: likely never released".to_owned()
-    })
+    pids.iter().any(everybody).then_some(Holder::NobodyLeft)
 }
 
 fn place(wait: &Wait, patches: &[&str]) -> Place {
@@ -327,74 +324,6 @@ fn is_of_inode(name: &str) -> bool {
         "xfs_ilock",
     ];
     PARTS.iter().any(|p| name.contains(p))
-}
-
-/// What the groups come to, in a sentence.
-pub(crate) fn sentence(groups: &[WaitGroup]) -> Option<String> {
-    const MOST: usize = 4;
-    let mut text = group_in_words(groups.first()?, false);
-    let mut told: Vec<&String> = Vec::new();
-    for (n, group) in groups.iter().take(MOST).enumerate() {
-        if n > 0 {
-            text.push_str("; ");
-            text.push_str(&group_in_words(group, true));
-        }
-        // Groups that differ in the function only share the holder.
-        if let Some(holder) = group.holder.as_ref().filter(|h| !told.contains(h)) {
-            text.push_str(&format!(" ({holder})"));
-            told.push(holder);
-        }
-    }
-    if groups.len() > MOST {
-        let rest: u32 = groups[MOST..].iter().map(|g| g.tasks).sum();
-        text.push_str(&format!("; {rest} more elsewhere"));
-    }
-    Some(text)
-}
-
-fn group_in_words(group: &WaitGroup, more: bool) -> String {
-    let one = group.tasks == 1;
-    let more = if more { " more" } else { "" };
-    let who = match (group.tasks, group.processes) {
-        (1, _) => group.names.first().map_or_else(|| "a task".to_owned(), Clone::clone),
-        (n, p) if n == p => format!("{n}{more} tasks"),
-        (n, 1) => format!("{n}{more} threads of a process"),
-        (n, p) => format!("{n}{more} threads of {p} processes"),
-    };
-    let mut text = format!("{who} {}", place_in_words(group, one));
-    if let Some(ms) = group.since_apply_ms {
-        let when = if ms < 0 { "before" } else { "after" };
-        text.push_str(&format!(" since {:.1} s {when} applying", ms.unsigned_abs() as f64 / 1000.0));
-    }
-    text
-}
-
-fn place_in_words(group: &WaitGroup, one: bool) -> String {
-    let s = if one { "s" } else { "" };
-    let states: Vec<String> = group.states.chars().map(String::from).collect();
-    let state = format!("state {}", states.join(", "));
-    let function = &group.function;
-    let called = match (&group.patch_function, &group.patch) {
-        (Some(f), Some(patch)) if f != function => format!(", called by {f} of {patch}"),
-        (Some(_), Some(patch)) => format!(", {patch}'s own code"),
-        _ => String::new(),
-    };
-    if group.noted == Noted::Straggler {
-        let have = if one { "has" } else { "have" };
-        let place = if function.is_empty() { String::new() } else { format!(": in {function}{called}") };
-        return format!("{have} not switched{place} ({state})");
-    }
-    match (group.waits_for, function.as_str()) {
-        (WaitFor::Cpu, "") => format!("run{s} without getting anywhere"),
-        (WaitFor::Cpu, f) => format!("run{s} without getting anywhere, in {f}{called}"),
-        (WaitFor::Unknown, _) | (_, "") => format!("wait{s} ({state}; no stack could be read)"),
-        (WaitFor::Patch, f) => {
-            let patch = group.patch.as_deref().unwrap_or("the patch");
-            format!("wait{s} in {f} ({patch}'s own code, {state})")
-        }
-        (WaitFor::Other, f) => format!("wait{s} in {f}{called} ({state})"),
-        (what, f) => format!("wait{s} for {} in {f}{called} ({state})", what.in_words()),
-    }
 }
 
 #[cfg(test)]

@@ -197,7 +197,7 @@ impl Comparison {
         self.trials.values().flat_map(|own| &own.found)
     }
 
-    /// What the comparison could not tell, one sentence each, all beginning with `comparison: `: too few trials that can be compared, of
+    /// What the comparison could not tell, one sentence each: too few trials that can be compared, of
     /// which patch and why, and figures that are missing. It counts the trials that are compared.
     pub(crate) fn blind(&self, plan: &Plan, records: &BTreeMap<u32, TrialRecord>) -> Vec<String> {
         let mut gaps: BTreeMap<Gap, BTreeSet<u32>> = BTreeMap::new();

@@ -4,6 +4,7 @@ mod measured;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use measured::{LatencyMeasure, Measured, Resources, WorkloadMeasure};
@@ -12,7 +13,7 @@ use crate::wait::Waits;
 use crate::{Accel, Arm, Detector, Finding, Phase};
 
 /// One event, as it stands in the journal.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Event {
     /// From 1, without gaps: what the verdict cites.
     pub seq: u64,
@@ -27,7 +28,7 @@ pub struct Event {
 }
 
 /// Trial, arm and phase of an event.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Scope {
     /// Trial number.
     pub trial: u32,
@@ -38,7 +39,7 @@ pub struct Scope {
 }
 
 /// What happened.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub enum Body {
     /// The run began.
@@ -215,7 +216,7 @@ pub fn function_name(path: &str) -> &str {
 }
 
 /// How a trial ended. Whose fault a failure is, is a type: only findings count against a patch.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "how", rename_all = "kebab-case")]
 pub enum TrialEnd {
     /// Every phase was gone through.
@@ -253,7 +254,7 @@ impl TrialEnd {
 }
 
 /// The checkpoint that a run's trials are forks of.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct CheckpointFacts {
     /// Its id: name of the image and content hash.
     pub id: String,
@@ -274,7 +275,7 @@ pub struct CheckpointFacts {
 }
 
 /// How old and worn a machine is.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Vitals {
     /// Seconds since boot.
     pub uptime_s: f64,

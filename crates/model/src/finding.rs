@@ -2,12 +2,15 @@
 
 mod kinds;
 
+use std::borrow::Cow;
+
 pub use kinds::{Failure, ObservedKind, Rank, Rules, WhileGathering};
 use klpfarm_kmsg::Kind as KernelKind;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 /// Where a finding was seen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Source {
     /// The serial console.
@@ -63,6 +66,17 @@ impl FindingKind {
     }
 }
 
+impl JsonSchema for FindingKind {
+    fn schema_name() -> Cow<'static, str> {
+        "FindingKind".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        let words: Vec<&str> = Self::all().map(Self::as_str).collect();
+        json_schema!({ "type": "string", "enum": words })
+    }
+}
+
 impl std::fmt::Display for FindingKind {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.pad(self.as_str())
@@ -76,7 +90,7 @@ impl From<ObservedKind> for FindingKind {
 }
 
 /// One finding.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Finding {
     /// What kind of trouble.
     pub kind: FindingKind,

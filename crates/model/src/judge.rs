@@ -4,6 +4,7 @@
 //! The same [`Judge`] follows a run that is still going on, event by event, and says when it is decided and which trial comes next.
 
 mod attribute;
+mod causes;
 mod decide;
 mod document;
 mod fold;
@@ -13,12 +14,12 @@ mod pick;
 mod reach;
 mod record;
 mod sets;
-mod words;
 
 pub(crate) use attribute::comparable;
 use document::names;
 pub(crate) use fold::Fold;
 pub(crate) use measures::Measures;
+pub use reach::plain_function;
 pub(crate) use record::{Seen, TrialRecord};
 pub(crate) use sets::{against_innocence, has_prospect, is_rejected};
 
@@ -26,7 +27,7 @@ use crate::apart::Apart;
 use crate::event::{Body, Event};
 use crate::plan::Trial;
 use crate::rotation::Rounds;
-use crate::verdict::{Outcome, Verdict};
+use crate::verdict::{Outcome, Verdict, Why};
 use crate::{Arm, Plan};
 
 /// Judge a run. The same plan and events give the same verdict, whoever asks and whenever.
@@ -117,13 +118,8 @@ impl Judge {
         let of_another = self.begun.iter().find(|(_, hash)| *hash != verdict.plan);
         if let Some((seq, hash)) = of_another.filter(|_| verdict.verdict == Outcome::Qualified) {
             verdict.verdict = Outcome::Inconclusive;
-            verdict.causes.insert(
-                0,
-                format!(
-                    "the journal (event {seq}) is of a run with another plan: {hash}, not {}",
-                    verdict.plan
-                ),
-            );
+            let (journal, plan) = (hash.clone(), verdict.plan.clone());
+            verdict.causes.insert(0, Why::JournalOfAnotherPlan { event: *seq, journal, plan }.into());
         }
         verdict
     }

@@ -37,7 +37,7 @@ pub use corpus::{Corpus, Elsewhere, Example};
 pub use detector::Detector;
 pub use event::{Body, Event, Scope, TrialEnd};
 pub use finding::{Failure, Finding, FindingKind, ObservedKind, Rank, Rules, Source, WhileGathering};
-pub use judge::{Judge, judge};
+pub use judge::{Judge, judge, plain_function};
 pub use kernel::{rewrites_itself, version};
 pub use patch::{Patch, PatchError, Severity, Sidecar, file_names, hex, needed_modules};
 pub use pipeline::{AGING, AUTO, Aging, Arms, Dump, Gathering, Limits, MachineShape, Phases, Pipeline};

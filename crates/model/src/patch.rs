@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 use object::elf::{EM_X86_64, ET_REL};
 use object::read::elf::{ElfFile64, FileHeader};
 use object::{Endianness, Object, ObjectSection, ObjectSymbol};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::yaml::{self, YamlError};
 
 /// What can be known of a candidate without loading it.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Patch {
     /// The file as the user named it.
     pub file: PathBuf,
@@ -36,7 +37,7 @@ pub struct Patch {
 }
 
 /// `X.yaml` beside `X.ko`: what people know of the patch.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Sidecar {
     /// CVE numbers it closes.
@@ -50,7 +51,7 @@ pub struct Sidecar {
 }
 
 /// Severity of a CVE.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
     /// Low.

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::de::{SeqAccess, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -11,7 +12,7 @@ use crate::yaml::{self, YamlError};
 use crate::{Arm, Rotation, Tier};
 
 /// What to run and how to judge it, as written in `pipelines/*.yaml`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Pipeline {
     /// Its name in output and reports.
@@ -48,6 +49,7 @@ pub struct Pipeline {
     pub evidence: Gathering,
     /// The run ends after this, decided or not; absent: when all trials are done.
     #[serde(default, with = "crate::duration::option", skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
     pub budget: Option<Duration>,
     /// What goes round, in a run that lasts for a time instead of a number of trials; `arms` are then those of one round.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -58,11 +60,12 @@ pub struct Pipeline {
 }
 
 /// What makes a machine old. All of it happens under the pipeline's load; what was reached is measured.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Aging {
     /// Uptime at which the machine is old enough.
     #[serde(with = "crate::duration")]
+    #[schemars(with = "String")]
     pub uptime: Duration,
     /// Page cache filled, in MiB.
     pub cache_mib: u32,
@@ -147,7 +150,7 @@ impl Aging {
 }
 
 /// CPUs and memory of a machine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct MachineShape {
     /// Virtual CPUs. Races want at least two.
@@ -163,7 +166,7 @@ impl Default for MachineShape {
 }
 
 /// Trials an arm.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Arms {
     /// Patch applied mid-load: at most so many; absent: as many as the tier needs, and some to spare.
@@ -200,21 +203,25 @@ impl Arms {
 }
 
 /// How long each phase takes. Wall-clock time: a longer soak finds more, whatever the host's speed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Phases {
     /// What a boot or a fork stirred up gets so long to settle; the control arm waits as well.
     #[serde(with = "crate::duration")]
+    #[schemars(with = "String")]
     pub settle: Duration,
     /// Load is measured this long before the patch is applied.
     #[serde(with = "crate::duration")]
+    #[schemars(with = "String")]
     pub baseline: Duration,
     /// Load goes on this long with the patch in force.
     #[serde(with = "crate::duration")]
+    #[schemars(with = "String")]
     pub soak: Duration,
     /// Load goes on this long after the patch was taken back, and between the steps of the arms `reapply` and `stack`; zero leaves
     /// the patch in place.
     #[serde(with = "crate::duration")]
+    #[schemars(with = "String")]
     pub revert: Duration,
     /// How often a trial of the arm `reapply` applies the patch.
     pub cycles: u32,
@@ -228,40 +235,50 @@ impl Default for Phases {
 }
 
 /// When a signal becomes a finding. All durations are for KVM and are multiplied by the plan's `scale`.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
     /// Power-on to a working SSH login and probe.
     #[serde(with = "crate::duration")]
+    #[schemars(with = "String")]
     pub boot: Duration,
     /// Until `insmod` returns.
     #[serde(with = "crate::duration")]
+    #[schemars(with = "String")]
     pub apply: Duration,
     /// Until every task has switched (the kernel signals stragglers after 15 s).
     #[serde(with = "crate::duration")]
+    #[schemars(with = "String")]
     pub transition: Duration,
     /// A workload thread finishes no operation while the probe goes on.
     #[serde(with = "crate::duration")]
+    #[schemars(with = "String")]
     pub stall: Duration,
     /// A task stays uninterruptible without running.
     #[serde(with = "crate::duration")]
+    #[schemars(with = "String")]
     pub blocked: Duration,
     /// No SSH login succeeds while the machine runs.
     #[serde(with = "crate::duration")]
+    #[schemars(with = "String")]
     pub ssh: Duration,
     /// The probe says nothing while the machine runs.
     #[serde(with = "crate::duration")]
+    #[schemars(with = "String")]
     pub probe: Duration,
     /// A CPU keeps its interrupts off in the kernel.
     #[serde(with = "crate::duration")]
+    #[schemars(with = "String")]
     pub cpu: Duration,
     /// A line written to the kernel's log does not come out on the console while the probe goes on.
     #[serde(with = "crate::duration")]
+    #[schemars(with = "String")]
     pub console: Duration,
     /// Text on the console that counts as a flood, in bytes a second, on average over ten seconds.
     pub console_flood: u64,
     /// The kernel's own hung-task timeout, set in the guest.
     #[serde(with = "crate::duration")]
+    #[schemars(with = "String")]
     pub hung_task: Duration,
     /// Slow-down of a workload against the control arm that counts as a collapse: 4 means four times fewer operations.
     pub slowdown: f64,
@@ -307,7 +324,7 @@ impl Default for Limits {
 }
 
 /// What is gathered from a machine with a finding before it goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Gathering {
     /// When the guest's memory is dumped.
@@ -319,7 +336,7 @@ pub struct Gathering {
 }
 
 /// When the guest's memory is dumped. A dump is large and holds whatever the guest knew, and one is mostly enough.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Dump {
     /// Never.

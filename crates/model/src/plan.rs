@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -17,10 +18,10 @@ use crate::patch::{Patch, PatchError, file_names, hex};
 use crate::{Accel, Arm, Pipeline, Tier, Turn, Workload};
 
 /// Version of `plan.json`, `journal.jsonl` and `verdict.json`.
-pub const SCHEMA: u32 = 4;
+pub const SCHEMA: u32 = 5;
 
 /// What is known of an image when planning.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ImageFacts {
     /// Recipe name.
     pub name: String,
@@ -80,7 +81,7 @@ impl Resolved {
 }
 
 /// How a trial's machine comes to be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Start {
     /// Forked from the checkpoint of an aged machine.
@@ -90,7 +91,7 @@ pub enum Start {
 }
 
 /// All that a run may do.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Plan {
     /// [`SCHEMA`].
     pub schema: u32,
@@ -136,7 +137,7 @@ pub struct Plan {
 }
 
 /// One machine of one arm.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Trial {
     /// From 1; names the folder `trials/N`. 0 is the machine that is aged and checkpointed.
     pub number: u32,
@@ -146,6 +147,7 @@ pub struct Trial {
     pub patches: Vec<usize>,
     /// Added to the baseline, so that trials apply at different moments.
     #[serde(with = "crate::duration")]
+    #[schemars(with = "String")]
     pub jitter: Duration,
     /// Seed of this trial's workloads.
     pub seed: u64,

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use crate::apart::{judge_apart, judge_with};
-use crate::verdict::Attribution;
+use crate::verdict::{Attribution, Cause};
 use crate::{Event, Example, FindingKind, Outcome, Plan, Verdict};
 
 /// What the farm said of one example.
@@ -26,7 +26,7 @@ pub struct Row {
     /// Trials that applied it and say something.
     pub trials: u32,
     /// The verdict's first cause.
-    pub cause: String,
+    pub cause: Option<Cause>,
 }
 
 /// Findings of one kind.
@@ -111,7 +111,7 @@ fn row(plan: &Plan, events: &[Event], patch: usize, example: &Example) -> Row {
         score: Score::of(example, verdict.verdict, &found),
         found,
         trials: arms.map(|(_, n)| n.clean + n.failed + n.unexplained).sum(),
-        cause: verdict.causes.first().cloned().unwrap_or_default(),
+        cause: verdict.causes.first().cloned(),
     }
 }
 

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::compare::Change;
@@ -16,11 +17,12 @@ use crate::workload::is_name;
 use crate::{Arm, ImageFacts, Pipeline, Plan, PlanError, Trial, Workload, stats};
 
 /// What goes round, as written in a pipeline.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Rotation {
     /// How long the run goes on.
     #[serde(with = "crate::duration")]
+    #[schemars(with = "String")]
     pub duration: Duration,
     /// Images; none: the pipeline's.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -31,6 +33,7 @@ pub struct Rotation {
     /// A run begins with the machines that the run before it left, grown so much older; zero: with those that the pipeline's `aging`
     /// describes.
     #[serde(default, with = "crate::duration", skip_serializing_if = "Duration::is_zero")]
+    #[schemars(with = "String")]
     pub older: Duration,
     /// Disk that the run folder may take, in MiB: the run ends in order when it takes more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -83,7 +86,7 @@ impl Rotation {
 }
 
 /// One kind of machine that comes round.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Turn {
     /// The image.
     pub image: ImageFacts,
@@ -286,7 +289,7 @@ impl Rounds {
 
 /// A turn's verdict, with its name wherever it is needed beside others'.
 fn marked(name: &str, mut verdict: Verdict) -> Verdict {
-    verdict.causes.iter_mut().for_each(|c| *c = format!("{name}: {c}"));
+    verdict.causes.iter_mut().for_each(|c| c.turn = Some(name.to_owned()));
     verdict.turns = BTreeMap::from([(name.to_owned(), verdict.verdict)]);
     verdict.bounds.iter_mut().for_each(|b| b.turn = Some(name.to_owned()));
     verdict.evidence.iter_mut().for_each(|e| e.turn = Some(name.to_owned()));
@@ -325,7 +328,7 @@ fn add(all: &mut Verdict, other: Verdict) {
     }
     all.bounds.extend(other.bounds);
     all.reach.extend(other.reach);
-    let new: Vec<String> = other.blind.into_iter().filter(|b| !all.blind.contains(b)).collect();
+    let new: Vec<_> = other.blind.into_iter().filter(|b| !all.blind.contains(b)).collect();
     all.blind.extend(new);
     all.unavailable.extend(other.unavailable);
     all.farm_errors.extend(other.farm_errors);

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::sequential::trials_needed;
@@ -18,7 +19,7 @@ pub struct Tiers {
 }
 
 /// What one tier asks for.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TierRule {
     /// Share of loaded applications (of 1) that may fail at most.
@@ -27,6 +28,7 @@ pub struct TierRule {
     pub confidence: f64,
     /// Least soak of each trial.
     #[serde(with = "crate::duration")]
+    #[schemars(with = "String")]
     pub soak: Duration,
     /// Arms that must have run cleanly.
     pub arms: Vec<Arm>,

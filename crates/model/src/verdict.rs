@@ -3,6 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+mod cause;
+
+pub use cause::{Cause, Condition, FarmError, FindingCause, PossibleRate, UnavailableDetector, Why};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::event::Vitals;
@@ -11,7 +15,7 @@ use crate::wait::Noted;
 use crate::{Accel, Arm, FindingKind, Patch, Phase, Source, Tier};
 
 /// The three outcomes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Outcome {
     /// The patch may enter the tier.
@@ -40,7 +44,7 @@ impl std::fmt::Display for Outcome {
 }
 
 /// What the farm says of one patch and one tier.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Verdict {
     /// [`crate::plan::SCHEMA`].
     pub schema: u32,
@@ -51,8 +55,8 @@ pub struct Verdict {
     /// Outcome by image and load, where several go round.
     #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
     pub turns: BTreeMap<String, Outcome>,
-    /// Why, in plain words, most important first.
-    pub causes: Vec<String>,
+    /// Why, most important first; never empty.
+    pub causes: Vec<Cause>,
     /// The candidates, in the order in which they go on top of each other.
     pub patches: Vec<Patch>,
     /// The image they ran on.
@@ -73,13 +77,13 @@ pub struct Verdict {
     pub evidence: Vec<Evidence>,
     /// Calls of the patched functions.
     pub reach: Vec<Reach>,
-    /// Detectors that could not fire.
-    pub blind: Vec<String>,
+    /// Detectors that could not work.
+    pub blind: Vec<UnavailableDetector>,
     /// Workloads that can't run on this guest, and why.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub unavailable: BTreeMap<String, String>,
-    /// Failures of the farm itself.
-    pub farm_errors: Vec<String>,
+    /// Failures of the farm itself, and troubles of the host.
+    pub farm_errors: Vec<FarmError>,
     /// Every trial that was invalidated, lost or repeated, in order of its number.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub remarks: Vec<TrialRemark>,
@@ -92,7 +96,7 @@ pub struct Verdict {
 }
 
 /// A trial that did not simply go through all its phases, and why.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct TrialRemark {
     /// Its number.
     pub trial: u32,
@@ -105,7 +109,7 @@ pub struct TrialRemark {
 }
 
 /// What became of a trial that did not simply go through all its phases.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Remark {
     /// It says nothing about the patch (the host disturbed it, or the patch was never applied): another trial takes its place.
@@ -118,7 +122,7 @@ pub enum Remark {
 }
 
 /// Trials of one arm.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ArmCount {
     /// Planned.
     pub planned: u32,
@@ -133,7 +137,7 @@ pub struct ArmCount {
 }
 
 /// What loaded trials leave possible.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Bound {
     /// Image and load, where several go round.
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -153,7 +157,7 @@ pub struct Bound {
 }
 
 /// How old and worn the machines were, beside a fresh one.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Wear {
     /// Soon after booting.
     pub fresh: Vitals,
@@ -162,7 +166,7 @@ pub struct Wear {
 }
 
 /// One cause, with all its symptoms.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Evidence {
     /// Image and load, where several go round.
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -188,10 +192,7 @@ pub struct Evidence {
     /// Kernel function concerned.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub function: Option<String>,
-    /// Where tasks wait, for what, since when, and who may hold it, in a sentence; absent where no task was seen waiting.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub cause: Option<String>,
-    /// The tasks behind it, of the trial that `waits_of` names.
+    /// Where tasks wait, for what, since when, and who may hold it, in the trial that `waits_of` names.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub waits: Vec<WaitGroup>,
     /// The trial whose tasks these are.
@@ -204,7 +205,7 @@ pub struct Evidence {
 }
 
 /// Tasks that wait in one place for one thing.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct WaitGroup {
     /// What they were noted for.
     pub noted: Noted,
@@ -232,13 +233,39 @@ pub struct WaitGroup {
     /// When the first of them got on last, in milliseconds after applying (before it, if negative).
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub since_apply_ms: Option<i64>,
-    /// Who may hold what they wait for, in words; absent where the stacks say nothing of it.
+    /// Who may hold what they wait for; absent where the stacks say nothing of it.
     #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub holder: Option<String>,
+    pub holder: Option<Holder>,
+}
+
+/// Who may hold what tasks wait for. A stack does not show which lock it is: all but the last are guesses.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "who", rename_all = "kebab-case")]
+pub enum Holder {
+    /// Tasks that wait in the patch's own code.
+    WaitingInThePatch {
+        /// Their function.
+        function: String,
+    },
+    /// Tasks of another function of the patch, which wait as well: locks may be taken in a wrong order.
+    OtherOrder {
+        /// That function.
+        function: String,
+    },
+    /// Other threads of the same processes.
+    SameProcess {
+        /// Where they stand; absent if it is unknown.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        function: Option<String>,
+        /// Their state letter.
+        state: char,
+    },
+    /// Nobody: all working threads of a process wait for its own lock, which is likely never released.
+    NobodyLeft,
 }
 
 /// What a task waits for, as far as its stack says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum WaitFor {
     /// In the patch's own code; whether for a lock, the stack does not always say.
@@ -282,29 +309,10 @@ impl WaitFor {
         self.is_mmap_lock()
             || matches!(self, Self::InodeLock | Self::RwsemRead | Self::RwsemWrite | Self::Mutex | Self::Page)
     }
-
-    /// For people, as what is waited for.
-    pub fn in_words(self) -> &'static str {
-        match self {
-            Self::Patch => "something of the patch's own",
-            Self::MmapLock => "the mmap lock of the process",
-            Self::MmapLockRead => "the mmap lock of the process, to read,",
-            Self::MmapLockWrite => "the mmap lock of the process, to write,",
-            Self::InodeLock => "the lock of a file or folder",
-            Self::RwsemRead => "a read-write semaphore, to read,",
-            Self::RwsemWrite => "a read-write semaphore, to write,",
-            Self::Mutex => "a mutex",
-            Self::Page => "a page",
-            Self::Completion => "another task to finish",
-            Self::Rcu => "a grace period of RCU",
-            Self::Cpu => "a CPU",
-            Self::Other | Self::Unknown => "something",
-        }
-    }
 }
 
 /// Hits of an arm.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Hits {
     /// Trials that showed it.
     pub hit: u32,
@@ -313,7 +321,7 @@ pub struct Hits {
 }
 
 /// Whether a finding counts against the patch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Attribution {
     /// The patch's doing.
@@ -331,7 +339,7 @@ pub enum Attribution {
 }
 
 /// One finding of the journal.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Observation {
     /// Journal sequence number.
     pub seq: u64,
@@ -357,7 +365,7 @@ pub struct Observation {
 }
 
 /// How the load reached one patched function.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Reach {
     /// Image and load, where several go round.
     #[serde(skip_serializing_if = "Option::is_none", default)]

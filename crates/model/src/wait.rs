@@ -1,9 +1,10 @@
 //! Tasks that do not get on, as the journal keeps them: raw enough that what is made of them can be made again.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Tasks noted while evidence was gathered.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Waits {
     /// What they were noted for.
     pub noted: Noted,
@@ -14,7 +15,7 @@ pub struct Waits {
 }
 
 /// Why a task was noted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Noted {
     /// It does not get on: uninterruptible for a second, or a workload thread without an operation for two.
@@ -26,7 +27,7 @@ pub enum Noted {
 }
 
 /// One task.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Wait {
     /// Its name, as in `/proc/PID/comm`.
     pub task: String,

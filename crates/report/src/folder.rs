@@ -143,7 +143,10 @@ impl Run {
         let value: serde_json::Value =
             serde_json::from_str(&text).map_err(|e| content(Some(e.line()), e.to_string()))?;
         if value["schema"] != SCHEMA {
-            let reason = format!("has schema {}; this klpfarm reads {SCHEMA}", value["schema"]);
+            let reason = format!(
+                "has schema {}; this klpfarm reads {SCHEMA}: judge it with the klpfarm that made it, or run again",
+                value["schema"]
+            );
             return Err(content(None, reason));
         }
         let plan = serde_json::from_value(value).map_err(|e| content(None, e.to_string()))?;

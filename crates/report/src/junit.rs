@@ -8,8 +8,8 @@ use klpfarm_model::verdict::{Attribution, Evidence, Remark, TrialRemark};
 use klpfarm_model::{Arm, Body, Event, Finding, Outcome, Plan, Source, Trial, TrialEnd, Verdict};
 
 use crate::clean::cdata;
-use crate::one_line;
 use crate::summary::remark_in_words;
+use crate::{cause_in_words, one_line, waits};
 
 /// One trial as its test case needs it.
 #[derive(Default)]
@@ -107,7 +107,8 @@ fn shown(trial: &Trial, case: &Case<'_>, verdict: &Verdict) -> Shown {
     for item in &verdict.evidence {
         for seen in item.observations.iter().filter(|o| o.trial == trial.number) {
             let mut text = format!("{} (event {})\n{}\n", seen.title, seen.seq, seen.excerpt);
-            if let Some(cause) = item.cause.as_ref().filter(|_| !causes.contains(&item.title.as_str())) {
+            let cause = Some(&item.waits).filter(|_| !causes.contains(&item.title.as_str()));
+            if let Some(cause) = cause.and_then(|groups| waits::sentence(groups)) {
                 text.insert_str(0, &format!("cause: {cause}\n"));
                 causes.push(&item.title);
             }
@@ -195,7 +196,8 @@ fn test_case(plan: &Plan, trial: &Trial, case: &Case<'_>, verdict: &Verdict) -> 
 fn overall(plan: &Plan, verdict: &Verdict) -> TestCase {
     let name = format!("verdict for tier {}", verdict.tier);
     let time = Duration::milliseconds(i64::try_from(verdict.took_ms).unwrap_or(i64::MAX));
-    let causes = cdata(&verdict.causes.join("\n"));
+    let sentences: Vec<String> = verdict.causes.iter().map(cause_in_words).collect();
+    let causes = cdata(&sentences.join("\n"));
     let mut builder = match verdict.verdict {
         Outcome::Qualified => TestCaseBuilder::success(&name, time),
         Outcome::Rejected => TestCaseBuilder::failure(&name, time, "rejected", &causes),
@@ -203,7 +205,7 @@ fn overall(plan: &Plan, verdict: &Verdict) -> TestCase {
     };
     builder.set_classname(&format!("klpfarm.{}.{}", plan.pipeline.name, patches(plan)));
     let remarks = verdict.remarks.iter().map(remark_in_words);
-    let lines: Vec<String> = verdict.causes.iter().cloned().chain(remarks).collect();
+    let lines: Vec<String> = sentences.into_iter().chain(remarks).collect();
     builder.set_system_out(&cdata(&lines.join("\n")));
     builder.build()
 }

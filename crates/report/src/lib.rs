@@ -1,5 +1,6 @@
 //! Sinks of the event stream: journal, JUnit, verdict file, and what a person sees. They see nothing but plan, events and verdict.
 
+mod causes;
 mod clean;
 mod folder;
 #[cfg(test)]
@@ -9,7 +10,9 @@ mod junit;
 mod lock;
 mod summary;
 mod terminal;
+mod waits;
 
+pub use causes::{cause_in_words, unavailable_in_words};
 pub use clean::{one_line, printable};
 pub use folder::{FolderError, Run, write_atomically};
 pub use journal::Journal;

@@ -7,7 +7,7 @@ use klpfarm_model::known::Standing;
 use klpfarm_model::verdict::{ArmCount, Attribution, Evidence, Reach, Remark, TrialRemark, Wear};
 use klpfarm_model::{Arm, Noted, Outcome, Verdict, counted};
 
-use crate::{one_line, printable};
+use crate::{cause_in_words, one_line, printable, unavailable_in_words};
 
 /// The verdict as text for a terminal, with `colour` or without. Control characters that an untrusted run folder may contain are removed.
 pub fn summary(verdict: &Verdict, dir: &Path, colour: bool) -> String {
@@ -39,7 +39,7 @@ fn after_the_outcome(verdict: &Verdict, dir: &Path, standings: &[Standing<'_>]) 
         seconds(verdict.took_ms)
     );
     for cause in &verdict.causes {
-        let _ = writeln!(out, "  - {}", one_line(cause, 1200));
+        let _ = writeln!(out, "  - {}", one_line(&cause_in_words(cause), 1200));
     }
     if let Some(folder) = evidence_folder(verdict, dir) {
         let _ = writeln!(out, "  Start reading at {folder}/README.");
@@ -55,8 +55,8 @@ fn after_the_outcome(verdict: &Verdict, dir: &Path, standings: &[Standing<'_>]) 
     out.push_str(&findings(verdict, dir, standings));
     if !verdict.blind.is_empty() {
         let _ = writeln!(out, "\n  Detectors unavailable in this run:");
-        for line in &verdict.blind {
-            let _ = writeln!(out, "    {}", one_line(line, 200));
+        for detector in &verdict.blind {
+            let _ = writeln!(out, "    {}", one_line(&unavailable_in_words(detector), 200));
         }
     }
     if !verdict.unavailable.is_empty() {

@@ -1,3 +1,4 @@
+use klpfarm_model::verdict::Why;
 use klpfarm_model::{Accel, Arm};
 
 use klpfarm_model::Patch;
@@ -17,7 +18,7 @@ fn verdict() -> Verdict {
         schema: klpfarm_model::plan::SCHEMA,
         verdict: Outcome::Qualified,
         tier: Tier::Proposed,
-        causes: vec!["14 clean trials".into()],
+        causes: vec![Why::CutShort { reason: "interrupted".into() }.into()],
         patches: vec![patch("one", "aa"), patch("two", "bb")],
         image: ImageFacts { name: "debian-12".into(), hash: "11".into(), release: Some("6.1.0".into()) },
         checkpoint: Some("debian-12-abc".into()),

@@ -116,7 +116,7 @@ fn each_patch_gets_the_trials_it_needs_and_its_own_verdict() {
     let scores: Vec<Score> = rows.iter().map(|r| r.score).collect();
     use Score::{Caught, FalseAlarm, Held, Missed, Passed};
     assert_eq!(scores, [Caught, Caught, Missed, Passed, FalseAlarm, Held], "{rows:#?}");
-    assert!(rows[5].cause.contains("f_idle"), "{}", rows[5].cause);
+    assert!(format!("{:?}", rows[5].cause).contains("f_idle"), "{:?}", rows[5].cause);
     assert_eq!(rows[0].found.len(), 2);
     assert!(rows[0].found.iter().all(|f| f.after_apply_ms == Some(2500)));
 }

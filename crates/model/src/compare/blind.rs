@@ -60,7 +60,7 @@ pub(super) fn sentences(
     let mut said = Vec::new();
     if control.compared < CONTROLS {
         said.push(format!(
-            "comparison: no slow-down or leak can be detected with {}: {CONTROLS} are needed{}",
+            "no slow-down or leak can be detected with {}: {CONTROLS} are needed{}",
             counted(control.compared, "control trial"),
             control.why()
         ));
@@ -70,13 +70,13 @@ pub(super) fn sentences(
     for Set { arm, names, count, .. } in &patched {
         if count.compared < LOADED {
             said.push(format!(
-                "comparison: no slow-down or leak of {names} can be detected with {}: {LOADED} are needed{}",
+                "no slow-down or leak of {names} can be detected with {}: {LOADED} are needed{}",
                 counted(count.compared, &format!("{arm} trial")),
                 count.why()
             ));
         } else if count.unseen() > 0 {
             said.push(format!(
-                "comparison: only {} of {names} could be compared for slow-downs and leaks{}",
+                "only {} of {names} could be compared for slow-downs and leaks{}",
                 counted(count.compared, &format!("{arm} trial")),
                 count.why()
             ));
@@ -84,7 +84,7 @@ pub(super) fn sentences(
     }
     let all: usize = patched.iter().map(|s| s.count.compared).sum();
     let gap = |(Gap { what, why }, trials): (&Gap, &BTreeSet<u32>)| {
-        format!("comparison: {what} was not compared in {} of {all} patched trials: {why}", trials.len())
+        format!("{what} was not compared in {} of {all} patched trials: {why}", trials.len())
     };
     said.extend(gaps.iter().map(gap));
     said
@@ -124,7 +124,7 @@ fn few(controls: usize) -> Option<String> {
     let enough = (each..=NEAREST).find(|n| Margin::of(*n).left <= 1.0)? + 1;
     (left > 1.0).then(|| {
         format!(
-            "comparison: with {controls} control trials, only differences of {left} times the limit are sure to be detected; with {enough}, the limit itself"
+            "with {controls} control trials, only differences of {left} times the limit are sure to be detected; with {enough}, the limit itself"
         )
     })
 }

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Summary of a phase under load.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Measured {
     /// Length in milliseconds.
     pub window_ms: u64,
@@ -13,6 +14,7 @@ pub struct Measured {
     pub workloads: BTreeMap<String, WorkloadMeasure>,
     /// What the kernel had given out, in the course of the phase: every second, of a long phase [`Self::MOST`] samples at most.
     #[serde(default, skip_serializing_if = "Vec::is_empty", with = "columns")]
+    #[schemars(with = "columns::Columns")]
     pub resources: Vec<Resources>,
 }
 
@@ -43,7 +45,7 @@ pub struct Resources {
 }
 
 /// One workload in one phase.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct WorkloadMeasure {
     /// Operations finished.
     pub ops: u64,
@@ -63,7 +65,7 @@ pub struct WorkloadMeasure {
 }
 
 /// One kind of operation in one phase. In the journal a list of its figures, in the order of the fields: their names would be half of it.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(from = "Row", into = "Row")]
 pub struct LatencyMeasure {
     /// Operations counted.
@@ -85,7 +87,7 @@ pub struct LatencyMeasure {
 }
 
 /// A [`LatencyMeasure`] in the journal.
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize, Deserialize, JsonSchema)]
 struct Row(
     u64,
     u64,
@@ -117,14 +119,15 @@ impl WorkloadMeasure {
 
 /// Samples in the journal: one list a resource.
 mod columns {
+    use schemars::JsonSchema;
     use serde::de::Error;
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
     use super::Resources;
 
-    #[derive(Serialize, Deserialize)]
+    #[derive(Serialize, Deserialize, JsonSchema)]
     #[serde(deny_unknown_fields)]
-    struct Columns {
+    pub(super) struct Columns {
         at_ms: Vec<u64>,
         available_kib: Vec<u64>,
         slab_unreclaimable_kib: Vec<u64>,

@@ -27,6 +27,13 @@ pub(super) struct Item {
     pub(super) waits: Option<(u32, Vec<WaitGroup>)>,
 }
 
+impl Item {
+    /// Milliseconds after applying when it was first seen.
+    pub(super) fn first_after_apply_ms(&self) -> Option<u64> {
+        self.seen.iter().filter_map(|s| s.finding.after_apply_ms).min()
+    }
+}
+
 /// What the words on items are taken from.
 struct Case<'a> {
     plan: &'a Plan,

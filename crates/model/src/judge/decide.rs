@@ -1,12 +1,12 @@
 //! From outcomes, sets and items to the verdict and its causes.
 
 use super::attribute::Item;
+use super::causes;
 use super::fold::Fold;
-use super::reach::for_people;
+use super::reach::plain_function;
 use super::record;
 use super::sets::{Counts, Set};
-use super::words;
-use crate::verdict::{Attribution, Bound, Outcome, Reach};
+use crate::verdict::{Attribution, Bound, FarmError, Outcome, Reach, Why};
 use crate::{Arm, Plan};
 
 /// What the outcome is decided from.
@@ -22,7 +22,7 @@ pub(super) struct Facts<'a> {
     /// What trials say of the run.
     pub(super) of_run: &'a record::Facts,
     /// Findings of trials that have not ended.
-    pub(super) open: &'a [String],
+    pub(super) open: &'a [(u32, String)],
 }
 
 impl Fold {
@@ -117,166 +117,122 @@ fn failed_too_often(set: &Set) -> bool {
 }
 
 impl Facts<'_> {
-    pub(super) fn decide(&self, cut_short: Option<&str>, farm_errors: &[String]) -> (Outcome, Vec<String>) {
+    pub(super) fn decide(&self, cut_short: Option<&str>, farm_errors: &[FarmError]) -> (Outcome, Vec<Why>) {
         let against = self.against();
         if !against.is_empty() {
             return (Outcome::Rejected, against);
         }
-        let mut missing: Vec<String> = self.without_control();
-        missing.extend(self.open.iter().map(|f| format!("{f}: the trial has not ended")));
+        let mut missing: Vec<Why> = self.without_control();
+        let open = self.open.iter().cloned();
+        missing.extend(open.map(|(trial, title)| Why::TrialNotEnded { trial, title }));
         missing.extend(self.bounds.iter().filter_map(|b| self.short_of(b)));
         missing.extend(self.arms_missing());
         missing.extend(self.unreached());
         missing.extend(self.unknown_trials());
         if missing.is_empty() {
-            let mut causes = vec![words::praise(self.plan, &self.fold.outcomes, self.bounds, self.reach)];
-            causes.extend(self.tolerated());
-            return (Outcome::Qualified, causes);
+            let praise = causes::nothing_found(self.plan, &self.fold.outcomes, self.bounds, self.reach);
+            let tolerated = self.unproven().map(|i| Why::WithinTheRate(causes::of_finding(self.plan, i)));
+            return (Outcome::Qualified, std::iter::once(praise).chain(tolerated).collect());
         }
         let mut causes = Vec::new();
-        causes.extend(cut_short.map(str::to_owned));
-        causes.extend(farm_errors.iter().map(|e| format!("klpfarm or the host failed, not the patch: {e}")));
+        causes.extend(cut_short.map(|reason| Why::CutShort { reason: reason.to_owned() }));
+        causes.extend(farm_errors.iter().cloned().map(Why::FarmFailed));
         causes.append(&mut missing);
         causes.extend(self.explaining());
         (Outcome::Inconclusive, causes)
     }
 
     /// Why the patch is rejected; empty if it is not.
-    fn against(&self) -> Vec<String> {
+    fn against(&self) -> Vec<Why> {
         let items = self.items.iter().filter(|i| i.attribution == Attribution::Patch);
-        let mut against: Vec<String> = items.map(|i| words::of_finding(self.plan, i)).collect();
-        for set in self.rejecting {
-            let tally = set.tally();
-            let pairs: u32 = tally.pairs.iter().flatten().sum();
-            against.push(format!(
-                "{} trials of {} fail more often than the control trials next to them: {} of {pairs} and {} of {pairs}, which chance would explain in fewer than one of a thousand runs",
-                set.arm,
-                super::names(self.plan, &set.patches).join(" + "),
-                tally.pairs[1][0] + tally.pairs[1][1],
-                tally.pairs[0][1] + tally.pairs[1][1],
-            ));
-        }
+        let mut against: Vec<Why> =
+            items.map(|i| Why::AgainstThePatch(causes::of_finding(self.plan, i))).collect();
+        against.extend(self.rejecting.iter().map(|set| {
+            let pairs = set.tally().pairs;
+            Why::FailsMoreOften {
+                arm: set.arm,
+                patches: super::names(self.plan, &set.patches),
+                pairs: pairs.iter().flatten().sum(),
+                failed: pairs[1][0] + pairs[1][1],
+                control_failed: pairs[0][1] + pairs[1][1],
+            }
+        }));
         against
     }
 
     /// Failures that need a control trial to be attributed, where there is none.
-    fn without_control(&self) -> Vec<String> {
+    fn without_control(&self) -> Vec<Why> {
         let items = self.items.iter().filter(|i| i.attribution == Attribution::NoControl);
-        items
-            .map(|i| format!("{}: no control trial was completed, so it cannot be attributed", i.lead.title))
-            .collect()
+        items.map(|i| Why::NotProven(causes::of_finding(self.plan, i))).collect()
     }
 
-    /// Failures without proof, which the tier's rate covers.
-    fn tolerated(&self) -> Vec<String> {
-        self.unproven()
-            .map(|i| {
-                format!(
-                    "{}: not proven to be the patch ({}), and counted as a failure within the tier's rate",
-                    i.lead.title,
-                    words::hits(i)
-                )
-            })
-            .collect()
-    }
-
+    /// Failures without proof.
     fn unproven(&self) -> impl Iterator<Item = &Item> {
         let unproven = |a: Attribution| matches!(a, Attribution::Unconfirmed | Attribution::ControlToo);
         self.items.iter().filter(move |i| unproven(i.attribution))
     }
 
     /// What was found and keeps trials from being clean, or from counting.
-    fn explaining(&self) -> Vec<String> {
-        let cause = |item: &Item| {
-            let hits = words::hits(item);
-            let title = &item.lead.title;
-            Some(match item.attribution {
-                Attribution::Unconfirmed => format!(
-                    "{title}: seen only with the patch ({hits}), too rarely to attribute it to the patch, which cannot qualify either: run more trials{}",
-                    words::cause(item)
-                ),
-                Attribution::ControlToo => format!(
-                    "{title}: seen without the patch as well ({hits}), so it is not proven to be the patch; its trials count as failures all the same"
-                ),
-                Attribution::BeforeApply => format!("{title}: seen before the patch was applied"),
-                Attribution::ControlOnly => format!("{title}: seen without the patch ({hits})"),
-                Attribution::Patch | Attribution::NoControl => return None,
-            })
-        };
-        self.items.iter().filter_map(cause).collect()
+    fn explaining(&self) -> Vec<Why> {
+        let told = |a: Attribution| matches!(a, Attribution::Patch | Attribution::NoControl);
+        let others = self.items.iter().filter(|i| !told(i.attribution));
+        others.map(|i| Why::NotProven(causes::of_finding(self.plan, i))).collect()
     }
 
     /// What a bound lacks.
-    fn short_of(&self, bound: &Bound) -> Option<String> {
+    fn short_of(&self, bound: &Bound) -> Option<Why> {
         let rule = &self.plan.rule;
-        (bound.failure_rate > rule.max_failure_rate).then(|| {
-            let failed = if bound.failed > 0 { format!(", {} failed", bound.failed) } else { String::new() };
-            format!(
-                "{} clean {} trials of {}{failed}: tier {} needs {} without a failure (these leave a failure rate of {:.0} % possible, the tier allows {:.0} % at {:.0} % confidence)",
-                bound.clean,
-                bound.arm,
-                bound.patches.join(" + "),
-                self.plan.tier,
-                self.plan.needed,
-                bound.failure_rate * 100.0,
-                rule.max_failure_rate * 100.0,
-                rule.confidence * 100.0
-            )
+        (bound.failure_rate > rule.max_failure_rate).then(|| Why::TooFewClean {
+            arm: bound.arm,
+            patches: bound.patches.clone(),
+            clean: bound.clean,
+            failed: bound.failed,
+            needed: self.plan.needed,
+            tier: self.plan.tier,
+            failure_rate: bound.failure_rate,
+            allowed: rule.max_failure_rate,
+            confidence: rule.confidence,
         })
     }
 
     /// Arms that are not done, of which nothing clean came though the tier asks for it, or that failed too often for the few trials they
     /// have.
-    fn arms_missing(&self) -> Vec<String> {
+    fn arms_missing(&self) -> Vec<Why> {
+        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let mut causes = Vec::new();
         for arm in ARMS {
             causes.extend(self.fold.missing(self.sets, arm).map(|missing| match missing {
                 Missing::Trials { missing, of } => {
-                    format!("{missing} of {of} {arm} trials were not completed")
+                    Why::TrialsMissing { arm, missing: count(missing), of: count(of) }
                 }
-                Missing::Clean { counts, patches } => {
-                    let of = match super::names(self.plan, patches).join(" + ") {
-                        names if names.is_empty() => String::new(),
-                        names => format!(" of {names}"),
-                    };
-                    format!(
-                        "none of {} {arm} trials{of} ended cleanly, and tier {} asks for that arm",
-                        counts.counted, self.plan.tier
-                    )
-                }
+                Missing::Clean { counts, patches } => Why::NoneClean {
+                    arm,
+                    patches: super::names(self.plan, patches),
+                    trials: count(counts.counted),
+                    tier: self.plan.tier,
+                },
             }));
         }
-        causes.extend(self.sets.iter().filter_map(|set| self.failed_too_often(set)));
+        causes.extend(self.sets.iter().filter(|set| failed_too_often(set)).map(|set| {
+            let tally = set.tally();
+            Why::FailedTooOften {
+                arm: set.arm,
+                patches: super::names(self.plan, &set.patches),
+                failed: tally.failed(),
+                of: tally.failed() + tally.clean(),
+                failure_rate: set.bound(),
+                allowed: self.plan.rule.rate_of(set.arm),
+            }
+        }));
         causes
     }
 
-    /// An arm of few trials, of which some failed.
-    fn failed_too_often(&self, set: &Set) -> Option<String> {
-        let tally = set.tally();
-        failed_too_often(set).then(|| {
-            format!(
-                "{} of {} {} trials of {} failed, which leaves a failure rate of {:.0} % possible: {:.0} % at most must be shown",
-                tally.failed(),
-                tally.failed() + tally.clean(),
-                set.arm,
-                super::names(self.plan, &set.patches).join(" + "),
-                set.bound() * 100.0,
-                self.plan.rule.rate_of(set.arm) * 100.0
-            )
-        })
+    fn unknown_trials(&self) -> Option<Why> {
+        let trials: Vec<u32> = self.fold.record.unknown_trials().take(5).collect();
+        (!trials.is_empty()).then_some(Why::TrialsOfAnotherPlan { trials })
     }
 
-    fn unknown_trials(&self) -> Option<String> {
-        let numbers: Vec<String> = self.fold.record.unknown_trials().take(5).map(|n| n.to_string()).collect();
-        (!numbers.is_empty()).then(|| {
-            format!(
-                "the journal has events of trials that are not in the plan: {}: plan and journal belong to different runs",
-                numbers.join(", ")
-            )
-        })
-    }
-
-    fn unreached(&self) -> Vec<String> {
+    fn unreached(&self) -> Vec<Why> {
         let applied = self.fold.totals.applied > 0;
         Unreached { applied, of_run: self.of_run, reach: self.reach }.causes().collect()
     }
@@ -292,49 +248,31 @@ struct Unreached<'a> {
 
 impl Unreached<'_> {
     /// What it does not run, or nobody knows of.
-    fn causes(&self) -> impl Iterator<Item = String> {
-        let none = (self.applied && self.reach.is_empty()).then(|| {
-            "the patch replaces no function, so nothing shows that the load runs its code".to_owned()
-        });
+    fn causes(&self) -> impl Iterator<Item = Why> {
+        let none = (self.applied && self.reach.is_empty()).then_some(Why::ReplacesNothing { patch: None });
         let without = self.of_run.without_functions.iter().filter(|_| !self.reach.is_empty());
-        let without = without.map(|patch| {
-            format!("{patch} replaces no function, so nothing shows that the load runs its code")
-        });
+        let without = without.map(|patch| Why::ReplacesNothing { patch: Some(patch.clone()) });
         none.into_iter().chain(without).chain(self.reach.iter().filter_map(|r| self.function(r)))
     }
 
-    fn function(&self, r: &Reach) -> Option<String> {
-        let function = for_people(&r.function);
+    fn function(&self, r: &Reach) -> Option<Why> {
+        let function = plain_function(&r.function);
         let of_it = |reason: &String| reason.contains(function) || !reason.starts_with("calls of ");
         let uncounted = || self.of_run.uncounted.iter().any(of_it);
-        let never = || {
-            Some(match words::workload_for(function) {
-                Some(workload) => {
-                    format!("the workloads never call {function}: {workload} might; add it to the pipeline")
-                }
-                None => {
-                    format!("the workloads never call {function}: add a workload to the pipeline that does")
-                }
-            })
+        let workload = || causes::workload_for(function).map(str::to_owned);
+        let never = || Some(Why::NeverCalled { function: function.to_owned(), workload: workload() });
+        let never_ran = || {
+            let (before_per_s, inside) = (r.before_per_s, r.inside);
+            Some(Why::NewCodeNeverRan { function: function.to_owned(), before_per_s, inside })
         };
         match (r.before_per_s, r.after_per_s) {
             (_, Some(after)) if after > 0.0 => None,
-            (Some(before), Some(_)) if before > 0.0 => Some(format!(
-                "{function} is called {before:.1} times a second without the patch, and not once while the patch was in force and calls were counted: its new code never ran"
-            )),
+            (Some(before), Some(_)) if before > 0.0 => never_ran(),
             // Before 4.12 a patch is in force at once, and who is inside stays in the old code: that it is reached says nothing of the new.
-            (_, Some(_)) if r.inside > 0 => Some(format!(
-                "{} inside {function} when the patch was applied, and it was not called once while the patch was in force and calls were counted: its new code never ran",
-                match r.inside {
-                    1 => "1 task was".to_owned(),
-                    n => format!("{n} tasks were"),
-                }
-            )),
+            (_, Some(_)) if r.inside > 0 => never_ran(),
             (Some(before), None) if before == 0.0 && !uncounted() => never(),
             (_, Some(_)) => never(),
-            _ => Some(format!(
-                "unknown whether the new code of {function} ever ran: its calls were not counted with the patch in force"
-            )),
+            _ => Some(Why::CallsUnknown { function: function.to_owned() }),
         }
     }
 }

@@ -10,9 +10,10 @@ use super::record::{Record, TrialRecord};
 use super::sets::Set;
 use crate::event::TrialEnd;
 use crate::verdict::{
-    ArmCount, Attribution, Bound, Evidence, Observation, Remark, TrialRemark, Verdict, Wear,
+    ArmCount, Attribution, Bound, Cause, Evidence, FarmError, Observation, Remark, TrialRemark,
+    UnavailableDetector, Verdict, Wear,
 };
-use crate::{Arm, Detector, Plan, cause, plan};
+use crate::{Arm, Detector, Plan, plan};
 
 impl Fold {
     /// The verdict that the trials come to.
@@ -41,18 +42,20 @@ impl Fold {
             open: &open,
         };
         let (verdict, causes) = facts.decide(record.cut_short.as_deref(), &farm_errors);
+        let causes = causes.into_iter().map(Cause::from).collect();
         let evidence = items.into_iter().map(|item| evidence(plan, record, item)).collect();
-        let blind = of_run.blind_detectors();
-        let mut blind: Vec<String> =
-            blind.map(|(detector, reason)| format!("{detector}: {reason}")).collect();
+        let of = |detector: Detector| move |reason: String| UnavailableDetector { detector, reason };
+        let mut blind: Vec<UnavailableDetector> =
+            of_run.blind_detectors().map(|(detector, reason)| of(detector)(reason.clone())).collect();
         // Of each function that could not be counted, and not only of the last one.
         let last = of_run
             .blind_detectors()
             .find(|(detector, _)| *detector == Detector::Reach)
             .map(|(_, reason)| reason);
         let others = of_run.uncounted.iter().filter(|reason| Some(*reason) != last);
-        blind.extend(others.map(|reason| format!("{}: {reason}", Detector::Reach)));
-        blind.extend(fold.compared.blind(plan, &record.trials));
+        blind.extend(others.cloned().map(of(Detector::Reach)));
+        let not_compared = fold.compared.blind(plan, &record.trials);
+        blind.extend(not_compared.into_iter().map(of(Detector::Comparison)));
         let wear = match (&record.checkpoint, of_run.wear()) {
             (Some(c), _) => Some(Wear { fresh: c.fresh.clone(), reached: c.reached.clone() }),
             (None, Some((fresh, reached))) => Some(Wear { fresh: fresh.clone(), reached: reached.clone() }),
@@ -161,6 +164,7 @@ fn remarks(plan: &Plan, record: &Record, outcomes: &Outcomes) -> Vec<TrialRemark
 }
 
 fn evidence(plan: &Plan, record: &Record, item: Item) -> Evidence {
+    let first_after_apply_ms = item.first_after_apply_ms();
     let Item { attribution, lead, seen, arms, patches, p_value, waits, .. } = item;
     let (waits_of, waits) = waits.map_or((None, Vec::new()), |(trial, groups)| (Some(trial), groups));
     let observations = seen
@@ -181,12 +185,11 @@ fn evidence(plan: &Plan, record: &Record, item: Item) -> Evidence {
         .collect();
     Evidence {
         turn: None,
-        first_after_apply_ms: seen.iter().filter_map(|s| s.finding.after_apply_ms).min(),
+        first_after_apply_ms,
         title: lead.title,
         kind: lead.kind,
         attribution,
         arms,
-        cause: cause::sentence(&waits),
         waits,
         waits_of,
         patches: if plan.patches.len() > 1 { patches } else { BTreeMap::new() },
@@ -198,18 +201,15 @@ fn evidence(plan: &Plan, record: &Record, item: Item) -> Evidence {
 }
 
 /// Findings of trials that have not ended: they count for nothing yet, but nothing is let through over them.
-fn open_findings(record: &Record) -> Vec<String> {
+fn open_findings(record: &Record) -> Vec<(u32, String)> {
     let open = record.trials.iter().filter(|(_, t)| t.end.is_none());
-    open.flat_map(|(number, t)| {
-        t.exposed_findings().map(move |s| format!("trial {number}: {}", s.finding.title))
-    })
-    .collect()
+    open.flat_map(|(number, t)| t.exposed_findings().map(|s| (*number, s.finding.title.clone()))).collect()
 }
 
-fn farm_errors(record: &Record) -> Vec<String> {
-    let error = |(number, trial): (&u32, &TrialRecord)| match &trial.end {
+fn farm_errors(record: &Record) -> Vec<FarmError> {
+    let error = |(trial, own): (&u32, &TrialRecord)| match &own.end {
         Some(TrialEnd::FarmError { message } | TrialEnd::Void { reason: message }) => {
-            Some(format!("trial {number}: {message}"))
+            Some(FarmError { trial: *trial, message: message.clone() })
         }
         _ => None,
     };

@@ -11,7 +11,7 @@ use crate::event::function_name;
 use crate::verdict::Reach;
 
 /// A function as people write it: without its object where that is the kernel itself, without its position where it is the first of its name.
-pub(super) fn for_people(path: &str) -> &str {
+pub fn plain_function(path: &str) -> &str {
     let path = path.strip_prefix("vmlinux/").unwrap_or(path);
     path.strip_suffix(",1").unwrap_or(path)
 }

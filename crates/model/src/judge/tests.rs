@@ -15,7 +15,7 @@ use super::*;
 use crate::TrialEnd;
 use crate::event::{LatencyMeasure, Measured, Scope, WorkloadMeasure};
 use crate::plan::Resolved;
-use crate::verdict::{Attribution, Outcome, Remark};
+use crate::verdict::{Attribution, Condition, FarmError, FindingCause, Outcome, Remark};
 use crate::{Finding, FindingKind, ObservedKind, Phase};
 use story::*;
 
@@ -23,9 +23,9 @@ use story::*;
 fn a_clean_run_qualifies_and_says_what_it_is_worth() {
     let verdict = Story::default().reach(500).rest_clean().judge();
     assert_eq!((verdict.verdict, verdict.exit_code()), (Outcome::Qualified, 0), "{:?}", verdict.causes);
-    for part in ["14 loaded", "at most 19.9 %", "do_it (500 calls/s without the patch"] {
-        assert!(verdict.causes[0].contains(part), "{:?} lacks {part}", verdict.causes);
-    }
+    let parts =
+        ["nothing-found", r#""loaded":14"#, r#""failure_rate":0.19"#, "do_it", r#""before_per_s":500"#];
+    assert!(says(&verdict.causes[0], &parts), "{:?}", verdict.causes);
     assert_eq!((verdict.bounds[0].clean, verdict.bounds[0].failed), (14, 0));
 }
 
@@ -35,7 +35,7 @@ fn one_trial_fewer_is_not_enough() {
     let verdict = story.rest_clean().judge();
     assert_eq!((verdict.verdict, verdict.exit_code()), (Outcome::Inconclusive, 4));
     assert!(
-        verdict.causes[1].contains("13 clean loaded trials of x: tier proposed needs 14"),
+        says(&verdict.causes[1], &["too-few-clean", "loaded", r#"["x"],"clean":13"#, r#""needed":14"#]),
         "{:?}",
         verdict.causes
     );
@@ -51,7 +51,7 @@ fn a_void_trial_is_made_up_for_whatever_it_found() {
     let story = || Story::default().reach(500).finds(L0, Phase::Soak, HANG, "hangs").end(L0, void());
     let verdict = story().rest_clean().judge();
     assert_eq!((verdict.verdict, verdict.exit_code()), (Outcome::Inconclusive, 4));
-    assert_eq!(verdict.farm_errors, ["trial 1: the host slept for 60 s"]);
+    assert_eq!(verdict.farm_errors, [FarmError { trial: 1, message: "the host slept for 60 s".into() }]);
     assert!(verdict.evidence.is_empty(), "it says nothing of the patch: {:?}", verdict.evidence);
     let verdict = story().end((Arm::Loaded, 14), TrialEnd::Completed).rest_clean().judge();
     assert_eq!(verdict.verdict, Outcome::Qualified, "{:?}", verdict.causes);
@@ -71,7 +71,7 @@ fn a_void_trial_of_any_arm_is_done_again_and_no_other() {
         let due = loaded.chain([Arm::Quiescent, Arm::Control, Arm::Reapply].map(|arm| (arm, 0)));
         let story = Story { plan, events: Vec::new() }.reach(500);
         let story = due.clone().filter(|p| p.0 != arm).fold(story, |s, p| s.end(p, TrialEnd::Completed));
-        assert!(story.judge().causes.contains(&format!("1 of 1 {arm} trials were not completed")));
+        assert!(story.judge().causes.contains(&Why::TrialsMissing { arm, missing: 1, of: 1 }.into()));
         let void = |story: Story, nth| story.end((arm, nth), TrialEnd::Void { reason: "it slept".into() });
         let story = void(story, 0);
         assert_eq!((story.judge().verdict, next(&story)), (Outcome::Inconclusive, Some(arm)));
@@ -102,16 +102,12 @@ fn a_hang_in_the_patch_itself_rejects_at_once_and_names_the_condition() {
     assert!(is_decided(&story.plan, &story.events));
     assert_eq!((verdict.verdict, verdict.exit_code()), (Outcome::Rejected, 1));
     let cause = &verdict.causes[0];
-    for part in [
-        "hangs in f",
-        "1.5 s after applying",
-        "only when the load was running",
-        "1/1",
-        "not when applied idle, 0/1",
-        "never without the patch, 0/1",
-    ] {
-        assert!(cause.contains(part), "{cause} lacks {part}");
-    }
+    let Why::AgainstThePatch(found) = &cause.what else { panic!("{cause:?}") };
+    assert_eq!((&*found.title, found.first_after_apply_ms), ("hangs in f", Some(1500)));
+    assert_eq!(found.condition, Some(Condition::AppliedUnderLoad));
+    let hits =
+        [Arm::Loaded, Arm::Quiescent, Arm::Control].map(|arm| (found.arms[&arm].hit, found.arms[&arm].of));
+    assert_eq!(hits, [(1, 1), (0, 1), (0, 1)]);
     assert_eq!(verdict.evidence[0].observations[0].seq, 1);
     assert_eq!(verdict.arms[&Arm::Loaded].failed, 1);
 }
@@ -134,14 +130,14 @@ fn stalls_are_held_against_the_control_trials_next_to_them() {
         let once = at(Story::default().reach(5), 0).rest_clean();
         let verdict = once.judge();
         assert_eq!(verdict.verdict, Outcome::Inconclusive);
-        assert!(verdict.causes.iter().any(|c| c.contains("too rarely to attribute")), "{:?}", verdict.causes);
+        assert!(one_says(&verdict, &["not-proven", "unconfirmed"]), "{:?}", verdict.causes);
         assert_eq!((verdict.arms[&Arm::Loaded].unexplained, verdict.bounds[0].failed), (1, 1));
         let all = (0..14).fold(Story::default().reach(5), at).rest_clean();
         let verdict = all.judge();
         assert_eq!(verdict.verdict, Outcome::Rejected, "{:?}", verdict.causes);
         assert_eq!(verdict.evidence[0].attribution, Attribution::Patch);
         assert_eq!((verdict.arms[&Arm::Loaded].failed, verdict.arms[&Arm::Loaded].unexplained), (14, 0));
-        assert!(verdict.causes.iter().any(|c| c.contains("fail more often than the control trials")));
+        assert!(one_says(&verdict, &["fails-more-often"]));
         // The same in the control arm: nothing is proven, and nothing let through.
         let noisy = (0..4).fold((0..14).fold(Story::default().reach(5), at), |s, k| {
             let place = (Arm::Control, k);
@@ -153,23 +149,27 @@ fn stalls_are_held_against_the_control_trials_next_to_them() {
 
 #[test]
 fn conditions_are_told_apart() {
-    let cause = |story: Story| story.rest_clean().judge().causes.remove(0);
+    let cause = |story: Story| match story.rest_clean().judge().causes.remove(0).what {
+        Why::AgainstThePatch(found) => found,
+        other => panic!("{other:?}"),
+    };
+    let of = |found: &FindingCause, arm: Arm| (found.arms[&arm].hit, found.arms[&arm].of);
     let reapply = (Arm::Reapply, 0);
     let again = Story::default().finding(reapply, Phase::Soak, own("hangs")).end(reapply, TrialEnd::Stopped);
-    assert!(
-        cause(again)
-            .contains("only when applied again after taking it back, 1/2; not when applied once, 0/14")
-    );
+    let again = cause(again);
+    assert_eq!(again.condition, Some(Condition::Reapplied));
+    assert_eq!((of(&again, Arm::Reapply), of(&again, Arm::Loaded)), ((1, 2), (0, 14)));
     let back = Story::default()
         .finds(L0, Phase::Revert, ObservedKind::RevertStalled, "stuck")
         .end(L0, TrialEnd::Stopped);
-    assert!(cause(back).contains("only when the patch is taken back, 1/19"));
+    assert_eq!(cause(back).condition, Some(Condition::Reverting));
     let idle = Story::default().finding(Q0, Phase::Soak, own("hangs")).end(Q0, TrialEnd::Stopped);
-    assert!(cause(idle).contains("only when applied idle, 1/3; not when applied under load, 0/14"));
+    let idle = cause(idle);
+    assert_eq!((idle.condition, of(&idle, Arm::Quiescent)), (Some(Condition::AppliedIdle), (1, 3)));
     let both = Story::default().finding(Q0, Phase::Soak, own("hangs")).finding(L0, Phase::Soak, own("hangs"));
-    assert!(cause(both).contains("whenever there is load"));
+    assert_eq!(cause(both).condition, Some(Condition::Load));
     let always = Story::default().finds(Q0, Phase::Apply, OOPS, "oops").finds(L0, Phase::Apply, OOPS, "oops");
-    assert!(cause(always).contains("always, even on an idle machine"));
+    assert_eq!(cause(always).condition, Some(Condition::Applying));
 }
 
 #[test]
@@ -178,11 +178,7 @@ fn a_finding_of_the_control_arm_too_proves_nothing_and_counts_all_the_same() {
         Story::default().reach(5).finds(L0, Phase::Soak, OOPS, "same").finds(C0, Phase::Soak, OOPS, "same");
     let verdict = story.end(L0, TrialEnd::Stopped).end(C0, TrialEnd::Stopped).rest_clean().judge();
     assert_eq!((verdict.verdict, verdict.exit_code()), (Outcome::Inconclusive, 3));
-    assert!(
-        verdict.causes.iter().any(|c| c.contains("seen without the patch as well")),
-        "{:?}",
-        verdict.causes
-    );
+    assert!(one_says(&verdict, &["not-proven", "control-too"]), "{:?}", verdict.causes);
     assert_eq!((verdict.arms[&Arm::Loaded].unexplained, verdict.bounds[0].failed), (1, 1));
 }
 
@@ -192,7 +188,7 @@ fn a_finding_far_more_frequent_with_the_patch_is_the_patchs() {
     let story = (0..14).fold(story, |s, k| s.finds((Arm::Loaded, k), Phase::Soak, HANG, "hangs in f"));
     let verdict = story.rest_clean().judge();
     assert_eq!(verdict.verdict, Outcome::Rejected, "{:?}", verdict.causes);
-    assert!(verdict.causes[0].contains("without the patch, 1/4"), "{:?}", verdict.causes);
+    assert!(says(&verdict.causes[0], &[r#""control":{"hit":1,"of":4}"#]), "{:?}", verdict.causes);
 }
 
 #[test]
@@ -212,7 +208,7 @@ fn a_rare_hang_is_neither_blamed_nor_let_through() {
     let verdict =
         story.finds(late, Phase::Soak, HANG, "hangs").end(late, TrialEnd::Stopped).rest_clean().judge();
     assert_eq!(verdict.verdict, Outcome::Inconclusive, "{:?}", verdict.causes);
-    assert!(verdict.causes.iter().any(|c| c.contains("too rarely")), "{:?}", verdict.causes);
+    assert!(one_says(&verdict, &["not-proven", "unconfirmed"]), "{:?}", verdict.causes);
 }
 
 /// A run in which the trials for which `fails` holds stall, from its beginning to its end.
@@ -247,7 +243,7 @@ fn one_unexplained_stall_costs_more_trials_and_holds_nobody_up() {
         let (story, order) = run_to_end(plan(), |trial, nth| trial.arm == arm && nth == 1);
         let verdict = story.judge();
         assert_eq!(verdict.verdict, Outcome::Qualified, "{arm}: {:?}", verdict.causes);
-        assert!(verdict.causes[1].contains("counted as a failure"), "{:?}", verdict.causes);
+        assert!(says(&verdict.causes[1], &["within-the-rate"]), "{:?}", verdict.causes);
         let ran = order.iter().filter(|a| **a == arm).count();
         assert!((30..60).contains(&ran), "{arm}: {ran}");
         // Each of the further trials had a control trial of its own, before it.
@@ -300,8 +296,7 @@ fn trouble_before_applying_never_rejects() {
         let story = Story::default().reach(5).finds(L0, phase, OOPS, "oops").end(L0, TrialEnd::Stopped);
         let verdict = story.rest_clean().judge();
         assert_eq!(verdict.verdict, Outcome::Inconclusive);
-        let said = |part: &str| verdict.causes.iter().any(|c| c.contains(part));
-        assert!(said("before the patch was applied"), "{:?}", verdict.causes);
+        assert!(one_says(&verdict, &["not-proven", "before-apply"]), "{:?}", verdict.causes);
         assert_eq!((verdict.arms[&Arm::Loaded].void, verdict.remarks[0].what), (1, Remark::Invalid));
     }
 }
@@ -313,7 +308,7 @@ fn without_a_control_trial_only_a_patchs_own_trouble_counts() {
     let hang =
         no_control().finding(L0, Phase::Soak, stall("hangs")).end(L0, TrialEnd::Stopped).rest_clean().judge();
     assert_eq!((hang.verdict, hang.exit_code()), (Outcome::Inconclusive, 4));
-    assert!(hang.causes.iter().any(|c| c.contains("no control trial was completed")), "{:?}", hang.causes);
+    assert!(one_says(&hang, &["not-proven", "no-control"]), "{:?}", hang.causes);
     let refused =
         no_control().finds(L0, Phase::Apply, ObservedKind::LoadRefused, "refused").rest_clean().judge();
     assert_eq!(refused.verdict, Outcome::Rejected);
@@ -323,7 +318,7 @@ fn without_a_control_trial_only_a_patchs_own_trouble_counts() {
 fn an_unreached_function_is_never_qualified() {
     let verdict = Story::default().reach(0).rest_clean().judge();
     assert_eq!((verdict.verdict, verdict.exit_code()), (Outcome::Inconclusive, 3));
-    assert!(verdict.causes[0].contains("never call do_it"), "{:?}", verdict.causes);
+    assert!(says(&verdict.causes[0], &["never-called", "do_it"]), "{:?}", verdict.causes);
 }
 
 #[test]
@@ -334,11 +329,7 @@ fn a_function_whose_calls_could_not_be_counted_is_never_qualified() {
     };
     let verdict = blind(Story::default(), L0).rest_clean().judge();
     assert_eq!(verdict.verdict, Outcome::Inconclusive);
-    assert!(
-        verdict.causes[0].contains("unknown whether the new code of do_it ever ran"),
-        "{:?}",
-        verdict.causes
-    );
+    assert!(says(&verdict.causes[0], &["calls-unknown", "do_it"]), "{:?}", verdict.causes);
     // That the kernel's own function is called says nothing of the new one.
     let verdict = blind(Story::default().called(C0, 500), L0).rest_clean().judge();
     assert_eq!(verdict.verdict, Outcome::Inconclusive, "{:?}", verdict.causes);
@@ -359,7 +350,11 @@ fn a_function_with_tasks_inside_is_not_one_whose_new_code_ran() {
     assert_eq!(verdict.verdict, Outcome::Inconclusive, "never counted: {:?}", verdict.causes);
     let verdict = inside(Story::default().reach(0)).rest_clean().judge();
     assert_eq!(verdict.verdict, Outcome::Inconclusive, "{:?}", verdict.causes);
-    assert!(verdict.causes[0].contains("1 task was inside do_it"), "{:?}", verdict.causes);
+    assert!(
+        says(&verdict.causes[0], &["new-code-never-ran", "do_it", r#""inside":1"#]),
+        "{:?}",
+        verdict.causes
+    );
     let verdict = inside(Story::default().reach(9)).rest_clean().judge();
     assert_eq!(verdict.verdict, Outcome::Qualified, "{:?}", verdict.causes);
 }
@@ -370,7 +365,7 @@ fn a_function_whose_new_code_never_runs_is_never_qualified() {
     let count = |calls| Body::Reach { function: "vmlinux/do_it".into(), calls, window_ms: 1000 };
     let verdict = Story::default().called(C0, 500).add(L0, Phase::Reach, count(0)).rest_clean().judge();
     assert_eq!(verdict.verdict, Outcome::Inconclusive);
-    assert!(verdict.causes[0].contains("its new code never ran"), "{:?}", verdict.causes);
+    assert!(says(&verdict.causes[0], &["new-code-never-ran"]), "{:?}", verdict.causes);
     let verdict =
         Story::default().called(C0, 500).applied(L0).add(L0, Phase::Reach, count(20)).rest_clean().judge();
     assert_eq!(verdict.verdict, Outcome::Qualified, "{:?}", verdict.causes);
@@ -415,7 +410,7 @@ fn functions_of_one_name_are_told_apart() {
     let verdict = story.reach(5).rest_clean().judge();
     assert_eq!(verdict.verdict, Outcome::Inconclusive);
     assert_eq!(verdict.causes.len(), 1, "{:?}", verdict.causes);
-    assert!(verdict.causes[0].contains("never call ext4/get_block,2"), "{:?}", verdict.causes);
+    assert!(says(&verdict.causes[0], &["never-called", "ext4/get_block,2"]), "{:?}", verdict.causes);
 }
 
 #[test]
@@ -431,7 +426,7 @@ fn a_patch_that_replaces_no_function_is_never_qualified() {
     });
     let verdict = story.rest_clean().judge();
     assert_eq!(verdict.verdict, Outcome::Inconclusive);
-    assert!(verdict.causes[0].contains("replaces no function"), "{:?}", verdict.causes);
+    assert!(says(&verdict.causes[0], &["replaces-nothing"]), "{:?}", verdict.causes);
 }
 
 #[test]

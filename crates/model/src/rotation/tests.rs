@@ -153,7 +153,7 @@ fn each_turn_is_judged_by_its_own_trials() {
     events.iter().for_each(|e| so_far.add(e));
     let verdict = crate::judge(&plan, &events);
     assert_eq!(verdict.verdict, Outcome::Rejected);
-    assert!(verdict.causes[0].starts_with("new/memory: "), "{:?}", verdict.causes);
+    assert!(verdict.causes[0].turn.as_deref() == Some("new/memory"), "{:?}", verdict.causes);
     let outcomes: Vec<(&str, Outcome)> = verdict.turns.iter().map(|(n, o)| (n.as_str(), *o)).collect();
     assert_eq!(
         outcomes,

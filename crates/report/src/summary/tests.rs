@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
 use klpfarm_model::plan::SCHEMA;
-use klpfarm_model::verdict::ArmCount;
+use klpfarm_model::verdict::{ArmCount, Why};
 use klpfarm_model::{Accel, Arm, ImageFacts, Tier};
 
 use super::*;
@@ -12,7 +12,7 @@ fn verdict(remarks: Vec<TrialRemark>) -> Verdict {
         verdict: Outcome::Inconclusive,
         tier: Tier::Proposed,
         turns: BTreeMap::new(),
-        causes: vec!["something is missing".into()],
+        causes: vec![Why::CutShort { reason: "something is missing".into() }.into()],
         patches: Vec::new(),
         image: ImageFacts { name: "debian-12".into(), hash: String::new(), release: None },
         checkpoint: None,

@@ -27,7 +27,7 @@ fn leaking(kib_a_second: u64) -> Vec<Resources> {
 }
 
 fn says(blind: &[String], parts: &[&str]) -> bool {
-    blind.iter().any(|b| b.starts_with("comparison: ") && parts.iter().all(|p| b.contains(p)))
+    blind.iter().any(|b| parts.iter().all(|p| b.contains(p)))
 }
 
 /// One control trial is 33 times slower and another leaks: the patch that is 100 times slower and leaks is found in every trial.
@@ -272,7 +272,7 @@ fn workloads_that_can_not_be_compared_are_said() {
     assert_eq!(
         rate,
         [
-            "comparison: the rate of w1 was not compared in 14 of 14 patched trials: it did fewer than 30 operations before the patch"
+            "the rate of w1 was not compared in 14 of 14 patched trials: it did fewer than 30 operations before the patch"
         ]
     );
     let unmeasured = Run::new(20, 14, &["x"]).change(Arm::Loaded, |_, r| {

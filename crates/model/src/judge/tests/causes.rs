@@ -1,6 +1,7 @@
 //! Hangs, and what they have in common.
 
 use super::*;
+use crate::verdict::{Holder, WaitFor};
 
 /// Tasks that were seen waiting when evidence was gathered.
 fn waits(stacks: &[&str]) -> Body {
@@ -50,14 +51,13 @@ fn hangs_with_different_names_are_one_item_with_a_count() {
     let item = &verdict.evidence[0];
     assert_eq!((item.count, item.arms[&Arm::Loaded].hit), (4, 3));
     assert_eq!(item.title, "a: threads hang in klp_new", "the one in the patch's own code leads");
-    let cause = item.cause.as_deref().unwrap();
-    assert!(
-        cause.starts_with("w waits in klp_new (x's own code, state D) since 1.5 s after applying"),
-        "{cause}"
-    );
-    assert!(cause.contains("likely held by threads of the same processes that stand in klp_new"), "{cause}");
+    let own = &item.waits[0];
+    assert_eq!((own.waits_for, &*own.function, own.since_apply_ms), (WaitFor::Patch, "klp_new", Some(1500)));
+    let same = Holder::SameProcess { function: Some("klp_new".into()), state: 'D' };
+    assert_eq!(item.waits[1].holder, Some(same));
     assert_eq!((item.waits.len(), item.waits_of), (2, Some(story.number(L0))));
-    assert!(verdict.causes[0].contains(cause), "{:?}", verdict.causes);
+    let Why::AgainstThePatch(found) = &verdict.causes[0].what else { panic!("{:?}", verdict.causes) };
+    assert_eq!(found.waits, item.waits);
 }
 
 /// Nothing but the lock in common, and nothing of the patch: still one cause. A crash is another.
@@ -80,7 +80,7 @@ fn hangs_on_one_lock_are_one_item_and_a_crash_is_its_own() {
         .end(Q0, TrialEnd::Completed)
         .judge();
     let hits: Vec<(u32, bool)> =
-        verdict.evidence.iter().map(|e| (e.arms[&Arm::Loaded].hit, e.cause.is_some())).collect();
+        verdict.evidence.iter().map(|e| (e.arms[&Arm::Loaded].hit, !e.waits.is_empty())).collect();
     assert_eq!(hits, [(1, false), (2, true)], "{:#?}", verdict.evidence);
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::event::Scope;
 use crate::judge::*;
 use crate::plan::{ImageFacts, Resolved};
+use crate::verdict::Cause;
 use crate::{Finding, FindingKind, ObservedKind, Patch, Phase, Pipeline, Source, TierRule, TrialEnd};
 
 pub(super) fn rule() -> TierRule {
@@ -173,4 +174,15 @@ pub(super) fn own(title: &str) -> Finding {
 /// A stall in the patch's own code, which a slow machine may explain.
 pub(super) fn stall(title: &str) -> Finding {
     Finding { in_patch: true, ..finding(HANG, title) }
+}
+
+/// Whether the cause, as `verdict.json` has it, contains all of these.
+pub(super) fn says(cause: &Cause, parts: &[&str]) -> bool {
+    let text = serde_json::to_string(cause).unwrap();
+    parts.iter().all(|part| text.contains(part))
+}
+
+/// Whether one of the verdict's causes does.
+pub(super) fn one_says(verdict: &Verdict, parts: &[&str]) -> bool {
+    verdict.causes.iter().any(|cause| says(cause, parts))
 }
