@@ -9,7 +9,9 @@ use std::time::Duration;
 use klpfarm_farm::{Bench, Symbols};
 use klpfarm_image::{Checkpoint, CheckpointStore, Image, Key};
 use klpfarm_model::event::CheckpointFacts;
-use klpfarm_model::{Accel, Arm, Pipeline, Plan, Resolved, Rotation, TierRule, Workload};
+use klpfarm_model::{
+    Accel, Aging, Arm, MachineShape, Pipeline, Plan, Resolved, Rotation, TierRule, Workload,
+};
 use klpfarm_vm::{Claimed, Group, Login, Origin, Spec};
 
 pub(crate) use maker::Maker;
@@ -126,6 +128,19 @@ fn plan_of(checkpoint: &Checkpoint, image: &Image, accel: Accel) -> Result<Plan,
     let mut plan = plan(&pipeline, Vec::new(), image, accel)?;
     plan.workloads = workloads;
     Ok(plan)
+}
+
+/// The plan of a machine that is booted and does nothing: no load, and wear of no size.
+pub(crate) fn idle(image: &Image, machine: MachineShape, accel: Accel) -> Result<Plan, Failure> {
+    let text = format!(
+        "name: idle\nimage: {}\nworkloads: [aging]\nmachine: {{cpus: {}, memory_mib: {}}}\n",
+        image.manifest.name, machine.cpus, machine.memory_mib
+    );
+    let mut pipeline = Pipeline::parse(Path::new("idle"), &text).map_err(|e| Failure::inputs(&e))?;
+    // What a booting system still has to do is over by then.
+    let uptime = Duration::from_secs(60);
+    pipeline.aging = Aging { uptime, cache_mib: 0, files: 0, fragment_mib: 0, residents: 0, churn: 0 };
+    plan(&pipeline, Vec::new(), image, accel)
 }
 
 /// What makes a machine's checkpoint the one it is.
@@ -316,6 +331,7 @@ pub(crate) fn bench(
         accel: plan.accel,
         origin,
         group: Group::Alone,
+        counted: false,
     };
     // A machine that is aged is alone.
     let jobs = if matches!(spec.origin, Origin::Template(_) | Origin::Continue(_)) { 1 } else { plan.jobs };

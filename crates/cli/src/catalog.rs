@@ -47,6 +47,10 @@ const WORKLOADS: &[(&str, &str)] = shipped_workloads![
     "bluetooth-links",
     "hid-uhid",
     "gpio-lines",
+    "cifs-reconnect",
+    "nfs-files",
+    "usb-devices",
+    "wireless-hwsim",
 ];
 
 /// The shipped rules of tiers; the first are those of pipelines that name none.
@@ -93,7 +97,7 @@ pub(crate) fn load(name: &str) -> Result<Loaded, Failure> {
         problems.extend(wrong.into_iter().map(|(name, problem)| place(&file, &text, &name, field, &problem)));
         found
     };
-    let workloads = all(&pipeline.workloads, "workloads");
+    let workloads = all(&pipeline.named_workloads(), "workloads");
     let parts = pipeline.rotation.as_ref().map(|r| r.turns(&pipeline)).unwrap_or_default();
     let loads: Vec<Vec<Workload>> =
         parts.iter().map(|(_, load, names)| all(names, &format!("rotation.loads.{load}"))).collect();
@@ -206,6 +210,19 @@ fn workload(base: &Path, name: &str) -> Result<Workload, String> {
             Err(format!("no workload `{name}`; give a path to a YAML file, or one of: {}", known.join(", ")))
         }
     }
+}
+
+/// All shipped workloads.
+pub(crate) fn shipped_workloads() -> Result<Vec<Workload>, Failure> {
+    let all: Result<Vec<_>, _> = WORKLOADS.iter().map(|(name, _)| workload(Path::new("."), name)).collect();
+    all.map_err(Failure::Input)
+}
+
+/// The workloads of these names, or files.
+pub(crate) fn named_workloads(names: &[String]) -> Result<Vec<Workload>, Failure> {
+    let (found, wrong) = workloads(Path::new("."), names);
+    let wrong: Vec<String> = wrong.into_iter().map(|(_, problem)| problem).collect();
+    if wrong.is_empty() { Ok(found) } else { Err(Failure::inputs(&wrong)) }
 }
 
 /// The image recipe `name` as a file in `base` names it.

@@ -139,7 +139,7 @@ pub(crate) async fn module(image: &Image, source: &Path, out: &Path) -> Result<P
 }
 
 /// An image by name, id or recipe.
-fn find(name: &str) -> Result<Image, Failure> {
+pub(crate) fn find(name: &str) -> Result<Image, Failure> {
     let store = store()?;
     named(&store, name)?
         .ok_or_else(|| failure(Error::NoImage { name: name.to_owned(), dir: store.dir().to_owned() }))

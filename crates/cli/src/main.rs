@@ -29,6 +29,7 @@ mod key;
 mod known;
 mod plan;
 mod qualify;
+mod reach;
 mod resume;
 mod run;
 mod runs;
@@ -80,6 +81,7 @@ enum Command {
     Db(db::Command),
     QualifyDetectors(Box<qualify::Args>),
     Triage(triage::Args),
+    Reach(reach::Args),
     Bench(bench::Args),
     Gc(gc::Args),
 }
@@ -110,6 +112,7 @@ async fn main() -> ExitCode {
         Command::Trend(args) => trend::run(&args),
         Command::Db(command) => db::run(command),
         Command::QualifyDetectors(args) => qualify::run(*args).await,
+        Command::Reach(args) => reach::run(args).await,
         Command::Triage(args) => triage::run(&args),
         Command::Bench(args) => bench::run(args).await,
         Command::Gc(args) => gc::run(args).await,

@@ -12,7 +12,7 @@ use crate::aging::Wanted;
 use crate::failure::{Failure, print, print_json};
 use crate::home::home;
 use crate::signing::Prior;
-use crate::{aging, catalog, host, image};
+use crate::{aging, catalog, host, image, reach};
 
 /// Show what a run would do, without doing it.
 #[derive(Debug, clap::Args)]
@@ -75,6 +75,8 @@ pub(crate) struct Planned {
     pub(crate) qemu: String,
     /// Why trials boot although nobody asked for it.
     pub(crate) cold_because: Option<String>,
+    /// What the reach map says of the patched functions, and what was chosen by it; a line each.
+    pub(crate) reach: Vec<String>,
 }
 
 /// Where the machines of a turn come from.
@@ -95,7 +97,7 @@ pub(crate) async fn resolve(
     choice: &Choice,
 ) -> Result<Planned, Failure> {
     // Everything is looked at before anything is complained of.
-    let (loaded, candidates) = match (loaded, candidates(&choice.patches)) {
+    let (mut loaded, candidates) = match (loaded, candidates(&choice.patches)) {
         (Ok(loaded), Ok(candidates)) => (loaded, candidates),
         (Err(Failure::Input(a)), Err(Failure::Input(b))) => return Err(Failure::Input(format!("{a}\n{b}"))),
         (Err(failure), _) | (_, Err(failure)) => return Err(failure),
@@ -106,6 +108,19 @@ pub(crate) async fn resolve(
     if !missing.is_empty() {
         return Err(Failure::inputs(&missing));
     }
+    let reach = if turns.is_empty() {
+        let reached = reach::reached(&reach::Wanted {
+            image: &images[0],
+            machine: loaded.pipeline.machine,
+            named: &loaded.workloads,
+            auto: loaded.pipeline.is_auto(),
+            patches: patches.iter().zip(data.iter().map(Vec::as_slice)).collect(),
+        })?;
+        loaded.workloads.extend(reached.added);
+        reached.lines
+    } else {
+        Vec::new()
+    };
     let facts = turns.first().map_or_else(|| image::image_facts(&images[0]), |t| t.image.clone());
     let pipeline = &loaded.pipeline;
     let tier = choice.tier.unwrap_or(pipeline.tier);
@@ -164,6 +179,7 @@ pub(crate) async fn resolve(
         accel_because,
         qemu,
         cold_because: can_fork.err().filter(|_| !choice.cold),
+        reach,
     })
 }
 
@@ -222,12 +238,9 @@ fn is_twin(a: &Patch, b: &Patch) -> bool {
 
 /// Images made here know their packages; a user's own is asked when the workload starts.
 fn has_packages(workloads: &[Workload], image: &Image) -> Result<(), Failure> {
-    let there = &image.manifest.packages;
     let mut problems = Vec::new();
     for workload in workloads {
-        for package in
-            workload.packages.iter().filter(|p| !there.is_empty() && !there.iter().any(|t| t.name == **p))
-        {
+        for package in missing_packages(workload, image) {
             problems.push(format!(
                 "workload {} needs package {package}, which image {} does not have: add it to `packages` of the recipe",
                 workload.name, image.manifest.name
@@ -235,6 +248,13 @@ fn has_packages(workloads: &[Workload], image: &Image) -> Result<(), Failure> {
         }
     }
     if problems.is_empty() { Ok(()) } else { Err(Failure::inputs(&problems)) }
+}
+
+/// Packages that a workload needs and an image made here does not have.
+pub(crate) fn missing_packages<'a>(workload: &'a Workload, image: &Image) -> Vec<&'a str> {
+    let there = &image.manifest.packages;
+    let is_missing = |package: &&String| !there.is_empty() && !there.iter().any(|t| t.name == **package);
+    workload.packages.iter().filter(is_missing).map(String::as_str).collect()
 }
 
 /// Modules that the patches for this image's kernel need and that it does not have. Images made here know their modules; a user's own is
@@ -290,6 +310,9 @@ fn text(planned: &Planned) -> String {
     let names = |all: &[Workload]| all.iter().map(|w| w.name.as_str()).collect::<Vec<_>>().join(", ");
     if !plan.mode.is_rotation() {
         line("workloads", names(&plan.workloads));
+    }
+    for reach in &planned.reach {
+        line("reach", klpfarm_report::one_line(reach, 300));
     }
     for (i, place) in planned.places.iter().enumerate() {
         if let Some(turn) = plan.mode.turns().get(i) {

@@ -90,6 +90,7 @@ async fn planned(plan: Plan, past: &[Event], dir: &Path, home: &Path) -> Result<
         places,
         qemu,
         cold_because: None,
+        reach: Vec::new(),
     })
 }
 

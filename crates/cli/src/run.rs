@@ -132,6 +132,11 @@ pub(crate) async fn go_on(
     gc::sweep(home).await;
     let plan = &planned.plan;
     tell!("klpfarm: accelerator: {}", planned.accel_because);
+    if planned.plan.pipeline.is_auto() {
+        for line in &planned.reach {
+            tell!("klpfarm: reach: {}", klpfarm_report::one_line(line, 300));
+        }
+    }
     tell!("klpfarm: run folder: {}", dir.display());
     let scratch = aging::scratch(home)?;
     let machine = plan.pipeline.machine;

@@ -3,7 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use klpfarm_model::Plan;
+use klpfarm_model::{Plan, Workload};
+use klpfarm_stress::wire::Run;
 use sha2::{Digest, Sha256};
 
 use crate::detect::unavailable;
@@ -61,6 +62,21 @@ echo 0 > /sys/module/rcupdate/parameters/rcu_cpu_stall_suppress 2>/dev/null
 /// A shell line as the probe runs it.
 pub(crate) fn shell(line: &str) -> Vec<String> {
     ["/bin/sh", "-c", line].map(str::to_owned).into()
+}
+
+/// What the probe is to run for a workload; `seed` unless it has one of its own.
+pub(crate) fn run_of(workload: &Workload, seed: u64) -> Run {
+    match (&workload.run.builtin, &workload.run.script) {
+        (None, Some(text)) => Run::Script { text: text.clone() },
+        (Some(name), _) => {
+            let mut args: Vec<String> = workload.run.args.iter().map(|(k, v)| format!("{k}={v}")).collect();
+            if !workload.run.args.contains_key("seed") {
+                args.push(format!("seed={seed}"));
+            }
+            Run::Builtin { name: name.clone(), args }
+        }
+        (None, None) => Run::Command { argv: workload.run.command.clone().unwrap_or_default() },
+    }
 }
 
 /// Load modules by name, and what they need; says `missing NAME WHY` of each that can't be. What is loaded or built in stays as it is.

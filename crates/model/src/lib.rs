@@ -20,6 +20,7 @@ mod patch;
 mod pipeline;
 pub mod plan;
 mod qualify;
+mod replaced;
 mod rotation;
 pub mod sequential;
 pub mod simulation;
@@ -43,9 +44,12 @@ pub use judge::{Judge, judge, plain_function};
 pub use kernel::{rewrites_itself, version};
 pub use mode::{Mode, Turn};
 pub use patch::{Patch, PatchError, Severity, Sidecar, file_names, hex, needed_modules};
-pub use pipeline::{AGING, Aging, Arms, Dump, Gathering, Limits, MachineShape, Phases, Pipeline, Rotation};
+pub use pipeline::{
+    AGING, AUTO, Aging, Arms, Dump, Gathering, Limits, MachineShape, Phases, Pipeline, Rotation,
+};
 pub use plan::{Plan, PlanError, Resolved, Start, Trial};
 pub use qualify::{Found, Row, Score, needed_kinds, score};
+pub use replaced::{Replaced, replaced_functions};
 pub use rotation::SoFar;
 pub use sequential::trials_needed;
 pub use stats::{fisher, upper_bound};

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 pub use rotation::Rotation;
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::de::{SeqAccess, Unexpected, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::workload::{Run, Scalar, Workload, is_name};
 use crate::yaml::{self, YamlError};
@@ -30,8 +31,9 @@ pub struct Pipeline {
     /// The virtual hardware.
     #[serde(default)]
     pub machine: MachineShape,
-    /// Workload descriptors: names or paths relative to this file. All run together, where no `rotation.loads` say otherwise.
-    #[serde(default)]
+    /// Workload descriptors: names or paths relative to this file. All run together, where no `rotation.loads` say otherwise. [`AUTO`], alone
+    /// or among them, stands for those that call the patched functions, by the image's reach map.
+    #[serde(default, deserialize_with = "names_or_auto")]
     pub workloads: Vec<String>,
     /// What makes a machine old before it is checkpointed.
     #[serde(default)]
@@ -91,6 +93,37 @@ impl Default for Aging {
             churn: 5,
         }
     }
+}
+
+/// In place of a workload's name: whatever the patched functions need.
+pub const AUTO: &str = "auto";
+
+/// A list of names, or the one word.
+fn names_or_auto<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    struct Names;
+    impl<'de> Visitor<'de> for Names {
+        type Value = Vec<String>;
+
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("a list of workloads, or `auto`")
+        }
+
+        fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Self::Value, E> {
+            match text {
+                AUTO => Ok(vec![AUTO.to_owned()]),
+                other => Err(E::invalid_value(Unexpected::Str(other), &self)),
+            }
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+            let mut names = Vec::new();
+            while let Some(name) = seq.next_element()? {
+                names.push(name);
+            }
+            Ok(names)
+        }
+    }
+    deserializer.deserialize_any(Names)
 }
 
 /// Name of the workload that makes a machine old.
@@ -345,6 +378,16 @@ impl Pipeline {
         if problems.is_empty() { Ok(pipeline) } else { Err(problems) }
     }
 
+    /// Whether workloads are to be chosen by what the patches replace.
+    pub fn is_auto(&self) -> bool {
+        self.workloads.iter().any(|name| name == AUTO)
+    }
+
+    /// Workloads that run whatever the patches replace.
+    pub fn named_workloads(&self) -> Vec<String> {
+        self.workloads.iter().filter(|name| *name != AUTO).cloned().collect()
+    }
+
     fn problems(&self) -> Vec<(String, String)> {
         let mut found = Vec::new();
         let mut check = |ok: bool, field: &str, message: String| {
@@ -370,6 +413,11 @@ impl Pipeline {
         for (i, name) in self.workloads.iter().enumerate() {
             check(!self.workloads[..i].contains(name), "workloads", format!("names `{name}` twice"));
         }
+        check(
+            !self.is_auto() || self.rotation.is_none(),
+            "workloads",
+            "says `auto`, which a rotation does not have: name the workloads".into(),
+        );
         let MachineShape { cpus, memory_mib } = self.machine;
         check((1..=255).contains(&cpus), "machine.cpus", format!("is {cpus}; must be 1 to 255"));
         check(
@@ -512,6 +560,22 @@ mod tests {
         ] {
             assert!(error.contains(expected), "{error}\nlacks {expected}");
         }
+    }
+
+    #[test]
+    fn workloads_can_be_left_to_the_map() {
+        let of = |workloads: &str| parse(&format!("name: gate\nimage: debian-12\nworkloads: {workloads}\n"));
+        let alone = of("auto").unwrap();
+        assert!(alone.is_auto() && alone.named_workloads().is_empty());
+        let mixed = of("[a, auto]").unwrap();
+        assert!(mixed.is_auto() && mixed.named_workloads() == ["a"]);
+        assert!(!of("[a]").unwrap().is_auto());
+        let error = of("a").unwrap_err();
+        assert!(error.contains("a list of workloads, or `auto`"), "{error}");
+        let error = of("[auto, auto]").unwrap_err();
+        assert!(error.contains("twice"), "{error}");
+        let error = of("auto\nrotation: {duration: 1h}").unwrap_err();
+        assert!(error.contains("a rotation does not have"), "{error}");
     }
 
     #[test]

@@ -92,6 +92,10 @@ impl Workload {
             let message = "`aging` is reserved for klpfarm's own workload; choose another name (to change it, see `aging:` of pipelines)";
             return Err(problem("name", message.into()));
         }
+        if workload.name == crate::AUTO {
+            let message = "`auto` is reserved: in a pipeline it stands for the workloads that the patched functions need";
+            return Err(problem("name", message.into()));
+        }
         let run = &workload.run;
         if [run.builtin.is_some(), run.command.is_some(), run.script.is_some()].iter().filter(|x| **x).count()
             != 1

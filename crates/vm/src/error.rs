@@ -60,6 +60,9 @@ pub enum VmError {
         /// Why.
         reason: String,
     },
+    /// Calls can't be counted.
+    #[error("counting in QEMU: {0}")]
+    Counts(String),
     /// SSH failed.
     #[error("SSH: {0}")]
     Ssh(String),

@@ -267,6 +267,7 @@ mod tests {
             accel: Accel::Kvm,
             origin: Origin::Boot,
             group: Group::Alone,
+            counted: false,
         }
     }
 

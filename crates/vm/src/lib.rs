@@ -5,6 +5,7 @@
 mod accel;
 mod channel;
 mod checkpoint;
+mod counts;
 mod dump;
 mod error;
 mod group;
@@ -20,6 +21,7 @@ mod ssh;
 
 pub use accel::{KvmProbe, QEMU, QEMU_LEAST, probe_kvm, qemu_version, supported};
 pub use checkpoint::Checkpointed;
+pub use counts::{COUNT_LEAST, Counts};
 pub use error::VmError;
 pub use group::{GROUP_VARIABLE, Group, RunGroup};
 pub use machine::{LeftOut, Machine, Output, SOCKETS};

@@ -8,10 +8,11 @@ use klpfarm_stress::wire::{FromGuest, ToGuest};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::process::{Child, Command};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::channel::Recorded;
+use crate::counts::{self, Counter, Counts};
 use crate::spec::Sockets;
 use crate::{
     Claimed, Files, Login, OWNER_VARIABLE, Origin, Owner, QEMU, Qmp, QmpEvent, Spec, Ssh, VmError, channel,
@@ -59,6 +60,7 @@ pub struct Machine {
     to_probe: Vec<mpsc::Sender<Vec<u8>>>,
     ssh_port: u16,
     pid: u32,
+    counter: Option<Mutex<Counter>>,
     /// Where a checkpoint can be left.
     pub(crate) kept: Option<Files>,
     kill: mpsc::Sender<()>,
@@ -87,13 +89,19 @@ impl Machine {
         let dir = Claimed::create(&parent, SOCKETS).map_err(|source| VmError::Io { path: parent, source })?;
         let sockets = Sockets::new(dir.path());
         let ways = Ways::listen(&sockets)?;
-        let mut child = spawn(spec, &sockets, scratch)?;
+        let counting = spec.counted.then(|| Counting::listen(&sockets, scratch)).transpose()?;
+        let mut child = spawn(spec, &sockets, scratch, counting.as_ref())?;
         let pid = child.id().unwrap_or(0);
         let qemu_log = console_log.with_file_name("qemu.log");
         let (output, mut outputs) = mpsc::channel(256);
         let mut tasks = JoinSet::new();
 
         let [qmp, console, virtio, uart] = ways.accept(&mut child, &qemu_log).await?;
+        // QEMU loads its plugins before it does anything else.
+        let counter = match counting {
+            Some(counting) => Some(Mutex::new(counting.accept().await?)),
+            None => None,
+        };
         let (to_console, recorded) =
             channel::console(console, console_log, &mut tasks, output.clone()).await?;
         let to_probe = [virtio, uart].map(|s| channel::probe(s, &mut tasks, output.clone())).into();
@@ -114,6 +122,7 @@ impl Machine {
             to_probe,
             ssh_port,
             pid,
+            counter,
             kept,
             kill,
             gone,
@@ -144,6 +153,18 @@ impl Machine {
     /// As for [`Ssh::connect`].
     pub async fn ssh(&self, login: &Login, limit: Duration) -> Result<Ssh, VmError> {
         Ssh::connect(self.ssh_port, login, limit).await
+    }
+
+    /// How often each block of the guest's kernel has been entered since the machine was started; of a machine that is
+    /// [`Spec::counted`]. The guest goes on meanwhile.
+    ///
+    /// # Errors
+    /// If the machine is not counted, or its plugin does not answer within `limit`.
+    pub async fn counts(&self, limit: Duration) -> Result<Counts, VmError> {
+        match &self.counter {
+            Some(counter) => counter.lock().await.read(limit).await,
+            None => Err(VmError::Counts("this machine was started without it".into())),
+        }
     }
 
     /// Say something to the probe, on both ways: it listens on one of them. Never waits: a probe that does not read loses it.
@@ -184,14 +205,19 @@ impl Machine {
     }
 }
 
-fn spawn(spec: &Spec, sockets: &Sockets, scratch: &Path) -> Result<Child, VmError> {
+fn spawn(
+    spec: &Spec,
+    sockets: &Sockets,
+    scratch: &Path,
+    counting: Option<&Counting>,
+) -> Result<Child, VmError> {
     // setpriv (util-linux) makes the kernel end QEMU when the farm dies in whatever way; a process group of its own
     // keeps a terminal's Ctrl-C from it, so that the farm can end it in order.
     let mut words = spec.group.prefix(spec);
     words.extend(["setpriv", "--pdeathsig", "KILL", "--", QEMU].map(Into::into));
     let child = Command::new(&words[0])
         .args(&words[1..])
-        .args(spec.qemu_args(sockets))
+        .args(spec.qemu_args(sockets, counting.map(|c| c.plugin.as_path())))
         .env("TMPDIR", scratch)
         .env(OWNER_VARIABLE, Owner::me().map(|me| me.to_string()).unwrap_or_default())
         .stdin(Stdio::null())
@@ -207,6 +233,33 @@ fn spawn(spec: &Spec, sockets: &Sockets, scratch: &Path) -> Result<Child, VmErro
     Ok(child)
 }
 
+/// The plugin's file, and our end of its socket.
+struct Counting {
+    plugin: PathBuf,
+    listener: UnixListener,
+}
+
+impl Counting {
+    fn listen(sockets: &Sockets, scratch: &Path) -> Result<Self, VmError> {
+        let path = &sockets.counts;
+        let listener =
+            UnixListener::bind(path).map_err(|source| VmError::Io { path: path.clone(), source })?;
+        Ok(Self { plugin: counts::install(scratch)?, listener })
+    }
+
+    async fn accept(self) -> Result<Counter, VmError> {
+        let late = |_| std::io::Error::from(std::io::ErrorKind::TimedOut);
+        let accepted = tokio::time::timeout(LIMIT, self.listener.accept()).await.map_err(late);
+        match accepted.flatten() {
+            Ok((stream, _)) => Ok(Counter(stream)),
+            Err(error) => Err(VmError::Counts(format!("the plugin did not connect: {error}"))),
+        }
+    }
+}
+
+/// QEMU connects to all our sockets within this.
+const LIMIT: Duration = Duration::from_secs(30);
+
 /// Our ends of the sockets: they listen before QEMU starts, so that nothing has to be tried again and again.
 struct Ways([UnixListener; 4]);
 
@@ -221,7 +274,6 @@ impl Ways {
 
     /// Take QEMU's connections, or its death. Each listener takes one and is closed.
     async fn accept(self, child: &mut Child, log: &Path) -> Result<[UnixStream; 4], VmError> {
-        const LIMIT: Duration = Duration::from_secs(30);
         let attempt = async {
             let mut streams = Vec::with_capacity(self.0.len());
             for listener in &self.0 {

@@ -150,6 +150,7 @@ mod tests {
             accel: Accel::Tcg,
             origin,
             group: Group::Alone,
+            counted: false,
         }
     }
 

@@ -32,6 +32,8 @@ pub struct Spec {
     pub origin: Origin,
     /// What keeps it together with the other machines of its run.
     pub group: Group,
+    /// Count the entries into each block of the guest's kernel ([`crate::Machine::counts`]); under emulation only.
+    pub counted: bool,
 }
 
 /// The words klpfarm adds to the kernel command line. `ignore_loglevel`: stack lines otherwise never reach the console;
@@ -46,6 +48,8 @@ pub(crate) struct Sockets {
     pub(crate) console: PathBuf,
     pub(crate) probe: PathBuf,
     pub(crate) uart: PathBuf,
+    /// Where the plugin that counts is asked.
+    pub(crate) counts: PathBuf,
 }
 
 impl Sockets {
@@ -55,6 +59,7 @@ impl Sockets {
             console: dir.join("console"),
             probe: dir.join("probe"),
             uart: dir.join("uart"),
+            counts: dir.join("counts"),
         }
     }
 }
@@ -65,8 +70,8 @@ impl Spec {
         format!("{} {CMDLINE}", self.cmdline)
     }
 
-    /// QEMU's arguments. It starts paused, so that nothing is missed before its sockets are read.
-    pub(crate) fn qemu_args(&self, sockets: &Sockets) -> Vec<OsString> {
+    /// QEMU's arguments; `plugin` is the file of the plugin that counts. It starts paused, so that nothing is missed before its sockets are read.
+    pub(crate) fn qemu_args(&self, sockets: &Sockets, plugin: Option<&Path>) -> Vec<OsString> {
         let mut args = Args::default();
         args.add("-nodefaults").add("-no-user-config").add("-S");
         args.add("-display").add("none");
@@ -105,6 +110,9 @@ impl Spec {
         // Whatever happens, stay for the evidence.
         args.add("-action").add("reboot=shutdown,shutdown=pause,panic=pause,watchdog=pause");
         args.add("-sandbox").add("on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
+        if let Some(plugin) = plugin {
+            args.add("-plugin").add(format!("{},socket={}", escaped(plugin), escaped(&sockets.counts)));
+        }
         if self.origin.is_resumed() {
             args.add("-incoming").add("defer");
         }
@@ -197,11 +205,12 @@ mod tests {
             accel: Accel::Tcg,
             origin: Origin::Boot,
             group: Group::Alone,
+            counted: false,
         }
     }
 
     fn line(spec: &Spec) -> String {
-        let args = spec.qemu_args(&Sockets::new(Path::new("/run/x")));
+        let args = spec.qemu_args(&Sockets::new(Path::new("/run/x")), None);
         args.iter().map(|a| a.to_string_lossy()).collect::<Vec<_>>().join(" ")
     }
 

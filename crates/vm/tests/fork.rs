@@ -72,6 +72,7 @@ impl Bench {
             accel: self.accel,
             origin,
             group: Group::Alone,
+            counted: false,
         }
     }
 

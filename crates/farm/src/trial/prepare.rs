@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use klpfarm_model::event::{Measured, Vitals, WorkloadMeasure};
 use klpfarm_model::{AGING, Body, Phase};
-use klpfarm_stress::wire::{self, Ask, Run};
+use klpfarm_stress::wire::{self, Ask};
 use klpfarm_vm::SshOutput;
 
 use super::{Action, CHUNK, Dispatcher, NoLogin, SSH_PORT, Step, Upload, millis};
@@ -200,18 +200,7 @@ impl Dispatcher {
         let wanted = plan.workloads.iter().filter(|w| aging == (w.name == AGING));
         let mut count = 0;
         for workload in wanted {
-            let run = match (&workload.run.builtin, &workload.run.script) {
-                (None, Some(text)) => Run::Script { text: text.clone() },
-                (Some(name), _) => {
-                    let mut args: Vec<String> =
-                        workload.run.args.iter().map(|(k, v)| format!("{k}={v}")).collect();
-                    if !workload.run.args.contains_key("seed") {
-                        args.push(format!("seed={}", self.trial.seed));
-                    }
-                    Run::Builtin { name: name.clone(), args }
-                }
-                (None, None) => Run::Command { argv: workload.run.command.clone().unwrap_or_default() },
-            };
+            let run = guest::run_of(workload, self.trial.seed);
             let id = self.tell(Ask::Start { workload: workload.name.clone(), run });
             self.load_ids.insert(id, workload.name.clone());
             count += 1;
