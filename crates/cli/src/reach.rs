@@ -52,6 +52,10 @@ struct MapArgs {
     /// How long calls are counted, after the workload's first progress.
     #[arg(long = "for", value_name = "20s", default_value = "20s", value_parser = klpfarm_model::duration::parse)]
     window: Duration,
+    /// How calls are counted: by a plugin of QEMU's emulator, or by samples of the guest's function tracer [default: plugin under emulation,
+    /// tracer under KVM].
+    #[arg(long, value_enum)]
+    method: Option<MethodArg>,
     /// Measure again what has been measured before.
     #[arg(long)]
     again: bool,
@@ -61,6 +65,13 @@ struct MapArgs {
     /// Print as JSON.
     #[arg(long)]
     json: bool,
+}
+
+/// [`klpfarm_farm::Method`] on the command line.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum MethodArg {
+    Plugin,
+    Tracer,
 }
 
 pub(crate) async fn run(args: Args) -> Result<u8, Failure> {

@@ -228,3 +228,49 @@ fn the_images_can_be_listed_and_shown() {
         assert!(Path::new(shown[file].as_str().unwrap()).exists(), "{file}: {shown:#}");
     }
 }
+
+/// The map of two workloads, which is asked without a machine and chosen by.
+#[test]
+fn workloads_are_chosen_by_what_they_call() {
+    let _alone = alone();
+    let patch = module("debian-12", "good/fork-counted");
+    let map = || klpfarm_in_json(&["reach", "map", "--image", "debian-12", "--for", "5s", "--accel", "tcg"]);
+    let first = map();
+    let [fork, files] = [0, 1].map(|n| &first["workloads"][n]);
+    assert_eq!((&fork["workload"], &files["workload"]), (&"fork-exec-churn".into(), &"file-io-fsync".into()));
+    assert!(first["background"]["called"].as_u64() > Some(100), "{first:#}");
+    assert!(fork["outcome"]["measured"]["cpus"].as_f64() > Some(0.1), "{first:#}");
+    // What has been measured is not measured again: all figures are the same.
+    assert_eq!(map(), first);
+    let asked =
+        klpfarm_in_json(&["reach", "--function", "kernel_clone", "--function", "vfs_fsync_range@vmlinux"]);
+    let callers =
+        |n: usize| asked["functions"][n]["found"][0]["callers"].as_array().cloned().unwrap_or_default();
+    assert_eq!(callers(0)[0]["workload"], "fork-exec-churn", "{asked:#}");
+    assert!(callers(0)[0]["per_second"].as_f64() > Some(1.0), "{asked:#}");
+    assert_eq!(callers(1)[0]["workload"], "file-io-fsync", "{asked:#}");
+    // A patch of kernel_clone gets the one that forks.
+    let dir = temporary();
+    let file = dir.path().join("auto.yaml");
+    std::fs::write(&file, "name: auto\nimage: debian-12\nworkloads: [file-io-fsync, auto]\n").unwrap();
+    let plan = klpfarm_in_json(&[
+        "plan",
+        file.to_str().unwrap(),
+        "--patch",
+        patch.to_str().unwrap(),
+        "--accel",
+        "tcg",
+    ]);
+    let names: Vec<&Value> = plan["workloads"].as_array().unwrap().iter().map(|w| &w["name"]).collect();
+    assert_eq!(names, ["file-io-fsync", "fork-exec-churn", "aging"], "{plan:#}");
+    assert_nothing_left();
+}
+
+fn klpfarm_in_json(args: &[&str]) -> Value {
+    let mut command = klpfarm();
+    command.args(args).arg("--json");
+    if args[1] == "map" {
+        command.args(["--workload", "fork-exec-churn", "--workload", "file-io-fsync"]);
+    }
+    serde_json::from_str(&succeed(&mut command)).unwrap()
+}

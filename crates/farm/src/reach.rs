@@ -2,6 +2,7 @@
 //! are counted.
 
 mod fork;
+mod tracer;
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -18,13 +19,16 @@ use fork::{Fork, Trouble};
 pub enum Method {
     /// By a plugin of QEMU's emulator, which the guest does not notice.
     Plugin,
+    /// By samples of the guest's function tracer, which slows the guest down: where there is no emulator.
+    Tracer,
 }
 
 impl Method {
     /// Its name in files and messages.
-    pub fn as_str(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Plugin => "plugin",
+            Self::Tracer => "tracer",
         }
     }
 }
@@ -54,7 +58,7 @@ pub struct Look {
 /// # Errors
 /// If the machine can't be run, or hides its symbols.
 pub async fn look(bench: &Bench) -> Result<Look, ReachError> {
-    let fork = Fork::start(bench, false).await?;
+    let mut fork = Fork::start(bench, false).await?;
     let looked = async {
         let symbols = fork.symbols(false).await?;
         if symbols.is_empty() {
@@ -90,8 +94,11 @@ pub async fn measure(
     window: Duration,
     method: Method,
 ) -> Result<Record, ReachError> {
-    let mut fork = Fork::start(bench, true).await?;
-    let counted = count(&mut fork, workload, window).await;
+    let mut fork = Fork::start(bench, method == Method::Plugin).await?;
+    let counted = match method {
+        Method::Plugin => count(&mut fork, workload, window).await,
+        Method::Tracer => sample(&mut fork, look, workload).await,
+    };
     fork.close().await;
     let counted = match counted {
         Ok(counted) => counted,
@@ -155,4 +162,30 @@ async fn count(fork: &mut Fork, workload: Option<&Workload>, window: Duration) -
         memory_mib: available.saturating_sub(fork.least_available_kib()) >> 10,
     };
     Ok(Counted { before, begun, end, outcome, modules })
+}
+
+/// The same by the guest's tracer: calls of samples, and none while starting.
+async fn sample(fork: &mut Fork, look: &Look, workload: Option<&Workload>) -> Result<Counted, Trouble> {
+    let (ordered, available) = (fork.at_ms(), fork.available_kib());
+    if let Some(workload) = workload {
+        fork.start_workload(workload).await?;
+    }
+    let (begun_ms, busy) = (fork.at_ms(), fork.busy().await?);
+    let (traced, window_ms) = fork.traced().await?;
+    let busy = fork.busy().await?.share_since(busy);
+    let modules = fork.symbols(true).await?;
+    let all = look.symbols.of_vmlinux().and(&modules);
+    let mut end = Counts::new();
+    for (address, calls) in traced {
+        if let Some(beginning) = all.beginning(address) {
+            *end.entry(beginning).or_default() += calls;
+        }
+    }
+    let outcome = Outcome::Measured {
+        window_ms,
+        setup_ms: begun_ms - ordered,
+        cpus: busy * f64::from(fork.cpus()),
+        memory_mib: available.saturating_sub(fork.least_available_kib()) >> 10,
+    };
+    Ok(Counted { before: HashMap::new(), begun: HashMap::new(), end, outcome, modules })
 }

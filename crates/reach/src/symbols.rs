@@ -141,6 +141,12 @@ impl Symbols {
         }
     }
 
+    /// Where the function begins whose entry a tracer saw: it tells the address of the call to itself, a few bytes behind.
+    pub fn beginning(&self, traced: u64) -> Option<u64> {
+        const BEHIND: u64 = 16;
+        self.at.range(traced.saturating_sub(BEHIND)..=traced).next_back().map(|(address, _)| *address)
+    }
+
     /// Whether there are none: the guest hides its symbols.
     pub fn is_empty(&self) -> bool {
         self.at.is_empty()
@@ -221,6 +227,15 @@ short line
         let symbols = Symbols::parse(KALLSYMS, None);
         assert_eq!(symbols.functions()[&function("do_exit", VMLINUX, 1)], Entry::Unknown);
         assert!(Symbols::parse("0000000000000000 T do_exit\n", None).is_empty());
+    }
+
+    #[test]
+    fn a_tracer_sees_a_function_a_little_behind_its_beginning() {
+        let symbols = Symbols::parse(KALLSYMS, None);
+        let exit = 0xffff_ffff_8100_0200;
+        assert_eq!(symbols.beginning(exit + 4), Some(exit));
+        assert_eq!(symbols.beginning(exit), Some(exit));
+        assert_eq!(symbols.beginning(exit + 40), None);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
+use tokio::net::{UnixListener, UnixStream};
 
 use crate::VmError;
 
@@ -22,7 +22,7 @@ const MOST: u64 = 1 << 24;
 pub type Counts = HashMap<u64, u64>;
 
 /// Put the plugin into QEMU's folder of temporary files.
-pub(crate) fn install(scratch: &Path) -> Result<PathBuf, VmError> {
+fn install(scratch: &Path) -> Result<PathBuf, VmError> {
     let path = scratch.join("klpfarm-plugin.so");
     // Never over one that another machine has mapped.
     if !path.is_file() {
@@ -32,6 +32,34 @@ pub(crate) fn install(scratch: &Path) -> Result<PathBuf, VmError> {
             .map_err(|source| VmError::Io { path: path.clone(), source })?;
     }
     Ok(path)
+}
+
+/// The plugin's file, and our end of its socket.
+pub(crate) struct Counting {
+    plugin: PathBuf,
+    listener: UnixListener,
+}
+
+impl Counting {
+    pub(crate) fn listen(socket: &Path, scratch: &Path) -> Result<Self, VmError> {
+        let listener =
+            UnixListener::bind(socket).map_err(|source| VmError::Io { path: socket.to_owned(), source })?;
+        Ok(Self { plugin: install(scratch)?, listener })
+    }
+
+    /// The plugin's file, for QEMU.
+    pub(crate) fn plugin(&self) -> &Path {
+        &self.plugin
+    }
+
+    pub(crate) async fn accept(self, limit: Duration) -> Result<Counter, VmError> {
+        let late = |_| std::io::Error::from(std::io::ErrorKind::TimedOut);
+        let accepted = tokio::time::timeout(limit, self.listener.accept()).await.map_err(late);
+        match accepted.flatten() {
+            Ok((stream, _)) => Ok(Counter(stream)),
+            Err(error) => Err(VmError::Counts(format!("the plugin did not connect: {error}"))),
+        }
+    }
 }
 
 /// The way to the plugin of one machine.

@@ -12,7 +12,7 @@ use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::channel::Recorded;
-use crate::counts::{self, Counter, Counts};
+use crate::counts::{Counter, Counting, Counts};
 use crate::spec::Sockets;
 use crate::{
     Claimed, Files, Login, OWNER_VARIABLE, Origin, Owner, QEMU, Qmp, QmpEvent, Spec, Ssh, VmError, channel,
@@ -89,7 +89,7 @@ impl Machine {
         let dir = Claimed::create(&parent, SOCKETS).map_err(|source| VmError::Io { path: parent, source })?;
         let sockets = Sockets::new(dir.path());
         let ways = Ways::listen(&sockets)?;
-        let counting = spec.counted.then(|| Counting::listen(&sockets, scratch)).transpose()?;
+        let counting = spec.counted.then(|| Counting::listen(&sockets.counts, scratch)).transpose()?;
         let mut child = spawn(spec, &sockets, scratch, counting.as_ref())?;
         let pid = child.id().unwrap_or(0);
         let qemu_log = console_log.with_file_name("qemu.log");
@@ -99,7 +99,7 @@ impl Machine {
         let [qmp, console, virtio, uart] = ways.accept(&mut child, &qemu_log).await?;
         // QEMU loads its plugins before it does anything else.
         let counter = match counting {
-            Some(counting) => Some(Mutex::new(counting.accept().await?)),
+            Some(counting) => Some(Mutex::new(counting.accept(LIMIT).await?)),
             None => None,
         };
         let (to_console, recorded) =
@@ -217,7 +217,7 @@ fn spawn(
     words.extend(["setpriv", "--pdeathsig", "KILL", "--", QEMU].map(Into::into));
     let child = Command::new(&words[0])
         .args(&words[1..])
-        .args(spec.qemu_args(sockets, counting.map(|c| c.plugin.as_path())))
+        .args(spec.qemu_args(sockets, counting.map(Counting::plugin)))
         .env("TMPDIR", scratch)
         .env(OWNER_VARIABLE, Owner::me().map(|me| me.to_string()).unwrap_or_default())
         .stdin(Stdio::null())
@@ -231,30 +231,6 @@ fn spawn(
         spec.group.join(pid);
     }
     Ok(child)
-}
-
-/// The plugin's file, and our end of its socket.
-struct Counting {
-    plugin: PathBuf,
-    listener: UnixListener,
-}
-
-impl Counting {
-    fn listen(sockets: &Sockets, scratch: &Path) -> Result<Self, VmError> {
-        let path = &sockets.counts;
-        let listener =
-            UnixListener::bind(path).map_err(|source| VmError::Io { path: path.clone(), source })?;
-        Ok(Self { plugin: counts::install(scratch)?, listener })
-    }
-
-    async fn accept(self) -> Result<Counter, VmError> {
-        let late = |_| std::io::Error::from(std::io::ErrorKind::TimedOut);
-        let accepted = tokio::time::timeout(LIMIT, self.listener.accept()).await.map_err(late);
-        match accepted.flatten() {
-            Ok((stream, _)) => Ok(Counter(stream)),
-            Err(error) => Err(VmError::Counts(format!("the plugin did not connect: {error}"))),
-        }
-    }
 }
 
 /// QEMU connects to all our sockets within this.

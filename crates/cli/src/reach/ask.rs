@@ -41,7 +41,7 @@ pub(super) fn run(asked: &Asked<'_>) -> Result<u8, Failure> {
     }
     let mut text = format!("image {} ({})\n", image.id(), map.kernel.release);
     for (question, answer) in &answers {
-        text.push_str(&words(question, answer, &image));
+        text.push_str(&words(question, answer, &image, map.unmeasured.is_empty()));
     }
     for (workload, why) in map.unavailable() {
         text.push_str(&format!("unavailable: {workload}: {}\n", one_line(why, 200)));
@@ -142,7 +142,7 @@ pub(super) fn not_there(question: &Question, answer: &Answer, image: &Image) -> 
     }
 }
 
-fn words(question: &Question, answer: &Answer, image: &Image) -> String {
+fn words(question: &Question, answer: &Answer, image: &Image, complete: bool) -> String {
     let Answer::Found(all) = answer else {
         return format!("{question}\n    {}\n", not_there(question, answer, image));
     };
@@ -172,7 +172,8 @@ fn words(question: &Question, answer: &Answer, image: &Image) -> String {
                 rate(found.background)
             ));
         } else if found.callers.is_empty() {
-            text.push_str("    nothing calls it\n");
+            let word = if complete { "nothing calls it" } else { "nothing that was measured calls it" };
+            text.push_str(&format!("    {word}\n"));
         }
     }
     text

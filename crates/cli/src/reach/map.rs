@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use klpfarm_farm::{Bench, Look, Method};
 use klpfarm_image::{CheckpointStore, Image};
-use klpfarm_model::{MachineShape, Workload};
+use klpfarm_model::{Accel, MachineShape, Workload};
 use klpfarm_reach::{BACKGROUND, Kernel, Outcome, Record};
 use klpfarm_vm::{COUNT_LEAST, Claimed, Files, Origin};
 use serde_json::json;
 
-use super::MapArgs;
 use super::store::Store;
+use super::{MapArgs, MethodArg};
 use crate::aging::{self, Maker};
 use crate::failure::{Failure, print, print_json};
 use crate::interrupt::Interrupts;
@@ -27,7 +27,17 @@ pub(super) async fn run(args: MapArgs) -> Result<u8, Failure> {
     };
     let image = image::find(&args.image)?;
     let store = Store::of(&image);
-    let method = Method::Plugin;
+    let (accel, because) = host::accel(args.accel).await?;
+    let method = match (args.method, accel) {
+        (None, Accel::Tcg) | (Some(MethodArg::Plugin), Accel::Tcg) => Method::Plugin,
+        (None, Accel::Kvm) | (Some(MethodArg::Tracer), _) => Method::Tracer,
+        (Some(MethodArg::Plugin), Accel::Kvm) => {
+            return Err(Failure::input(
+                "--method plugin needs emulation: give `--accel tcg`, or `--method tracer`",
+            ));
+        }
+    };
+    tell!("klpfarm: accelerator: {because}; calls are counted by: {}", method.as_str());
     let mut records = Vec::new();
     let mut missing = Vec::new();
     for workload in std::iter::once(None).chain(workloads.iter().map(Some)) {
@@ -37,7 +47,7 @@ pub(super) async fn run(args: MapArgs) -> Result<u8, Failure> {
         }
     }
     if !missing.is_empty() || store.kernel(Some(&[])).is_none() {
-        records.extend(measure(&args, &image, &store, method, &missing).await?);
+        records.extend(measure(&args, accel, &image, &store, method, &missing).await?);
     }
     show(&image, &records, args.json);
     Ok(0)
@@ -46,12 +56,13 @@ pub(super) async fn run(args: MapArgs) -> Result<u8, Failure> {
 /// Measure what is missing, each in a fork of one idle machine, and keep it as it comes.
 async fn measure(
     args: &MapArgs,
+    accel: Accel,
     image: &Image,
     store: &Store,
     method: Method,
     missing: &[Option<&Workload>],
 ) -> Result<Vec<Record>, Failure> {
-    let site = Site::prepare(args, image).await?;
+    let site = Site::prepare(accel, method, image).await?;
     let look = site.until(klpfarm_farm::look(&site.bench)).await?;
     store.keep_kernel(&Kernel::of(&look.release, &look.symbols))?;
     let mut records = Vec::new();
@@ -96,17 +107,15 @@ struct Site {
 }
 
 impl Site {
-    async fn prepare(args: &MapArgs, image: &Image) -> Result<Self, Failure> {
+    async fn prepare(accel: Accel, method: Method, image: &Image) -> Result<Self, Failure> {
         let (qemu, version) = klpfarm_vm::qemu_version().await.map_err(Failure::farm)?;
         klpfarm_vm::can_fork(version).map_err(Failure::farm)?;
-        if version.is_none_or(|version| version < COUNT_LEAST) {
+        if method == Method::Plugin && version.is_none_or(|version| version < COUNT_LEAST) {
             let (major, minor) = COUNT_LEAST;
             return Err(Failure::farm(format!(
                 "counting calls needs QEMU {major}.{minor} or newer, this is {qemu}"
             )));
         }
-        let (accel, because) = host::accel(args.accel).await?;
-        tell!("klpfarm: accelerator: {because}");
         let interrupts = Interrupts::listen();
         let home = home::home()?;
         gc::sweep(&home).await;

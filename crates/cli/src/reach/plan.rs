@@ -62,12 +62,8 @@ pub(crate) fn reached(wanted: &Wanted<'_>) -> Result<Reached, Failure> {
     let background: Vec<f64> = found.iter().map(|f| f.background).collect();
     let room =
         Room { cpus: f64::from(wanted.machine.cpus), memory_mib: u64::from(wanted.machine.memory_mib) };
-    let chosen = if wanted.auto {
-        choose(&offers, &background, room)
-    } else {
-        let named: Vec<Offer> = offers.into_iter().filter(|o| o.named).collect();
-        choose(&named, &background, room)
-    };
+    let eligible: Vec<Offer> = offers.into_iter().filter(|o| o.named || wanted.auto).collect();
+    let chosen = choose(&eligible, &background, room);
     if alone && chosen.added.is_empty() {
         let why = "no workload that was measured calls any of the patched functions";
         return Err(Failure::input(format!(

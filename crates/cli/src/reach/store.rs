@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use klpfarm_farm::Method;
 use klpfarm_image::Image;
 use klpfarm_model::Workload;
 use klpfarm_reach::{BACKGROUND, Kernel, Record, RecordError, SCHEMA};
@@ -11,7 +12,7 @@ use sha2::{Digest, Sha256};
 use crate::failure::Failure;
 
 /// Ways to measure, the best first.
-const METHODS: [&str; 1] = ["plugin"];
+const METHODS: [&str; 2] = [Method::Plugin.as_str(), Method::Tracer.as_str()];
 
 /// The map of one image.
 pub(super) struct Store {

@@ -10,7 +10,7 @@ use klpfarm_vm::{Counts, Machine, Output, Ssh};
 use tokio::io::AsyncReadExt;
 use tokio::sync::mpsc;
 
-use super::ReachError;
+use super::{ReachError, tracer};
 use crate::{Bench, guest};
 
 /// QEMU is asked to end so long before it is killed.
@@ -21,6 +21,8 @@ const COUNTS: Duration = Duration::from_secs(30);
 const ANSWER: Duration = Duration::from_secs(30);
 const LOGIN: Duration = Duration::from_secs(60);
 const SYMBOLS: Duration = Duration::from_secs(120);
+/// Reading what the tracer saw takes most of it.
+const TRACED: Duration = Duration::from_secs(300);
 /// A workload makes progress within this, or can't be run.
 const FIRST: Duration = Duration::from_secs(60);
 
@@ -230,16 +232,35 @@ impl Fork {
     }
 
     /// The functions of the kernel, or of its `modules` only.
-    pub(super) async fn symbols(&self, modules: bool) -> Result<Symbols, ReachError> {
+    pub(super) async fn symbols(&mut self, modules: bool) -> Result<Symbols, ReachError> {
         let limit = SYMBOLS.mul_f64(self.scale);
         let filter = if modules { "| grep '\\['" } else { "" };
         let kallsyms = format!("grep -i ' [tw] ' /proc/kallsyms {filter}");
-        let kallsyms = self.ssh.run(&kallsyms, b"", limit).await?.text;
+        let kallsyms = self.run(&kallsyms, limit).await?;
         let listed = format!(
             "for t in /sys/kernel/tracing /sys/kernel/debug/tracing; do f=$t/available_filter_functions; [ -r $f ] && {{ cat $f {filter}; break; }}; done; true"
         );
-        let listed = self.ssh.run(&listed, b"", limit).await?.text;
+        let listed = self.run(&listed, limit).await?;
         Ok(Symbols::parse(&kallsyms, Some(&listed)))
+    }
+
+    /// Entries into functions as the guest's tracer sees them, and for how many milliseconds it looked.
+    pub(super) async fn traced(&mut self) -> Result<(Counts, u64), Trouble> {
+        let text = self.run(tracer::SAMPLE, TRACED.mul_f64(self.scale)).await?;
+        self.still_runs()?;
+        tracer::read(&text).map_err(|why| Trouble::Farm(ReachError::Guest(why)))
+    }
+
+    /// Run a command line. What the machine says meanwhile is heard: a stream that nobody reads holds it up.
+    async fn run(&mut self, command: &str, limit: Duration) -> Result<String, ReachError> {
+        let Self { ssh, outputs, heard, .. } = self;
+        let mut running = std::pin::pin!(ssh.run(command, b"", limit));
+        loop {
+            tokio::select! {
+                done = &mut running => return Ok(done?.text),
+                Some(output) = outputs.recv() => hear(heard, output)?,
+            }
+        }
     }
 
     pub(super) async fn close(self) {
