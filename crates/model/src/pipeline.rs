@@ -5,10 +5,7 @@ mod rotation;
 use std::path::Path;
 use std::time::Duration;
 
-<<<<<<< HEAD
 pub use rotation::Rotation;
-=======
->>>>>>> wt-b
 use schemars::JsonSchema;
 use serde::de::{SeqAccess, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
