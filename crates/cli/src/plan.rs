@@ -240,7 +240,7 @@ fn is_twin(a: &Patch, b: &Patch) -> bool {
 fn has_packages(workloads: &[Workload], image: &Image) -> Result<(), Failure> {
     let mut problems = Vec::new();
     for workload in workloads {
-        for package in missing_packages(workload, image) {
+        for package in image::missing_packages(workload, image) {
             problems.push(format!(
                 "workload {} needs package {package}, which image {} does not have: add it to `packages` of the recipe",
                 workload.name, image.manifest.name
@@ -248,13 +248,6 @@ fn has_packages(workloads: &[Workload], image: &Image) -> Result<(), Failure> {
         }
     }
     if problems.is_empty() { Ok(()) } else { Err(Failure::inputs(&problems)) }
-}
-
-/// Packages that a workload needs and an image made here does not have.
-pub(crate) fn missing_packages<'a>(workload: &'a Workload, image: &Image) -> Vec<&'a str> {
-    let there = &image.manifest.packages;
-    let is_missing = |package: &&String| !there.is_empty() && !there.iter().any(|t| t.name == **package);
-    workload.packages.iter().filter(is_missing).map(String::as_str).collect()
 }
 
 /// Modules that the patches for this image's kernel need and that it does not have. Images made here know their modules; a user's own is
