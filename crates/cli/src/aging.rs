@@ -18,7 +18,6 @@ pub(crate) use maker::Maker;
 
 use crate::failure::{Failure, print, print_json};
 use crate::interrupt::Interrupts;
-use crate::plan::image_facts;
 use crate::{catalog, disk, home, host, image};
 
 /// Age a machine under load and save it as a checkpoint; starting from a checkpoint adds to its uptime.
@@ -36,7 +35,7 @@ pub(crate) struct Args {
     #[arg(long)]
     accel: Option<Accel>,
     /// Stop, and save nothing, when free disk space in KLPFARM_HOME or the temporary folder drops below this.
-    #[arg(long, value_name = "512M", default_value = "512M", value_parser = crate::gc::bytes)]
+    #[arg(long, value_name = "512M", default_value = "512M", value_parser = crate::sizes::parse)]
     disk_reserve: u64,
     /// Print the checkpoint as JSON.
     #[arg(long)]
@@ -99,7 +98,7 @@ pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
 /// A plan that has machines and load, but nothing to judge.
 fn plan(pipeline: &Pipeline, workloads: Vec<Workload>, image: &Image, accel: Accel) -> Result<Plan, Failure> {
     let rule = TierRule::new(0.5, 0.5, Duration::from_secs(1), vec![Arm::Control]);
-    let with = Resolved { workloads, accel, seed: 0, ..Resolved::new(image_facts(image), rule) };
+    let with = Resolved { workloads, accel, seed: 0, ..Resolved::new(image::image_facts(image), rule) };
     Plan::new(pipeline, with).map_err(Failure::input)
 }
 

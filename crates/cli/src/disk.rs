@@ -27,10 +27,10 @@ const ASIDE: usize = 4 << 20;
 #[derive(Debug, Clone, Copy, clap::Args)]
 pub(crate) struct Limits {
     /// End the run cleanly when free disk space in its folder, KLPFARM_HOME or the temporary folder drops below this.
-    #[arg(long, value_name = "512M", default_value = "512M", value_parser = crate::gc::bytes)]
+    #[arg(long, value_name = "512M", default_value = "512M", value_parser = crate::sizes::parse)]
     pub(crate) disk_reserve: u64,
     /// End the run cleanly when its folder grows beyond this size.
-    #[arg(long, value_name = "10G", value_parser = crate::gc::bytes)]
+    #[arg(long, value_name = "10G", value_parser = crate::sizes::parse)]
     pub(crate) disk_limit: Option<u64>,
 }
 

@@ -17,7 +17,8 @@ use serde_json::json;
 
 use crate::failure::{Failure, code, print, print_json};
 use crate::home::home;
-use policy::{Policy, Thing, What, size, what_goes};
+use crate::sizes::size;
+use policy::{Policy, Thing, What, what_goes};
 
 /// Remove what crashed runs left behind and old runs: orphaned machines, temporary files, runs beyond an age or total size.
 #[derive(Debug, clap::Args)]
@@ -29,7 +30,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "30d", default_value = "30d", value_parser = days)]
     keep_age: Duration,
     /// Then remove the oldest runs until all of them together take no more disk space than this.
-    #[arg(long, value_name = "20G", default_value = "20G", value_parser = bytes)]
+    #[arg(long, value_name = "20G", default_value = "20G", value_parser = crate::sizes::parse)]
     keep_size: u64,
     /// Also remove rejected runs, which are otherwise kept for their evidence.
     #[arg(long)]
@@ -170,36 +171,9 @@ fn days(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// Read a size: a number of bytes, or of so many K, M, G or T (1024 each).
-pub(crate) fn bytes(text: &str) -> Result<u64, String> {
-    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
-    let factor = match text[digits.len()..].trim_end_matches("iB") {
-        "" => 0,
-        "K" => 10,
-        "M" => 20,
-        "G" => 30,
-        "T" => 40,
-        _ => return Err(format!("`{text}` is not a valid size: write a number and K, M, G or T, as in 20G")),
-    };
-    let number: u64 =
-        digits.parse().map_err(|_| format!("`{text}` is not a valid size: write for example 20G"))?;
-    number.checked_mul(1 << factor).ok_or_else(|| format!("`{text}` is too large"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn sizes_are_read() {
-        for (text, value) in [("0", 0), ("512", 512), ("3K", 3072), ("512MiB", 512 << 20), ("20G", 20 << 30)]
-        {
-            assert_eq!(bytes(text), Ok(value));
-        }
-        for text in ["", "G", "-1G", "1.5G", "5X", "20000000T"] {
-            assert!(bytes(text).is_err(), "{text}");
-        }
-    }
 
     #[test]
     fn ages_are_read() {

@@ -276,6 +276,22 @@ fn show(name: &str, json: bool) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Packages that a workload needs and an image made here does not have.
+pub(crate) fn missing_packages<'a>(workload: &'a klpfarm_model::Workload, image: &Image) -> Vec<&'a str> {
+    let there = &image.manifest.packages;
+    let is_missing = |package: &&String| !there.is_empty() && !there.iter().any(|t| t.name == **package);
+    workload.packages.iter().filter(is_missing).map(String::as_str).collect()
+}
+
+/// What a plan says of an image.
+pub(crate) fn image_facts(image: &Image) -> klpfarm_model::ImageFacts {
+    klpfarm_model::ImageFacts {
+        name: image.manifest.name.clone(),
+        hash: image.manifest.recipe_hash.clone(),
+        release: image.release().map(str::to_owned),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

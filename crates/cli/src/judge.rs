@@ -29,7 +29,7 @@ pub(crate) fn run(args: &Args) -> Result<u8, Failure> {
         tell!("klpfarm: the last line of the journal is incomplete and was ignored");
     }
     documents_agree(&args.run, &run.plan, &run.events)?;
-    if run.plan.apart {
+    if run.plan.mode.is_independent() {
         tell!(
             "klpfarm: this is a run of qualify-detectors, which judges each patch on its own: use `klpfarm qualify-detectors --again`"
         );

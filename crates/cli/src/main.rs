@@ -35,6 +35,7 @@ mod run;
 mod runs;
 mod sign;
 mod signing;
+mod sizes;
 mod trend;
 mod triage;
 mod unpack;

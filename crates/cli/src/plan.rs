@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use klpfarm_image::{Checkpoint, CheckpointStore, Image};
 use klpfarm_model::{
-    Accel, Arm, ImageFacts, Patch, Plan, Resolved, Start, Tier, Turn, Workload, check_prior, check_severity,
+    Accel, Arm, Mode, Patch, Plan, Resolved, Start, Tier, Turn, Workload, check_prior, check_severity,
     needed_modules,
 };
 
@@ -61,7 +61,7 @@ pub(crate) struct Choice {
     pub(crate) accel: Option<Accel>,
     /// The patches have nothing to do with each other.
     #[arg(skip)]
-    pub(crate) apart: bool,
+    pub(crate) independent: bool,
 }
 
 /// A plan and what it needs beside itself.
@@ -121,7 +121,7 @@ pub(crate) async fn resolve(
     } else {
         Vec::new()
     };
-    let facts = turns.first().map_or_else(|| image_facts(&images[0]), |t| t.image.clone());
+    let facts = turns.first().map_or_else(|| image::image_facts(&images[0]), |t| t.image.clone());
     let pipeline = &loaded.pipeline;
     let tier = choice.tier.unwrap_or(pipeline.tier);
     let rule = loaded.tiers.rule(tier).map_err(Failure::input)?.clone();
@@ -132,6 +132,11 @@ pub(crate) async fn resolve(
     prior.map_or(Ok(()), |prior| prior.check_signed(&choice.prior_keys, &loaded.tiers, tier))?;
     let (qemu, version) = klpfarm_vm::qemu_version().await.map_err(Failure::farm)?;
     let can_fork = klpfarm_vm::can_fork(version);
+    let mode = match turns.is_empty() {
+        false => Mode::Rotation(turns),
+        true if choice.independent => Mode::Independent,
+        true => Mode::Single,
+    };
     let with = Resolved {
         image: facts,
         workloads: loaded.workloads,
@@ -143,8 +148,7 @@ pub(crate) async fn resolve(
         trials: choice.trials,
         start: if choice.cold || can_fork.is_err() { Start::Boot } else { Start::Fork },
         seed: choice.seed,
-        apart: choice.apart,
-        turns,
+        mode,
     };
     let shape = pipeline.machine;
     let in_step = images.iter().filter_map(Image::release).any(klpfarm_model::rewrites_itself);
@@ -164,7 +168,7 @@ pub(crate) async fn resolve(
         places.push(Place { image, checkpoint });
     }
     let id = |place: &Place| place.checkpoint.as_ref().map(Wanted::id);
-    for (turn, place) in plan.turns.iter_mut().zip(&places) {
+    for (turn, place) in plan.mode.turns_mut().iter_mut().zip(&places) {
         turn.checkpoint = id(place);
     }
     plan.checkpoint = places.first().and_then(id);
@@ -177,15 +181,6 @@ pub(crate) async fn resolve(
         cold_because: can_fork.err().filter(|_| !choice.cold),
         reach,
     })
-}
-
-/// What a plan says of an image.
-pub(crate) fn image_facts(image: &Image) -> ImageFacts {
-    ImageFacts {
-        name: image.manifest.name.clone(),
-        hash: image.manifest.recipe_hash.clone(),
-        release: image.release().map(str::to_owned),
-    }
 }
 
 /// The built images, one for each turn or, without a rotation, one and no turn.
@@ -201,7 +196,7 @@ fn images(loaded: &catalog::Loaded) -> Result<(Vec<Image>, Vec<Turn>), Failure> 
         let image = image::built(&store, &turn.recipe)?;
         has_packages(&turn.workloads, &image)?;
         turns.push(Turn {
-            image: image_facts(&image),
+            image: image::image_facts(&image),
             load: turn.load.clone(),
             workloads: turn.workloads.clone(),
             patches: Vec::new(),
@@ -245,7 +240,7 @@ fn is_twin(a: &Patch, b: &Patch) -> bool {
 fn has_packages(workloads: &[Workload], image: &Image) -> Result<(), Failure> {
     let mut problems = Vec::new();
     for workload in workloads {
-        for package in missing_packages(workload, image) {
+        for package in image::missing_packages(workload, image) {
             problems.push(format!(
                 "workload {} needs package {package}, which image {} does not have: add it to `packages` of the recipe",
                 workload.name, image.manifest.name
@@ -253,13 +248,6 @@ fn has_packages(workloads: &[Workload], image: &Image) -> Result<(), Failure> {
         }
     }
     if problems.is_empty() { Ok(()) } else { Err(Failure::inputs(&problems)) }
-}
-
-/// Packages that a workload needs and an image made here does not have.
-pub(crate) fn missing_packages<'a>(workload: &'a Workload, image: &Image) -> Vec<&'a str> {
-    let there = &image.manifest.packages;
-    let is_missing = |package: &&String| !there.is_empty() && !there.iter().any(|t| t.name == **package);
-    workload.packages.iter().filter(is_missing).map(String::as_str).collect()
 }
 
 /// Modules that the patches for this image's kernel need and that it does not have. Images made here know their modules; a user's own is
@@ -296,7 +284,7 @@ fn text(planned: &Planned) -> String {
     for patch in &plan.patches {
         line("patch", format!("{} ({}), for {}", patch.name, &patch.sha256[..12], patch.release()));
     }
-    if plan.turns.is_empty() {
+    if !plan.mode.is_rotation() {
         let release = plan.image.release.as_deref().unwrap_or("kernel unknown");
         line("image", format!("{} ({release})", plan.image.name));
     }
@@ -313,14 +301,14 @@ fn text(planned: &Planned) -> String {
     );
     line("machine", format!("{} CPUs, {} MiB, {} at once", p.machine.cpus, p.machine.memory_mib, plan.jobs));
     let names = |all: &[Workload]| all.iter().map(|w| w.name.as_str()).collect::<Vec<_>>().join(", ");
-    if plan.turns.is_empty() {
+    if !plan.mode.is_rotation() {
         line("workloads", names(&plan.workloads));
     }
     for reach in &planned.reach {
         line("reach", klpfarm_report::one_line(reach, 300));
     }
     for (i, place) in planned.places.iter().enumerate() {
-        if let Some(turn) = plan.turns.get(i) {
+        if let Some(turn) = plan.mode.turns().get(i) {
             let kernel = turn.image.release.as_deref().unwrap_or("kernel unknown");
             line("turn", format!("{} ({kernel}): {}", turn.name(), names(&turn.workloads)));
         }
@@ -350,7 +338,7 @@ fn text(planned: &Planned) -> String {
         } else {
             format!("{} {applies:.1} s after starting", names.join(", then "))
         };
-        let turn = plan.turns.get(trial.turn).map(|t| format!("{}: ", t.name())).unwrap_or_default();
+        let turn = plan.mode.turns().get(trial.turn).map(|t| format!("{}: ", t.name())).unwrap_or_default();
         line("trial", format!("{:<4}{:<10} {turn}{what}, seed {}", trial.number, trial.arm, trial.seed));
     }
     if !pairs.is_empty() {

@@ -122,7 +122,7 @@ pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
         seed: args.seed,
         jobs: args.jobs,
         accel: args.accel,
-        apart: true,
+        independent: true,
     };
     let planned = resolve(Ok(loaded), &choice).await?;
     let dir = run_dir(args.out.as_deref(), &home, "qualify-detectors")?;
@@ -181,7 +181,7 @@ fn examples_of(plan: &Plan, corpus: &Corpus, file: &Path) -> Result<Vec<Example>
         example(&p.name)
             .ok_or_else(|| Failure::input(format!("no example {1} in {0}", file.display(), p.name)))
     };
-    if !plan.apart {
+    if !plan.mode.is_independent() {
         return Err(Failure::input("that folder is from `klpfarm run`: use `klpfarm judge`"));
     }
     plan.patches.iter().map(found).collect()

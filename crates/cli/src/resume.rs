@@ -48,7 +48,7 @@ pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
         );
     }
     let events = go_on(&planned, &home, &dir, (journal, events), args.common.limits, &interrupts).await?;
-    if planned.plan.apart && !interrupts.first.is_cancelled() {
+    if planned.plan.mode.is_independent() && !interrupts.first.is_cancelled() {
         tell!("klpfarm: for the results of this run: klpfarm qualify-detectors --again {}", dir.display());
     }
     conclude(&planned.plan, events, &dir, &telling, &interrupts)

@@ -211,7 +211,7 @@ fn say_limits(planned: &Planned) {
     let groups = plan.trials.iter().filter(|t| matches!(t.arm, Arm::Loaded | Arm::Stack));
     let alike = |a: &Trial| plan.trials.iter().filter(|b| (a.arm, &a.patches) == (b.arm, &b.patches)).count();
     let allowed = groups.map(alike).min().unwrap_or(0);
-    if allowed < plan.needed as usize && plan.turns.is_empty() {
+    if allowed < plan.needed as usize && !plan.mode.is_rotation() {
         tell!(
             "klpfarm: note: tier {} needs {} clean loaded trials but only {allowed} are allowed: this run can reject the patch, not qualify it",
             plan.tier,

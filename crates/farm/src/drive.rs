@@ -21,7 +21,7 @@ use crate::host::{Host, Look};
 use crate::measure::millis;
 use crate::nonce;
 use crate::pace::{self, Pace};
-use crate::trial::{Action, Dispatcher, Input, NoLogin, Origin, longest};
+use crate::trial::{Action, Dispatcher, Input, NoLogin, Purpose, longest};
 use forward::Forward;
 
 /// What all trials of a run share.
@@ -85,20 +85,21 @@ pub(crate) struct Wires {
 /// What became of a trial.
 pub(crate) struct Ended {
     pub(crate) end: TrialEnd,
-    /// What a machine that was aged (trial 0) left for its forks.
+    /// What a machine that was aged left for its forks.
     pub(crate) checkpointed: Option<Checkpointed>,
     /// How to log in to those, if not as to the machine they came from.
     pub(crate) login: Option<Login>,
 }
 
 /// Run one trial to its end.
-pub(crate) async fn drive(bench: &Bench, trial: Trial, origin: Origin, wires: Wires) -> Ended {
+pub(crate) async fn drive(bench: &Bench, trial: Trial, purpose: Purpose, wires: Wires) -> Ended {
     let Wires { report, mut functions, mut stop, recent } = wires;
-    let most = longest(&bench.plan, &trial, origin) * PATIENCE;
+    let most = longest(&bench.plan, &trial, purpose) * PATIENCE;
     let mut driver = Driver {
         bench,
-        dispatcher: Dispatcher::new(Arc::clone(&bench.plan), trial.clone(), origin, nonce::secret()),
+        dispatcher: Dispatcher::new(Arc::clone(&bench.plan), trial.clone(), purpose, nonce::secret()),
         trial,
+        purpose,
         report,
         power_on: Instant::now(),
         own_login: None,
@@ -180,6 +181,7 @@ enum Done {
 struct Driver<'a> {
     bench: &'a Bench,
     trial: Trial,
+    purpose: Purpose,
     report: Report,
     dispatcher: Dispatcher,
     power_on: Instant,
@@ -314,12 +316,12 @@ impl Driver<'_> {
         self.jobs.shutdown().await;
         self.ssh = None;
         let mut end = self.end.take().unwrap_or(TrialEnd::Interrupted);
-        if self.trial.number > 0 {
+        if !self.purpose.is_aging() {
             end = self.host.judged(end, self.pace.share());
         }
         let mut checkpointed = None;
         match (self.machine.take().and_then(Arc::into_inner), outputs) {
-            (Some(machine), Some(mut outputs)) if self.trial.number == 0 && end == TrialEnd::Completed => {
+            (Some(machine), Some(mut outputs)) if self.purpose.is_aging() && end == TrialEnd::Completed => {
                 match machine.checkpoint(&mut outputs).await {
                     Ok(done) => checkpointed = Some(done),
                     Err(error) => end = TrialEnd::FarmError { message: error.to_string() },

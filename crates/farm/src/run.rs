@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use klpfarm_model::event::{CheckpointFacts, Vitals};
-use klpfarm_model::{Arm, Body, Detector, Event, Finding, Judge, Phase, Plan, Scope, Start, Trial, TrialEnd};
+use klpfarm_model::event::{AGED, CheckpointFacts, Vitals};
+use klpfarm_model::{Arm, Body, Detector, Event, Finding, Judge, Phase, Plan, Scope, Trial, TrialEnd};
 use klpfarm_vm::{Checkpointed, Login};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::drive::{Bench, Ended, Wires, drive};
 use crate::past::Past;
 use crate::stop::Stop;
-use crate::trial::Origin;
+use crate::trial::Purpose;
 use running::Running;
 
 /// Takes each event, in order, before it is acted on.
@@ -62,13 +62,10 @@ pub async fn run(
     sink: &mut dyn Sink,
     early: impl Into<Stop>,
 ) -> std::io::Result<Vec<Event>> {
-    let origin = match plan.start {
-        Start::Fork => Origin::Fork,
-        Start::Boot => Origin::Boot,
-    };
     let carry = |trial: Trial, wires: Wires| {
         let bench = benches[trial.turn].clone();
-        async move { drive(&bench, trial, origin, wires).await }
+        let purpose = Purpose::trial(&bench.spec.origin);
+        async move { drive(&bench, trial, purpose, wires).await }
     };
     conduct(plan, beginning, sink, early.into(), carry).await
 }
@@ -300,7 +297,7 @@ pub enum AgeError {
 }
 
 /// Age the bench's machine under its load and checkpoint it: after booting until the plan's `aging.uptime`, or, from an older
-/// checkpoint, for `more`. Its events are those of trial 0.
+/// checkpoint, for `more`. Its events have a scope of their own ([`Scope::is_aging`]).
 ///
 /// # Errors
 /// See [`AgeError`].
@@ -315,11 +312,11 @@ pub async fn age(
     let (_functions, functions) = watch::channel(Vec::new());
     let (stop, stopped) = watch::channel(None);
     // The same whatever run it is made for: its forks are given seeds of their own.
-    let trial = Trial::new(0, Arm::Control, Vec::new(), 0);
-    let origin = more.map_or(Origin::Boot, Origin::Older);
+    let trial = Trial::new(AGED, Arm::Control, Vec::new(), 0);
+    let purpose = more.map_or(Purpose::Aging, Purpose::Older);
     let recent = Arc::new(watch::channel(None).0);
     let wires = Wires { report, functions, stop: stopped, recent };
-    let mut machine = std::pin::pin!(drive(bench, trial, origin, wires));
+    let mut machine = std::pin::pin!(drive(bench, trial, purpose, wires));
     let mut failed = None;
     let ended = loop {
         tokio::select! {

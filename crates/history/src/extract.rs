@@ -7,10 +7,10 @@ use jiff::Timestamp;
 use klpfarm_model::event::{CheckpointFacts, Measured, live};
 use klpfarm_model::verdict::{Attribution, Bound, Verdict};
 use klpfarm_model::{
-    Arm, Body, Event, Finding, FindingKind, Outcome, Phase, Plan, Trial, TrialEnd, judge, judge_apart,
+    Arm, Body, Event, Finding, FindingKind, Outcome, Phase, Plan, Trial, TrialEnd, judge, judge_independent,
 };
 
-use crate::write::whole;
+use crate::schema::whole;
 
 /// One run.
 #[derive(Debug, Default)]
@@ -112,8 +112,8 @@ pub(crate) fn attribution_word(attribution: Attribution) -> &'static str {
 /// What is kept of the run.
 pub(crate) fn extract(plan: &Plan, events: &[Event]) -> RunRow {
     let mut row = fold(plan, events);
-    let verdicts: Vec<Verdict> = if plan.apart {
-        (0..plan.patches.len()).map(|patch| judge_apart(plan, events, patch)).collect()
+    let verdicts: Vec<Verdict> = if plan.mode.is_independent() {
+        (0..plan.patches.len()).map(|patch| judge_independent(plan, events, patch)).collect()
     } else {
         vec![judge(plan, events)]
     };
@@ -135,7 +135,7 @@ pub(crate) fn extract(plan: &Plan, events: &[Event]) -> RunRow {
         .iter()
         .enumerate()
         .map(|(n, patch)| {
-            let verdict = if plan.apart { &verdicts[n] } else { &verdicts[0] };
+            let verdict = if plan.mode.is_independent() { &verdicts[n] } else { &verdicts[0] };
             // On several kinds of machines a patch has a bound on each: the highest stands for all.
             let own = |b: &&Bound| b.arm == Arm::Loaded && b.patches == [patch.name.as_str()];
             let own: Vec<&Bound> = verdict.bounds.iter().filter(own).collect();
@@ -219,7 +219,7 @@ fn clock(time: &str) -> Option<i64> {
 /// The trial with this number, and the name of its machine's image.
 fn planned(plan: &Plan, number: u32) -> Option<(Cow<'_, Trial>, &str)> {
     let trial = plan.trial(number)?;
-    let image = plan.turns.get(trial.turn).map_or(&plan.image, |turn| &turn.image);
+    let image = plan.mode.turns().get(trial.turn).map_or(&plan.image, |turn| &turn.image);
     Some((trial, &image.name))
 }
 

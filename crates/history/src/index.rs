@@ -11,7 +11,8 @@ use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, 
 
 use crate::error::{io, sqlite};
 use crate::extract::{RunRow, extract};
-use crate::write::{insert, whole};
+use crate::schema::whole;
+use crate::write::insert;
 use crate::{History, HistoryError};
 
 /// What a refresh did.

@@ -255,3 +255,8 @@ fn remove_one(file: &Path) -> Result<(), HistoryError> {
         _ => Ok(()),
     }
 }
+
+/// SQLite's integers are signed.
+pub(crate) fn whole(n: u64) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
+}

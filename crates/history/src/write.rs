@@ -5,6 +5,7 @@ use rusqlite::{Transaction, params};
 
 use crate::extract::{RunRow, TrialRow, attribution_word, end_word};
 use crate::night::night;
+use crate::schema::whole;
 
 /// Put a run in the place of what the index had of its folder.
 pub(crate) fn insert(
@@ -31,7 +32,7 @@ pub(crate) fn insert(
             plan.accel.as_str(),
             plan.pipeline.name,
             plan.farm,
-            plan.apart,
+            plan.mode.is_independent(),
             row.ended,
             row.interrupted,
             row.clean,
@@ -123,9 +124,4 @@ fn insert_trial(change: &Transaction<'_>, run: i64, run_ms: i64, trial: &TrialRo
         }
     }
     Ok(())
-}
-
-/// SQLite's integers are signed.
-pub(crate) fn whole(n: u64) -> i64 {
-    i64::try_from(n).unwrap_or(i64::MAX)
 }

@@ -5,11 +5,11 @@
 //! compared with the others in the same way, which shows how much chance does.
 
 mod blind;
-mod change;
+pub(crate) mod change;
 mod latency;
 mod near;
 mod rates;
-mod resources;
+pub(crate) mod resources;
 mod threads;
 mod trend;
 
@@ -19,17 +19,13 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use blind::Gap;
-pub(crate) use change::{Basis, Change, Names};
-use near::{NEAREST, Near};
+use change::{Change, is_compared};
+use near::{Gap, NEAREST, Near};
 
 use crate::event::Scope;
-use crate::judge::{Seen, TrialRecord, comparable};
+use crate::judge::record::{Seen, TrialRecord, comparable};
 use crate::pipeline::AGING;
 use crate::{Arm, Finding, ObservedKind, Phase, Plan, Source};
-
-/// Names of the resources that leaks are looked for in, as the titles of such findings begin.
-pub(crate) const RESOURCE_NAMES: [&str; 7] = resources::NAMES;
 
 /// Fewer observations than this in a phase say nothing.
 const LEAST: u64 = 30;
@@ -42,9 +38,6 @@ const LOADED: usize = 4;
 
 /// Share of its planned CPU time below which a machine is too starved by the host to be compared with others.
 pub const ENOUGH_CPU: f64 = 0.7;
-
-/// Patched arms whose soak is that of the control arm in all but the patch.
-pub(crate) const PATCHED: [Arm; 2] = [Arm::Loaded, Arm::Stack];
 
 /// The comparisons of a run, trial by trial as they end: of loaded and stack trials with control trials, and of each control trial with the
 /// others, which tells how much chance does.
@@ -228,11 +221,6 @@ struct Usable<'a> {
     seq: u64,
     change: &'a Arc<Change>,
     cpu_share: Option<f64>,
-}
-
-/// Whether trials of this arm are compared.
-pub(crate) fn is_compared(arm: Arm) -> bool {
-    arm == Arm::Control || PATCHED.contains(&arm)
 }
 
 /// The trial's phases, if they can be compared. Patched and control trials are held to the same.

@@ -74,16 +74,17 @@ fn of_machines(plan: &Plan) -> Vec<String> {
     if plan.start == Start::Boot && checkpoints(plan).next().is_some() {
         found.push("checkpoint: is there, and the trials boot".to_owned());
     }
-    if plan.turns.is_empty() == plan.pipeline.rotation.is_some() {
-        let text = "turns: are there only where the pipeline has a rotation, and where it has one";
+    if plan.mode.is_rotation() != plan.pipeline.rotation.is_some() {
+        let text = "mode: is a rotation only where the pipeline has one, and where it has one";
         found.push(text.to_owned());
     }
-    if let Some(first) = plan.turns.first().filter(|first| first.image != plan.image) {
+    if let Some(first) = plan.mode.turns().first().filter(|first| first.image != plan.image) {
         found.push(format!("image: is {}, and the first turn's is {}", plan.image.name, first.image.name));
     }
-    for (n, turn) in plan.turns.iter().enumerate() {
+    for (n, turn) in plan.mode.turns().iter().enumerate() {
         if let Some(patch) = turn.patches.iter().find(|p| **p >= plan.patches.len()) {
-            found.push(format!("turns[{n}].patches: has {patch}, and the plan has {}", patches(plan)));
+            found
+                .push(format!("mode.rotation[{n}].patches: has {patch}, and the plan has {}", patches(plan)));
         }
     }
     found
@@ -99,7 +100,7 @@ fn of_trial(plan: &Plan, trial: &Trial, number: u32) -> Vec<String> {
     if trial.turn >= plan.turns() {
         say("turn", format!("is {}, and the plan has {}", trial.turn, plan.turns()));
     }
-    let allowed = plan.turns.get(trial.turn).map(|turn| &turn.patches);
+    let allowed = plan.mode.turns().get(trial.turn).map(|turn| &turn.patches);
     for patch in &trial.patches {
         if *patch >= plan.patches.len() {
             say("patches", format!("has {patch}, and the plan has {}", patches(plan)));
@@ -153,7 +154,10 @@ fn patches(plan: &Plan) -> String {
 
 /// The checkpoints of which trials are forks.
 fn checkpoints(plan: &Plan) -> impl Iterator<Item = &str> {
-    plan.checkpoint.iter().chain(plan.turns.iter().filter_map(|t| t.checkpoint.as_ref())).map(String::as_str)
+    plan.checkpoint
+        .iter()
+        .chain(plan.mode.turns().iter().filter_map(|t| t.checkpoint.as_ref()))
+        .map(String::as_str)
 }
 
 #[cfg(test)]

@@ -27,15 +27,25 @@ pub struct Event {
     pub body: Body,
 }
 
+/// What stands for a trial's number in events of a machine that is aged and checkpointed: it is no trial, and no journal has them.
+pub const AGED: u32 = 0;
+
 /// Trial, arm and phase of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Scope {
-    /// Trial number.
+    /// Trial number, from 1; [`AGED`] for a machine that is aged.
     pub trial: u32,
     /// Its arm.
     pub arm: Arm,
     /// The phase it was in.
     pub phase: Phase,
+}
+
+impl Scope {
+    /// Whether the event is of a machine that is aged, and of no trial.
+    pub fn is_aging(self) -> bool {
+        self.trial == AGED
+    }
 }
 
 /// What happened.
@@ -66,7 +76,7 @@ pub enum Body {
     TrialStarted,
     /// The trial entered the phase in its scope.
     PhaseStarted,
-    /// The machine of trial 0 is kept, and all trials are forks of it.
+    /// The checkpoint of an aged machine, of which trials are forks.
     Checkpoint(Box<CheckpointFacts>),
     /// How old and worn the machine is: in phase boot a fresh one, in phase age an aged one.
     Vitals(Vitals),

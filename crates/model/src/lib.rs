@@ -2,7 +2,6 @@
 //!
 //! `Pipeline::parse` -> `Plan::new` -> (the farm runs it) -> [`Event`]s -> [`Judge`] -> [`Verdict`].
 
-mod apart;
 mod cause;
 mod compare;
 mod consistency;
@@ -11,9 +10,12 @@ mod detector;
 pub mod duration;
 pub mod event;
 mod finding;
+mod image;
+mod independent;
 mod judge;
 mod kernel;
 pub mod known;
+mod mode;
 mod patch;
 mod pipeline;
 pub mod plan;
@@ -30,21 +32,25 @@ mod words;
 mod workload;
 pub mod yaml;
 
-pub use apart::judge_apart;
 pub use compare::ENOUGH_CPU;
 pub use consistency::consistency;
 pub use corpus::{Corpus, Elsewhere, Example};
 pub use detector::Detector;
 pub use event::{Body, Event, Scope, TrialEnd};
 pub use finding::{Failure, Finding, FindingKind, ObservedKind, Rank, Rules, Source, WhileGathering};
+pub use image::ImageFacts;
+pub use independent::judge_independent;
 pub use judge::{Judge, judge, plain_function};
 pub use kernel::{rewrites_itself, version};
+pub use mode::{Mode, Turn};
 pub use patch::{Patch, PatchError, Severity, Sidecar, file_names, hex, needed_modules};
-pub use pipeline::{AGING, AUTO, Aging, Arms, Dump, Gathering, Limits, MachineShape, Phases, Pipeline};
-pub use plan::{ImageFacts, Plan, PlanError, Resolved, Start, Trial};
+pub use pipeline::{
+    AGING, AUTO, Aging, Arms, Dump, Gathering, Limits, MachineShape, Phases, Pipeline, Rotation,
+};
+pub use plan::{Plan, PlanError, Resolved, Start, Trial};
 pub use qualify::{Found, Row, Score, needed_kinds, score};
 pub use replaced::{Replaced, replaced_functions};
-pub use rotation::{Rotation, SoFar, Turn};
+pub use rotation::SoFar;
 pub use sequential::trials_needed;
 pub use stats::{fisher, upper_bound};
 pub use tiers::{TierRule, Tiers, check_prior, check_severity};

@@ -1,15 +1,18 @@
 //! Pipeline files: their shape, their defaults, and the checks that find every problem at once.
 
+mod rotation;
+
 use std::path::Path;
 use std::time::Duration;
 
+pub use rotation::Rotation;
 use schemars::JsonSchema;
 use serde::de::{SeqAccess, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::workload::{Run, Scalar, Workload, is_name};
 use crate::yaml::{self, YamlError};
-use crate::{Arm, Rotation, Tier};
+use crate::{Arm, Tier};
 
 /// What to run and how to judge it, as written in `pipelines/*.yaml`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]

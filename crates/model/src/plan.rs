@@ -15,21 +15,10 @@ use order::{Count, controls_due, counts, order};
 
 use crate::TierRule;
 use crate::patch::{Patch, PatchError, file_names, hex};
-use crate::{Accel, Arm, Pipeline, Tier, Turn, Workload};
+use crate::{Accel, Arm, ImageFacts, Mode, Pipeline, Tier, Turn, Workload};
 
 /// Version of `plan.json`, `journal.jsonl` and `verdict.json`.
 pub const SCHEMA: u32 = 5;
-
-/// What is known of an image when planning.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct ImageFacts {
-    /// Recipe name.
-    pub name: String,
-    /// Content hash of the recipe, in hex.
-    pub hash: String,
-    /// Kernel release, if it can be read without booting.
-    pub release: Option<String>,
-}
 
 /// What a plan is made from, besides the pipeline.
 #[derive(Debug, Clone, PartialEq)]
@@ -54,10 +43,8 @@ pub struct Resolved {
     pub start: Start,
     /// Varies the moments of applying and what the workloads do.
     pub seed: u64,
-    /// The patches have nothing to do with each other.
-    pub apart: bool,
-    /// The kinds of machines that go round; none without a rotation. Their patches are found here.
-    pub turns: Vec<Turn>,
+    /// Whose trials are judged together. Which patches the turns of a rotation take is found here.
+    pub mode: Mode,
 }
 
 impl Resolved {
@@ -74,8 +61,7 @@ impl Resolved {
             trials: None,
             start: Start::Fork,
             seed: 1,
-            apart: false,
-            turns: Vec::new(),
+            mode: Mode::Single,
         }
     }
 }
@@ -114,9 +100,8 @@ pub struct Plan {
     /// Id of the checkpoint they are forks of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint: Option<String>,
-    /// The patches have nothing to do with each other: each is judged by its own trials and the control trials ([`crate::judge_apart`]).
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub apart: bool,
+    /// Whose trials are judged together. Of a rotation, `image`, `workloads` and `checkpoint` are the first turn's.
+    pub mode: Mode,
     /// KVM or emulation.
     pub accel: Accel,
     /// Factor on all deadlines.
@@ -129,9 +114,6 @@ pub struct Plan {
     pub pipeline: Pipeline,
     /// The workloads, that which ages the machine last.
     pub workloads: Vec<Workload>,
-    /// The kinds of machines that go round, where the pipeline has a rotation; `image`, `workloads` and `checkpoint` are the first one's.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub turns: Vec<Turn>,
     /// The trials, in the order in which they start; of a rotation, those of one round ([`Plan::trial`]).
     pub trials: Vec<Trial>,
 }
@@ -139,7 +121,7 @@ pub struct Plan {
 /// One machine of one arm.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Trial {
-    /// From 1; names the folder `trials/N`. 0 is the machine that is aged and checkpointed.
+    /// From 1; names the folder `trials/N`. A machine that is aged and checkpointed is no trial ([`crate::event::AGED`]).
     pub number: u32,
     /// Its arm.
     pub arm: Arm,
@@ -151,7 +133,7 @@ pub struct Trial {
     pub jitter: Duration,
     /// Seed of this trial's workloads.
     pub seed: u64,
-    /// The kind of its machine, as a position in [`Plan::turns`].
+    /// The kind of its machine, as a position in [`Mode::turns`].
     #[serde(default, skip_serializing_if = "is_first")]
     pub turn: usize,
     /// Number of the control trial that runs next to this patched one, so that both see the same noise of the host; none for patched trials
@@ -184,10 +166,12 @@ impl Plan {
     pub fn new(pipeline: &Pipeline, with: Resolved) -> Result<Self, PlanError> {
         let needed = with.rule.trials();
         let tier = with.tier;
-        let (turns, trials) = if with.turns.is_empty() {
-            (Vec::new(), sequence(pipeline, &with, needed)?)
-        } else {
-            round(pipeline, &with)?
+        let (mode, trials) = match &with.mode {
+            Mode::Rotation(turns) => {
+                let (turns, trials) = round(pipeline, &with, turns)?;
+                (Mode::Rotation(turns), trials)
+            }
+            other => (other.clone(), sequence(pipeline, &with, needed)?),
         };
         let mut workloads = with.workloads;
         workloads.push(pipeline.aging.workload());
@@ -202,14 +186,13 @@ impl Plan {
             image: with.image,
             start: with.start,
             checkpoint: None,
-            apart: with.apart,
+            mode,
             accel: with.accel,
             scale: with.accel.scale(),
             jobs: with.jobs,
             seed: with.seed,
             pipeline: pipeline.clone(),
             workloads,
-            turns,
             trials,
         };
         plan.controls = plan.controls_due();
@@ -265,10 +248,9 @@ impl Plan {
 
     /// What [`Self::controls`] must be.
     pub(crate) fn controls_due(&self) -> u32 {
-        if self.apart || !self.turns.is_empty() {
-            self.pipeline.arms.control
-        } else {
-            controls_due(&self.pipeline, self.needed)
+        match self.mode {
+            Mode::Single => controls_due(&self.pipeline, self.needed),
+            Mode::Independent | Mode::Rotation(_) => self.pipeline.arms.control,
         }
     }
 
@@ -343,7 +325,8 @@ fn sequence(pipeline: &Pipeline, with: &Resolved, needed: u32) -> Result<Vec<Tri
         }
     }
     let tier = with.tier;
-    let stacked = if with.apart { 1 } else { with.patches.len() };
+    let independent = with.mode.is_independent();
+    let stacked = if independent { 1 } else { with.patches.len() };
     for (arm, most) in [(Arm::Loaded, pipeline.arms.loaded), (Arm::Stack, pipeline.arms.stack)] {
         let relevant = arm == Arm::Loaded || stacked > 1;
         if let Some(most) = most.filter(|most| *most < needed && with.trials.is_none() && relevant) {
@@ -355,7 +338,7 @@ fn sequence(pipeline: &Pipeline, with: &Resolved, needed: u32) -> Result<Vec<Tri
         }
     }
     has_arms(pipeline, with)?;
-    let counts = counts(pipeline, &with.rule, stacked, with.trials, (needed, with.apart));
+    let counts = counts(pipeline, &with.rule, stacked, with.trials, (needed, independent));
     let trials = order(&counts, with.patches.len()).into_iter().zip(1..);
     Ok(trials.map(|(place, number)| place.trial(number, with.seed, 0)).collect())
 }
@@ -375,9 +358,9 @@ fn has_arms(pipeline: &Pipeline, with: &Resolved) -> Result<(), PlanError> {
 const LOADED_A_ROUND: u32 = 4;
 
 /// The turns of a rotation, and the trials of one round: those of each turn stay together, so that neighbours in time can be compared.
-fn round(pipeline: &Pipeline, with: &Resolved) -> Result<(Vec<Turn>, Vec<Trial>), PlanError> {
+fn round(pipeline: &Pipeline, with: &Resolved, turns: &[Turn]) -> Result<(Vec<Turn>, Vec<Trial>), PlanError> {
     let turns: Result<Vec<Turn>, PlanError> =
-        with.turns.iter().cloned().map(|turn| turn.takes(&with.patches)).collect();
+        turns.iter().cloned().map(|turn| with_patches(turn, &with.patches)).collect();
     let mut turns = turns?;
     for (i, patch) in with.patches.iter().enumerate() {
         if !turns.iter().any(|t| t.patches.contains(&i)) {
@@ -409,6 +392,21 @@ fn round(pipeline: &Pipeline, with: &Resolved) -> Result<(Vec<Turn>, Vec<Trial>)
         }
     }
     Ok((turns, trials))
+}
+
+/// The turn with the candidates that are for its kernel.
+fn with_patches(mut turn: Turn, patches: &[Patch]) -> Result<Turn, PlanError> {
+    let fits =
+        |p: &Patch| turn.image.release.as_ref().is_none_or(|r| p.check_release(&turn.image.name, r).is_ok());
+    turn.patches = (0..patches.len()).filter(|i| fits(&patches[*i])).collect();
+    if turn.patches.is_empty() && !patches.is_empty() {
+        return Err(PlanError::OutOfReach(format!(
+            "rotation.images: no candidate was built for {} (kernel {}): add one, or remove the image",
+            turn.image.name,
+            turn.image.release.as_deref().unwrap_or("unknown")
+        )));
+    }
+    Ok(turn)
 }
 
 /// splitmix64 (Steele, Lea, Flood 2014): small, well spread, the same everywhere.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::apart::{judge_apart, judge_with};
+use crate::independent::{judge_independent, judge_with};
 use crate::verdict::{Attribution, Cause};
 use crate::{Event, Example, FindingKind, Outcome, Plan, Verdict};
 
@@ -87,7 +87,7 @@ pub fn score(plan: &Plan, events: &[Event], examples: &[Example]) -> Vec<Row> {
 }
 
 fn row(plan: &Plan, events: &[Event], patch: usize, example: &Example) -> Row {
-    let verdict = judge_apart(plan, events, patch);
+    let verdict = judge_independent(plan, events, patch);
     let mut first: BTreeMap<&str, (FindingKind, Option<u64>)> = BTreeMap::new();
     for seen in counting(&verdict).flat_map(|item| &item.observations) {
         let at = first.entry(seen.kind.as_str()).or_insert((seen.kind, seen.after_apply_ms));

@@ -4,41 +4,12 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
 
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
-
-use crate::compare::Change;
+use crate::compare::change::Change;
 use crate::event::{Body, Event, live};
-use crate::judge::Fold;
+use crate::judge::fold::Fold;
 use crate::verdict::{ArmCount, Outcome, Verdict};
-use crate::workload::is_name;
-use crate::{Arm, ImageFacts, Pipeline, Plan, PlanError, Trial, Workload, stats};
-
-/// What goes round, as written in a pipeline.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Rotation {
-    /// How long the run goes on.
-    #[serde(with = "crate::duration")]
-    #[schemars(with = "String")]
-    pub duration: Duration,
-    /// Images; none: the pipeline's.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub images: Vec<String>,
-    /// Workloads that run together, by a name for them; none: the pipeline's, all together.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub loads: BTreeMap<String, Vec<String>>,
-    /// A run begins with the machines that the run before it left, grown so much older; zero: with those that the pipeline's `aging`
-    /// describes.
-    #[serde(default, with = "crate::duration", skip_serializing_if = "Duration::is_zero")]
-    #[schemars(with = "String")]
-    pub older: Duration,
-    /// Disk that the run folder may take, in MiB: the run ends in order when it takes more.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub disk_mib: Option<u32>,
-}
+use crate::{Arm, ImageFacts, Mode, Pipeline, Plan, Rotation, Trial, Turn, stats};
 
 /// Name of the load that is all of a pipeline's workloads.
 const ALL: &str = "all";
@@ -55,75 +26,6 @@ impl Rotation {
     }
 }
 
-impl Rotation {
-    pub(crate) fn problems(&self) -> Vec<(String, String)> {
-        let mut found = Vec::new();
-        let mut check = |ok: bool, field: &str, message: String| {
-            if !ok {
-                found.push((field.to_owned(), message));
-            }
-        };
-        check(
-            !self.duration.is_zero(),
-            "rotation.duration",
-            "is zero; write for example 8h for a night".into(),
-        );
-        for (i, image) in self.images.iter().enumerate() {
-            check(!self.images[..i].contains(image), "rotation.images", format!("names `{image}` twice"));
-        }
-        for (load, names) in &self.loads {
-            let field = "rotation.loads";
-            let name = "is not a valid name: use lower-case letters, digits and dashes";
-            check(is_name(load), field, format!("`{load}` {name}"));
-            let empty = "is empty; a patch is never qualified without load";
-            check(!names.is_empty(), field, format!("`{load}` {empty}"));
-            for (i, name) in names.iter().enumerate() {
-                check(!names[..i].contains(name), field, format!("`{load}` names `{name}` twice"));
-            }
-        }
-        found
-    }
-}
-
-/// One kind of machine that comes round.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct Turn {
-    /// The image.
-    pub image: ImageFacts,
-    /// Name of the load.
-    pub load: String,
-    /// The workloads, that which ages the machine last.
-    pub workloads: Vec<Workload>,
-    /// Candidates that are for this image, as positions in [`Plan::patches`].
-    pub patches: Vec<usize>,
-    /// Id of the checkpoint that its machines are forks of.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub checkpoint: Option<String>,
-}
-
-impl Turn {
-    /// For people: image and load.
-    pub fn name(&self) -> String {
-        format!("{}/{}", self.image.name, self.load)
-    }
-
-    /// Find the candidates that are for this turn's kernel.
-    pub(crate) fn takes(mut self, patches: &[crate::Patch]) -> Result<Self, PlanError> {
-        let fits = |p: &crate::Patch| {
-            self.image.release.as_ref().is_none_or(|r| p.check_release(&self.image.name, r).is_ok())
-        };
-        self.patches = (0..patches.len()).filter(|i| fits(&patches[*i])).collect();
-        if self.patches.is_empty() && !patches.is_empty() {
-            return Err(PlanError::OutOfReach(format!(
-                "rotation.images: no candidate was built for {} (kernel {}): add one, or remove the image",
-                self.image.name,
-                self.image.release.as_deref().unwrap_or("unknown")
-            )));
-        }
-        Ok(self)
-    }
-}
-
 impl Plan {
     /// What goes round, if the run lasts for a time.
     pub fn rotation(&self) -> Option<&Rotation> {
@@ -132,12 +34,12 @@ impl Plan {
 
     /// Kinds of machines in the run; a run without a rotation has one.
     pub fn turns(&self) -> usize {
-        self.turns.len().max(1)
+        self.mode.turns().len().max(1)
     }
 
     /// The trial with this number. A rotation's rounds are all alike but for their seeds.
     pub fn trial(&self, number: u32) -> Option<Cow<'_, Trial>> {
-        if self.turns.is_empty() {
+        if !self.mode.is_rotation() {
             return self.in_place(number).map(Cow::Borrowed);
         }
         let first = self.in_round(number)?;
@@ -167,13 +69,13 @@ impl Plan {
 
     /// The plan of one turn: an ordinary one. Its trials are those of one round; candidates keep their positions.
     pub fn of_turn(&self, turn: usize) -> Self {
-        let Some(of) = self.turns.get(turn) else { return self.clone() };
+        let Some(of) = self.mode.turns().get(turn) else { return self.clone() };
         let mut own = self.clone();
         own.image = of.image.clone();
         own.workloads = of.workloads.clone();
         own.checkpoint = of.checkpoint.clone();
         own.pipeline.rotation = None;
-        own.turns = Vec::new();
+        own.mode = Mode::Single;
         own.trials.retain(|t| t.turn == turn);
         own.trials.iter_mut().for_each(|t| t.turn = 0);
         own
@@ -181,7 +83,7 @@ impl Plan {
 
     /// The plan with the trials that were started, as many rounds as that may be.
     pub fn unrolled(&self, events: &[Event]) -> Cow<'_, Self> {
-        if self.turns.is_empty() {
+        if !self.mode.is_rotation() {
             return Cow::Borrowed(self);
         }
         let mut own = self.clone();
@@ -209,14 +111,14 @@ impl Rounds {
             own.trials.clear();
             Fold::new(own)
         };
-        let folds = plan.turns.iter().enumerate().map(fold).collect();
+        let folds = plan.mode.turns().iter().enumerate().map(fold).collect();
         Self { plan: plan.clone(), folds, started: BTreeSet::new() }
     }
 
     pub(crate) fn push(&mut self, event: &Event, change: Option<&Arc<Change>>) {
         match (&event.body, event.scope) {
             (Body::Checkpoint(facts), _) => {
-                let own = self.plan.turns.iter().zip(&mut self.folds);
+                let own = self.plan.mode.turns().iter().zip(&mut self.folds);
                 let own = own.filter(|(turn, _)| turn.checkpoint.as_ref() == Some(&facts.id));
                 own.for_each(|(_, fold)| fold.push(event, change));
             }
@@ -245,7 +147,7 @@ impl Rounds {
             return;
         }
         let Some(mut trial) = self.plan.trial(number).map(Cow::into_owned) else { return };
-        let patches = &self.plan.turns[turn].patches;
+        let patches = &self.plan.mode.turns()[turn].patches;
         trial.turn = 0;
         trial.patches.iter_mut().for_each(|p| *p = patches.iter().position(|of| of == p).unwrap_or(0));
         self.folds[turn].add_trial(trial);
@@ -270,7 +172,7 @@ impl Rounds {
 
     /// Judge each turn by itself, and say all of it. A patch qualifies if it does so in every turn.
     pub(crate) fn verdict(&mut self) -> Verdict {
-        let mut turns = self.plan.turns.iter().zip(&mut self.folds).map(|(turn, fold)| {
+        let mut turns = self.plan.mode.turns().iter().zip(&mut self.folds).map(|(turn, fold)| {
             let name = turn.name();
             marked(&name, fold.verdict())
         });
@@ -279,7 +181,7 @@ impl Rounds {
         turns.for_each(|verdict| add(&mut all, verdict));
         all.patches.clone_from(&self.plan.patches);
         all.plan = self.plan.hash();
-        if self.plan.turns.len() > 1 {
+        if self.plan.mode.turns().len() > 1 {
             all.checkpoint = None;
             all.wear = None;
         }

@@ -3,9 +3,18 @@
 //!
 //! Both are exact, not approximations: trials are few and failures rare, which is where normal approximations lie.
 
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use statrs::distribution::{Beta, ContinuousCDF, Discrete, Hypergeometric};
 
-use crate::verdict::Hits;
+/// Hits of an arm.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Hits {
+    /// Trials that showed it.
+    pub hit: u32,
+    /// Trials that could have shown it.
+    pub of: u32,
+}
 
 /// Exact one-sided upper bound of the failure rate (Clopper and Pearson 1934): with probability `confidence` the true
 /// rate is no higher, after `failures` of `trials` independent trials failed.

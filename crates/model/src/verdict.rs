@@ -10,9 +10,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::event::Vitals;
-use crate::plan::ImageFacts;
+pub use crate::stats::Hits;
 use crate::wait::Noted;
-use crate::{Accel, Arm, FindingKind, Patch, Phase, Source, Tier};
+use crate::{Accel, Arm, FindingKind, ImageFacts, Patch, Phase, Source, Tier};
 
 /// The three outcomes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
@@ -309,15 +309,6 @@ impl WaitFor {
         self.is_mmap_lock()
             || matches!(self, Self::InodeLock | Self::RwsemRead | Self::RwsemWrite | Self::Mutex | Self::Page)
     }
-}
-
-/// Hits of an arm.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Hits {
-    /// Trials that showed it.
-    pub hit: u32,
-    /// Trials that could have shown it.
-    pub of: u32,
 }
 
 /// Whether a finding counts against the patch.

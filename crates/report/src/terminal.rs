@@ -58,13 +58,13 @@ impl Terminal {
         }
     }
 
-    /// The trial in words; trial 0 is the machine that is aged, and of no arm.
+    /// The trial in words; a machine that is aged is of no arm.
     fn place(&self, scope: Scope) -> String {
-        if scope.trial == 0 {
+        if scope.is_aging() {
             return "aging".to_owned();
         }
         let trial = self.plan.trial(scope.trial);
-        let turn = trial.as_ref().and_then(|t| self.plan.turns.get(t.turn));
+        let turn = trial.as_ref().and_then(|t| self.plan.mode.turns().get(t.turn));
         let turn = turn.map(|t| format!(" {}", t.name())).unwrap_or_default();
         // Which patches it applies, where there are several.
         let names = trial.filter(|t| self.plan.patches.len() > 1 && !t.patches.is_empty());
@@ -114,7 +114,7 @@ impl Terminal {
         self.said_ms = event.at_ms;
         let (done, confidence) = (&self.so_far, self.plan.rule.confidence);
         let next = self.plan.trial(done.highest() + 1);
-        let next = next.and_then(|t| Some((self.plan.turns.get(t.turn)?.name(), t.arm)));
+        let next = next.and_then(|t| Some((self.plan.mode.turns().get(t.turn)?.name(), t.arm)));
         let left = rotation.duration.saturating_sub(Duration::from_millis(event.at_ms));
         Some(format!(
             "{} run: {} ended; loaded: {} clean, {} failed, with {:.0} % confidence at most {:.1} % fail{}; {}; {} left",

@@ -54,7 +54,7 @@ impl Origin {
     }
 
     /// Whether the machine's state is read from a checkpoint.
-    pub(crate) fn is_resumed(&self) -> bool {
+    pub fn is_resumed(&self) -> bool {
         matches!(self, Self::Fork(_) | Self::Continue(_))
     }
 

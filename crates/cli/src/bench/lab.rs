@@ -14,7 +14,6 @@ use super::{Args, QUICK_AGING, proc};
 use crate::aging;
 use crate::failure::Failure;
 use crate::interrupt::Interrupts;
-use crate::plan::image_facts;
 use crate::{catalog, gc, home, host, image};
 
 /// The sources of the candidate: path below its folder, and text.
@@ -71,7 +70,7 @@ impl Lab {
             accel,
             tier: pipeline.tier,
             trials: Some(1),
-            ..Resolved::new(image_facts(&image), rule)
+            ..Resolved::new(image::image_facts(&image), rule)
         };
         let plan = Plan::new(&pipeline, with).map_err(Failure::input)?;
         Ok(Self { plan, interrupts, image, patches: vec![data], qemu, accel_because, scratch, _held: held })

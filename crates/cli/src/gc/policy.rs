@@ -6,6 +6,8 @@ use std::time::{Duration, SystemTime};
 
 use klpfarm_vm::Owner;
 
+use crate::sizes::size;
+
 /// Something that `gc` may remove.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Thing {
@@ -192,18 +194,6 @@ fn days(age: Duration) -> String {
     if hours < 48 { format!("{hours} h") } else { format!("{} d", hours / 24) }
 }
 
-/// Bytes for people.
-pub(crate) fn size(bytes: u64) -> String {
-    const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
-    let mut value = bytes as f64 / 1024.0;
-    let mut unit = 0;
-    while value >= 1024.0 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    if bytes < 1024 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -296,13 +286,5 @@ mod tests {
         // A run that goes itself needs nothing.
         listing[6].at = now() - Duration::from_secs(31 * DAY);
         assert_eq!(goes(&listing, &asked), [6, 0, 1, 2, 5]);
-    }
-
-    #[test]
-    fn sizes_for_people() {
-        for (bytes, text) in [(0, "0 B"), (1536, "1.5 KiB"), (20 << 30, "20.0 GiB"), (1 << 50, "1024.0 TiB")]
-        {
-            assert_eq!(size(bytes), text);
-        }
     }
 }

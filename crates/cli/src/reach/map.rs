@@ -14,7 +14,6 @@ use super::{MapArgs, MethodArg};
 use crate::aging::{self, Maker};
 use crate::failure::{Failure, print, print_json};
 use crate::interrupt::Interrupts;
-use crate::plan::missing_packages;
 use crate::{catalog, disk, gc, home, host, image};
 
 /// Free disk that is left to others.
@@ -84,7 +83,7 @@ async fn one(
     workload: Option<&Workload>,
 ) -> Result<Record, Failure> {
     if let Some(workload) = workload
-        && let [package, ..] = missing_packages(workload, image).as_slice()
+        && let [package, ..] = image::missing_packages(workload, image).as_slice()
     {
         return Ok(Record {
             workload: workload.name.clone(),

@@ -1,6 +1,6 @@
 use std::path::Path;
 
-use klpfarm_model::{Arm, ImageFacts, Patch, Pipeline, Resolved, TierRule};
+use klpfarm_model::{Arm, ImageFacts, Patch, Pipeline, Resolved, Start, TierRule};
 use klpfarm_stress::wire::FromGuest;
 use klpfarm_vm::QmpEvent;
 
@@ -19,7 +19,7 @@ fn plan() -> Arc<Plan> {
 fn end_after(inputs: Vec<Input>) -> Vec<TrialEnd> {
     let plan = plan();
     let trial = plan.trials.iter().find(|t| t.arm == Arm::Loaded).unwrap().clone();
-    let mut dispatcher = Dispatcher::new(plan, trial, Origin::Fork, nonce::secret());
+    let mut dispatcher = Dispatcher::new(plan, trial, Purpose::Trial(Start::Fork), nonce::secret());
     let failed = Input::Started(Err("a task of the farm failed: task 7 panicked".into()));
     let steps = inputs.into_iter().chain([failed, Input::Tick]).zip(1..);
     let actions = steps.flat_map(|(input, second)| dispatcher.handle(Duration::from_secs(second), input));

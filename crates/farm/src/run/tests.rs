@@ -3,7 +3,7 @@ use std::path::Path;
 use klpfarm_model::event::live;
 use klpfarm_model::verdict::Remark;
 use klpfarm_model::{
-    ImageFacts, ObservedKind, Outcome, Patch, Pipeline, Resolved, Source, TierRule, Turn, Verdict,
+    ImageFacts, Mode, ObservedKind, Outcome, Patch, Pipeline, Resolved, Source, TierRule, Turn, Verdict,
     consistency, judge,
 };
 
@@ -33,7 +33,7 @@ fn plan(more: &str, jobs: u32, turns: &[(&str, &str)]) -> Plan {
     let with = Resolved {
         patches: if turns.is_empty() { vec![patch("6.1-a")] } else { vec![patch("6.1-a"), patch("6.1-b")] },
         jobs,
-        turns: turns.iter().map(turn).collect(),
+        mode: if turns.is_empty() { Mode::Single } else { Mode::Rotation(turns.iter().map(turn).collect()) },
         ..Resolved::new(
             image("a", "6.1-a"),
             TierRule::new(0.2, 0.95, Duration::from_secs(30), vec![Arm::Loaded, Arm::Control]),
@@ -107,7 +107,7 @@ fn beginning(plan: &Plan, past: Vec<Event>) -> Beginning {
         blind: BTreeMap::new(),
         unavailable: BTreeMap::new(),
     };
-    let checkpoints = plan.turns.iter().filter_map(|t| t.checkpoint.as_deref()).map(fact).collect();
+    let checkpoints = plan.mode.turns().iter().filter_map(|t| t.checkpoint.as_deref()).map(fact).collect();
     Beginning { time: String::new(), qemu: String::new(), checkpoints, past }
 }
 

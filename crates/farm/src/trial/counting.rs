@@ -61,7 +61,7 @@ impl Counting {
         groups.truncate(most);
         // Patches that share control trials bring many functions, of which some are rare for sure, and many such trials.
         let again = match control {
-            true if plan.apart => None,
+            true if plan.mode.is_independent() => None,
             true => Some(AGAIN_CONTROL),
             false => Some(AGAIN),
         };

@@ -39,7 +39,7 @@ use counting::Counting;
 pub(crate) use io::{Action, CHUNK, Collect, Collected, Input, NoLogin, Upload};
 use late::Late;
 pub(crate) use length::longest;
-pub(crate) use script::Origin;
+pub(crate) use script::Purpose;
 use script::{Op, script};
 use snapshot::Snapshot;
 use stopped::Stopped;
@@ -123,7 +123,7 @@ struct Loss {
 pub(crate) struct Dispatcher {
     plan: Arc<Plan>,
     trial: Trial,
-    origin: Origin,
+    purpose: Purpose,
     script: VecDeque<Op>,
     /// The patch that is being applied or taken back.
     patch: usize,
@@ -194,19 +194,19 @@ pub(crate) struct Dispatcher {
 }
 
 impl Dispatcher {
-    pub(crate) fn new(plan: Arc<Plan>, trial: Trial, origin: Origin, secret: Secret) -> Self {
+    pub(crate) fn new(plan: Arc<Plan>, trial: Trial, purpose: Purpose, secret: Secret) -> Self {
         let deadline = plan.scaled(plan.pipeline.limits.boot);
         let limits = &plan.pipeline.limits;
-        let health = Health::new(&plan, &trial, origin != Origin::Boot);
+        let health = Health::new(&plan, &trial, !purpose.boots());
         let console =
             Console::new(trial.number, plan.scaled(limits.console), limits.console_flood, secret.clone());
         let cpus = Cpus::new(plan.scaled(limits.cpu));
         let zero = Duration::ZERO;
         Self {
-            script: script(&plan, &trial, origin).into(),
+            script: script(&plan, &trial, purpose).into(),
             plan,
             trial,
-            origin,
+            purpose,
             patch: 0,
             in_force: BTreeSet::new(),
             to_check: Vec::new(),
@@ -246,7 +246,7 @@ impl Dispatcher {
             started_ms: 0,
             rates_at: zero,
             // A checkpoint is one of a machine under load.
-            load_runs: origin != Origin::Boot,
+            load_runs: !purpose.boots(),
             applied: None,
             inside: BTreeMap::new(),
             listed: false,

@@ -9,7 +9,7 @@ use klpfarm_model::{AGING, Body, Phase};
 use klpfarm_stress::wire::{self, Ask};
 use klpfarm_vm::SshOutput;
 
-use super::{Action, CHUNK, Dispatcher, NoLogin, Origin, SSH_PORT, Step, Upload, millis};
+use super::{Action, CHUNK, Dispatcher, NoLogin, SSH_PORT, Step, Upload, millis};
 use crate::detect::unavailable;
 use crate::guest;
 
@@ -17,7 +17,7 @@ impl Dispatcher {
     pub(super) fn power_on(&mut self, now: Duration, started_ms: u64) {
         self.emit(Body::PhaseStarted);
         self.started_ms = started_ms;
-        if self.origin == Origin::Boot {
+        if self.purpose.boots() {
             self.step = Step::Login;
             self.try_login(now);
         } else {

@@ -2,17 +2,35 @@
 
 use std::time::Duration;
 
-use klpfarm_model::{Arm, Phase, Plan, Trial};
+use klpfarm_model::{Arm, Phase, Plan, Start, Trial};
+use klpfarm_vm::Origin;
 
-/// How the machine of a trial comes to be.
+/// What a machine is there for, and with it how it comes to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Origin {
-    /// Booted.
-    Boot,
-    /// Forked from a checkpoint.
-    Fork,
-    /// Forked in files of its own, to be aged so much more and checkpointed again.
+pub(crate) enum Purpose {
+    /// A trial of the plan.
+    Trial(Start),
+    /// To be booted, aged and checkpointed.
+    Aging,
+    /// To go on from a checkpoint in files of its own, to be aged so much more and checkpointed again.
     Older(Duration),
+}
+
+impl Purpose {
+    /// A trial on a machine of this origin.
+    pub(crate) fn trial(origin: &Origin) -> Self {
+        Self::Trial(if origin.is_resumed() { Start::Fork } else { Start::Boot })
+    }
+
+    /// Whether the machine is booted; otherwise its probe and its load run from its first moment.
+    pub(crate) fn boots(self) -> bool {
+        matches!(self, Self::Trial(Start::Boot) | Self::Aging)
+    }
+
+    /// Whether the machine is aged for others, and tries nothing.
+    pub(crate) fn is_aging(self) -> bool {
+        matches!(self, Self::Aging | Self::Older(_))
+    }
 }
 
 /// One thing a trial does; the next begins when it is done.
@@ -50,15 +68,15 @@ pub(super) enum Op {
 }
 
 /// All that a trial does after its probe has answered.
-pub(super) fn script(plan: &Plan, trial: &Trial, origin: Origin) -> Vec<Op> {
+pub(super) fn script(plan: &Plan, trial: &Trial, purpose: Purpose) -> Vec<Op> {
     let phases = plan.pipeline.phases;
     let mut ops = Vec::new();
-    if trial.number == 0 {
+    if purpose.is_aging() {
         // First, so that all later logins show that they work.
         ops.push(Op::Rekey);
     }
-    match origin {
-        Origin::Boot => {
+    match purpose {
+        Purpose::Trial(Start::Boot) | Purpose::Aging => {
             let uptime = plan.pipeline.aging.uptime;
             // The wear comes first: beside the load it would take many times as long.
             let wear = Op::Run(Phase::Age, (uptime / 4).min(Duration::from_secs(30)));
@@ -72,10 +90,10 @@ pub(super) fn script(plan: &Plan, trial: &Trial, origin: Origin) -> Vec<Op> {
                 Op::Vitals,
             ]);
         }
-        Origin::Older(more) => ops.extend([Op::Run(Phase::Age, more), Op::Vitals]),
-        Origin::Fork => {}
+        Purpose::Older(more) => ops.extend([Op::Run(Phase::Age, more), Op::Vitals]),
+        Purpose::Trial(Start::Fork) => {}
     }
-    if trial.number == 0 {
+    if purpose.is_aging() {
         return ops;
     }
     // In all arms alike, so that a module that is there is no difference between them.
@@ -139,7 +157,7 @@ mod tests {
         let plan = plan();
         let trial = Trial::new(1, arm, patches.to_vec(), 1);
         let fixed = plan.pipeline.phases.baseline + trial.jitter;
-        let all = script(&plan, &trial, Origin::Fork);
+        let all = script(&plan, &trial, Purpose::Trial(Start::Fork));
         all.into_iter()
             .filter(|op| !matches!(op, Op::Upload(_)) && *op != Op::Run(Phase::Baseline, fixed))
             .collect()
@@ -183,19 +201,19 @@ mod tests {
     #[test]
     fn every_trial_counts() {
         let plan = plan();
-        for trial in plan.trials.iter().filter(|t| t.number > 0) {
-            let ops = script(&plan, trial, Origin::Fork);
+        for trial in &plan.trials {
+            let ops = script(&plan, trial, Purpose::Trial(Start::Fork));
             assert_eq!(ops.iter().filter(|op| **op == Op::Count).count(), 1, "{trial:?}");
         }
     }
 
     #[test]
-    fn trial_0_only_grows_old() {
+    fn a_machine_that_is_aged_only_grows_old() {
         let plan = plan();
         let trial = Trial::new(0, Arm::Control, Vec::new(), 1);
         let more = Duration::from_secs(9);
         let older = [Op::Rekey, Op::Run(Phase::Age, more), Op::Vitals];
-        assert_eq!(script(&plan, &trial, Origin::Older(more)), older);
-        assert_eq!(script(&plan, &trial, Origin::Boot).len(), 8);
+        assert_eq!(script(&plan, &trial, Purpose::Older(more)), older);
+        assert_eq!(script(&plan, &trial, Purpose::Aging).len(), 8);
     }
 }

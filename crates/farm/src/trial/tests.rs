@@ -10,7 +10,7 @@ mod old;
 mod silence;
 mod standing;
 
-use klpfarm_model::{Arm, Detector, FindingKind};
+use klpfarm_model::{Arm, Detector, FindingKind, Start};
 use klpfarm_stress::wire::{BlockedTask, FromGuest};
 use klpfarm_vm::{Output, QmpEvent};
 
@@ -330,7 +330,8 @@ fn phases_of_no_length_do_not_wait_for_a_tick() {
     plan.pipeline.phases.settle = Duration::ZERO;
     plan.pipeline.phases.baseline = Duration::ZERO;
     let trial = Trial { jitter: Duration::ZERO, ..Trial::new(1, Arm::Loaded, vec![0], 1) };
-    let mut dispatcher = Dispatcher::new(Arc::new(plan), trial, Origin::Fork, Secret::new([9; 16]));
+    let mut dispatcher =
+        Dispatcher::new(Arc::new(plan), trial, Purpose::Trial(Start::Fork), Secret::new([9; 16]));
     let mut fake = Fake::new(Arm::Loaded, Faults { forked: true, ..Faults::default() });
     let mut queue = VecDeque::from([Input::Started(Ok(70))]);
     let mut applied = false;

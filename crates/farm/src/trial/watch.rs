@@ -7,8 +7,7 @@ use klpfarm_stress::wire::{FromGuest, UNAVAILABLE};
 use klpfarm_vm::{Output, QmpEvent};
 
 use super::{
-    Action, Collect, Collected, Dispatcher, ENDING, LOGIN_EVERY, Loss, Origin, QUIET, RATES_EVERY, SSH_PORT,
-    Step,
+    Action, Collect, Collected, Dispatcher, ENDING, LOGIN_EVERY, Loss, QUIET, RATES_EVERY, SSH_PORT, Step,
 };
 use crate::detect::blame;
 use crate::detect::cpus::Circle;
@@ -90,7 +89,7 @@ impl Dispatcher {
         self.report(now, bodies);
         match message {
             FromGuest::Hello { release, taint, .. } if self.step == Step::Hello => {
-                let forked = self.origin != Origin::Boot;
+                let forked = !self.purpose.boots();
                 let (fork_ms, ssh_ms) =
                     (forked.then_some(self.started_ms), (!forked).then_some(self.started_ms));
                 self.emit(Body::MachineReady { release: release.clone(), ssh_ms, fork_ms, taint });
@@ -109,7 +108,7 @@ impl Dispatcher {
                 return;
             }
         }
-        if self.origin == Origin::Boot { self.next_op(now) } else { self.refresh(now) }
+        if self.purpose.boots() { self.next_op(now) } else { self.refresh(now) }
     }
 
     pub(super) fn reply(&mut self, now: Duration, id: u64, code: i32, out: &str) {

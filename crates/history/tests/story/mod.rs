@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use klpfarm_model::event::{Measured, WorkloadMeasure};
 use klpfarm_model::{
-    Accel, Arm, Body, Event, Finding, FindingKind, ImageFacts, ObservedKind, Patch, Phase, Pipeline, Plan,
-    Resolved, Scope, Source, TierRule, TrialEnd, Turn,
+    Accel, Arm, Body, Event, Finding, FindingKind, ImageFacts, Mode, ObservedKind, Patch, Phase, Pipeline,
+    Plan, Resolved, Scope, Source, TierRule, TrialEnd, Turn,
 };
 use klpfarm_report::Run;
 
@@ -49,13 +49,14 @@ impl Story {
             patches: vec![0],
             checkpoint: None,
         };
-        let turns = if more.is_empty() { Vec::new() } else { images.iter().map(turn).collect() };
+        let mode =
+            if more.is_empty() { Mode::Single } else { Mode::Rotation(images.iter().map(turn).collect()) };
         let pipeline = Pipeline::parse(Path::new("gate.yaml"), &text).unwrap();
         let rule = TierRule::new(0.5, 0.6, Duration::from_secs(30), vec![Arm::Loaded, Arm::Control]);
         let resolved = Resolved {
             patches: vec![Patch { name: patch.into(), vermagic: "6.1 SMP".into(), ..Patch::default() }],
             jobs: 2,
-            turns,
+            mode,
             ..Resolved::new(facts(images[0]), rule)
         };
         let plan = Plan::new(&pipeline, resolved).unwrap();

@@ -2,17 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::near::{FEWEST, Margin, NEAREST};
-use super::{CONTROLS, ENOUGH_CPU, LOADED, LeftOut, PATCHED, usable};
-use crate::judge::TrialRecord;
+use super::change::PATCHED;
+use super::near::{FEWEST, Gap, Margin, NEAREST};
+use super::{CONTROLS, ENOUGH_CPU, LOADED, LeftOut, usable};
+use crate::judge::record::TrialRecord;
 use crate::{Arm, Plan, counted};
-
-/// Something that was not compared in a trial.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Gap {
-    pub(super) what: String,
-    pub(super) why: &'static str,
-}
 
 /// Trials of one kind.
 #[derive(Default)]

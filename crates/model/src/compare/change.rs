@@ -8,8 +8,17 @@ use super::latency::{self, Op, Slept, Table};
 use super::resources::{self, Leak};
 use super::threads::{self, Fallen};
 use super::{LEAST, rates};
+use crate::Arm;
 use crate::event::{Measured, Resources, WorkloadMeasure};
 use crate::pipeline::Limits;
+
+/// Patched arms whose soak is that of the control arm in all but the patch.
+pub(crate) const PATCHED: [Arm; 2] = [Arm::Loaded, Arm::Stack];
+
+/// Whether trials of this arm are compared.
+pub(crate) fn is_compared(arm: Arm) -> bool {
+    arm == Arm::Control || PATCHED.contains(&arm)
+}
 
 /// Names of workloads and operations: the same few in every trial, kept once.
 #[derive(Debug, Default)]

@@ -3,8 +3,14 @@
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 
-use super::blind::Gap;
 use super::change::Change;
+
+/// Something that was not compared in a trial.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Gap {
+    pub(super) what: String,
+    pub(super) why: &'static str,
+}
 
 /// Control trials that a trial is compared with, at most: those whose numbers are nearest, before and after it.
 pub(super) const NEAREST: usize = 20;

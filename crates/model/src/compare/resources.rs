@@ -59,7 +59,7 @@ pub(super) const RESOURCES: [Resource; 7] = [
 ];
 
 /// Their names, in order.
-pub(super) const NAMES: [&str; 7] = {
+pub(crate) const NAMES: [&str; 7] = {
     let mut names = [""; 7];
     let mut i = 0;
     while i < names.len() {

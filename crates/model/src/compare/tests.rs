@@ -7,6 +7,7 @@ mod null;
 
 mod story;
 
+use super::change::{Basis, Names};
 use super::near::Margin;
 use super::*;
 use crate::event::{LatencyMeasure, Measured, Resources, TrialEnd, WorkloadMeasure};

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::{checkpoints, in_place};
-use crate::event::{Body, Event, Scope, TrialEnd};
+use crate::event::{AGED, Body, Event, Scope, TrialEnd};
 use crate::{Arm, Finding, Phase, Plan, Trial};
 
 /// What is wrong with the journal, in its order.
@@ -197,10 +197,12 @@ impl Reading<'_> {
 
     fn of_trial(&mut self, event: &Event, scope: Scope) {
         let number = scope.trial;
-        let plain = in_place(self.plan, number).filter(|_| self.plan.turns.is_empty());
+        let plain = in_place(self.plan, number).filter(|_| !self.plan.mode.is_rotation());
         let Some(trial) = plain.map(Cow::Borrowed).or_else(|| self.plan.trial(number)) else {
             let text = match number {
-                0 => "is of trial 0, the machine that is aged, of which a journal has no events".to_owned(),
+                AGED => {
+                    "is of trial 0, the machine that is aged, of which a journal has no events".to_owned()
+                }
                 n => format!("is of trial {n}, which the plan does not have"),
             };
             return self.say(event, "number", format!("`{}` {text}", word(event)));
@@ -262,7 +264,7 @@ impl Reading<'_> {
         match &event.body {
             Body::TrialStarted => {
                 state.started = true;
-                let own = match self.plan.turns.get(trial.turn) {
+                let own = match self.plan.mode.turns().get(trial.turn) {
                     Some(turn) => turn.checkpoint.as_ref(),
                     None => self.plan.checkpoint.as_ref(),
                 };

@@ -345,9 +345,9 @@ fn a_plan_that_contradicts_itself() {
     assert_eq!(image, ["plan.json: image: is c, and the first turn's is a"]);
     assert_eq!(
         said_of(Kind::Round, |p| p.pipeline.rotation = None),
-        ["plan.json: turns: are there only where the pipeline has a rotation, and where it has one"]
+        ["plan.json: mode: is a rotation only where the pipeline has one, and where it has one"]
     );
-    assert_eq!(said_of(Kind::Round, |p| p.turns[1].patches.push(7)).len(), 1);
+    assert_eq!(said_of(Kind::Round, |p| p.mode.turns_mut()[1].patches.push(7)).len(), 1);
 }
 
 /// A patched trial names a control trial; of a pair that is planned to spare, each names the other.

@@ -3,13 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use super::fold::Fold;
-use super::outcome::{Defect, Mark, Outcomes, before_apply};
-use super::record::Record;
+use super::outcome::{Defect, Mark, Outcomes};
+use super::record::{Record, Seen, before_apply};
 use super::sets::Set;
-use super::{Seen, TrialRecord};
-use crate::event::TrialEnd;
+use crate::compare::change;
 use crate::verdict::{Attribution, Hits, WaitFor, WaitGroup};
-use crate::{Arm, Finding, Phase, Plan, Rank, Trial, cause, compare, stats};
+use crate::{Arm, Finding, Plan, Rank, Trial, cause, stats};
 
 /// Findings that share a cause.
 pub(super) struct Item {
@@ -149,7 +148,7 @@ impl Case<'_> {
         let arms = hits(self.plan, self.outcomes, &hit, |t| Some(t.arm));
         // What only a comparison shows is looked for in some arms only.
         let compared: &[Arm] = match lead.kind.rules().rank {
-            Rank::Compared => &compare::PATCHED,
+            Rank::Compared => &change::PATCHED,
             _ => &[Arm::Loaded, Arm::Quiescent, Arm::Reapply, Arm::Stack],
         };
         let patches = hits(self.plan, self.outcomes, &hit, |t| {
@@ -279,16 +278,4 @@ fn same_cause(a: &Finding, b: &Finding) -> bool {
     let (rank_a, rank_b) = (a.kind.rules().rank, b.kind.rules().rank);
     let alike = rank_a == rank_b || (rank_a.stands_still() && rank_b.stands_still());
     a.title == b.title || (alike && a.function.is_some() && a.function == b.function)
-}
-
-/// Trials whose phases can be compared: what a finding stopped is slow for a reason that is known already. What was found only when the
-/// patch was taken back left the soak whole: a leak of descriptors shows there, and keeps the patch from being unloaded.
-pub(crate) fn comparable(trial: &TrialRecord) -> bool {
-    match trial.end {
-        Some(TrialEnd::Completed) => true,
-        Some(TrialEnd::Stopped) => {
-            trial.findings.iter().all(|f| matches!(f.scope.phase, Phase::Revert | Phase::End))
-        }
-        _ => false,
-    }
 }

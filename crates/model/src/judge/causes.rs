@@ -64,6 +64,11 @@ pub(super) fn nothing_found(plan: &Plan, outcomes: &Outcomes, bounds: &[Bound], 
     }
 }
 
+/// Names of patches, by their positions in the plan.
+pub(super) fn names(plan: &Plan, patches: &[usize]) -> Vec<String> {
+    patches.iter().filter_map(|i| plan.patches.get(*i)).map(|p| p.name.clone()).collect()
+}
+
 /// A shipped workload that probably calls a function, by what its name is about.
 pub(super) fn workload_for(function: &str) -> Option<&'static str> {
     const ABOUT: &[(&str, &[&str])] = &[

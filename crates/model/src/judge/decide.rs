@@ -151,7 +151,7 @@ impl Facts<'_> {
             let pairs = set.tally().pairs;
             Why::FailsMoreOften {
                 arm: set.arm,
-                patches: super::names(self.plan, &set.patches),
+                patches: causes::names(self.plan, &set.patches),
                 pairs: pairs.iter().flatten().sum(),
                 failed: pairs[1][0] + pairs[1][1],
                 control_failed: pairs[0][1] + pairs[1][1],
@@ -207,7 +207,7 @@ impl Facts<'_> {
                 }
                 Missing::Clean { counts, patches } => Why::NoneClean {
                     arm,
-                    patches: super::names(self.plan, patches),
+                    patches: causes::names(self.plan, patches),
                     trials: count(counts.counted),
                     tier: self.plan.tier,
                 },
@@ -217,7 +217,7 @@ impl Facts<'_> {
             let tally = set.tally();
             Why::FailedTooOften {
                 arm: set.arm,
-                patches: super::names(self.plan, &set.patches),
+                patches: causes::names(self.plan, &set.patches),
                 failed: tally.failed(),
                 of: tally.failed() + tally.clean(),
                 failure_rate: set.bound(),

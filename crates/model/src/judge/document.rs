@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::attribute::{self, Item};
+use super::causes::names;
 use super::decide;
 use super::fold::Fold;
 use super::outcome::{Mark, Outcomes};
@@ -125,10 +126,6 @@ fn bounds(plan: &Plan, sets: &[&Set]) -> Vec<Bound> {
             }
         })
         .collect()
-}
-
-pub(super) fn names(plan: &Plan, patches: &[usize]) -> Vec<String> {
-    patches.iter().filter_map(|i| plan.patches.get(*i)).map(|p| p.name.clone()).collect()
 }
 
 /// Every trial that was invalidated, lost or repeated.

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::compare::{Basis, Change, Names, is_compared};
+use crate::compare::change::{Basis, Change, Names, is_compared};
 use crate::event::{Body, Event, Measured};
 use crate::pipeline::Limits;
 use crate::{Arm, Phase};

@@ -5,9 +5,10 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-use super::{Seen, TrialRecord};
+use super::record::{Seen, TrialRecord, before_apply};
+use crate::compare::resources;
 use crate::event::TrialEnd;
-use crate::{Arm, Failure, Finding, FindingKind, Phase, compare};
+use crate::{Arm, Failure, Finding, FindingKind};
 
 /// What a trial says in the end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,14 +59,14 @@ impl Class {
     const LEAK: u32 = 5;
 
     /// How many there are.
-    pub(crate) const COUNT: usize = Self::LEAK as usize + compare::RESOURCE_NAMES.len();
+    pub(crate) const COUNT: usize = Self::LEAK as usize + resources::NAMES.len();
 
     fn of(finding: &Finding) -> Self {
         match finding.kind.rules().failure {
             Failure::Hang => Self::HANG,
             Failure::Slow => Self::SLOW,
             Failure::Leak => {
-                let which = compare::RESOURCE_NAMES.iter().position(|name| finding.title.starts_with(name));
+                let which = resources::NAMES.iter().position(|name| finding.title.starts_with(name));
                 Self(1 << (Self::LEAK + which.unwrap_or(0) as u32))
             }
             Failure::Memory => Self::MEMORY,
@@ -314,19 +315,6 @@ impl TrialRecord {
     pub(crate) fn was_in_force(&self, patches: &[&str]) -> bool {
         let applied = patches.iter().all(|name| self.applied.iter().any(|a| **a == **name));
         applied && self.transitions >= patches.len()
-    }
-}
-
-pub(crate) fn before_apply(phase: Phase) -> bool {
-    matches!(phase, Phase::Boot | Phase::Age | Phase::Settle | Phase::Baseline)
-}
-
-/// Whether a trial in this phase runs with its patch, or, of the control arm, in the part that is compared with that.
-pub(crate) fn exposes(arm: Arm, phase: Phase) -> bool {
-    match phase {
-        Phase::Apply | Phase::Transition => arm.patched(),
-        Phase::Soak | Phase::Reach | Phase::Revert => true,
-        Phase::Boot | Phase::Age | Phase::Settle | Phase::Baseline | Phase::End => false,
     }
 }
 

@@ -2,10 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::TrialRecord;
 use super::fold::Fold;
 use super::outcome::Mark;
-use super::record::Facts;
+use super::record::{Facts, TrialRecord};
 use crate::Arm;
 use crate::event::function_name;
 use crate::verdict::Reach;

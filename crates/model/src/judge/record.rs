@@ -5,8 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::outcome::exposes;
-use crate::compare::{Change, Names, is_compared};
+use crate::compare::change::{Change, Names, is_compared};
 use crate::event::{Body, CheckpointFacts, Event, Scope, TrialEnd, Vitals, function_name};
 use crate::verdict::WaitGroup;
 use crate::wait::Waits;
@@ -291,8 +290,7 @@ impl Record {
         match roster.arm(scope.trial) {
             // The plan says which arm a trial is of, whatever an event does.
             Some(arm) => self.take_of_trial(event, Scope { arm, ..scope }, change, roster),
-            // Number 0 is the machine that was aged.
-            None if scope.trial > 0 => {
+            None if !scope.is_aging() => {
                 *self.unknown.entry(scope.trial).or_default() |= keeps(&event.body);
                 Touched::Nobody
             }
@@ -398,5 +396,30 @@ impl Record {
     pub(super) fn is_relevant(&self, facts: &Facts, function: &str) -> bool {
         let is = |path: &String| path == function || function_name(path) == function;
         !self.own_functions_only || facts.functions.keys().any(is)
+    }
+}
+
+pub(crate) fn before_apply(phase: Phase) -> bool {
+    matches!(phase, Phase::Boot | Phase::Age | Phase::Settle | Phase::Baseline)
+}
+
+/// Whether a trial in this phase runs with its patch, or, of the control arm, in the part that is compared with that.
+pub(crate) fn exposes(arm: Arm, phase: Phase) -> bool {
+    match phase {
+        Phase::Apply | Phase::Transition => arm.patched(),
+        Phase::Soak | Phase::Reach | Phase::Revert => true,
+        Phase::Boot | Phase::Age | Phase::Settle | Phase::Baseline | Phase::End => false,
+    }
+}
+
+/// Trials whose phases can be compared: what a finding stopped is slow for a reason that is known already. What was found only when the
+/// patch was taken back left the soak whole: a leak of descriptors shows there, and keeps the patch from being unloaded.
+pub(crate) fn comparable(trial: &TrialRecord) -> bool {
+    match trial.end {
+        Some(TrialEnd::Completed) => true,
+        Some(TrialEnd::Stopped) => {
+            trial.findings.iter().all(|f| matches!(f.scope.phase, Phase::Revert | Phase::End))
+        }
+        _ => false,
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Fold, Judge, Mode};
+use super::{Fold, Judge, Run};
 use crate::{Event, Plan, Trial};
 
 pub(crate) fn is_decided(plan: &Plan, events: &[Event]) -> bool {
@@ -22,10 +22,10 @@ pub(crate) fn next_trial(plan: &Plan, events: &[Event], started: &BTreeSet<u32>)
 impl Judge {
     /// These trials have been started and no others, whatever the journal says: a test may have made it up in another order.
     fn only_started(&mut self, started: &BTreeSet<u32>) {
-        match &mut self.mode {
-            Mode::Single(fold) => fold.only_started(started),
-            Mode::Apart(apart) => apart.each(|fold| fold.only_started(started)),
-            Mode::Rotation(_) => started.iter().for_each(|trial| self.start(*trial)),
+        match &mut self.run {
+            Run::Single(fold) => fold.only_started(started),
+            Run::Independent(patches) => patches.each(|fold| fold.only_started(started)),
+            Run::Rotation(_) => started.iter().for_each(|trial| self.start(*trial)),
         }
     }
 }

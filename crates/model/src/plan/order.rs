@@ -42,10 +42,10 @@ pub(super) fn counts(
     rule: &TierRule,
     stacked: usize,
     trials: Option<u32>,
-    (needed, apart): (u32, bool),
+    (needed, independent): (u32, bool),
 ) -> Vec<Count> {
     let spare = (needed / 10).max(2);
-    let pairs = |rate: f64| if apart { 0 } else { most_pairs(rate) };
+    let pairs = |rate: f64| if independent { 0 } else { most_pairs(rate) };
     [Arm::Loaded, Arm::Control, Arm::Quiescent, Arm::Reapply, Arm::Stack]
         .into_iter()
         .map(|arm| match arm {
@@ -53,13 +53,13 @@ pub(super) fn counts(
             Arm::Loaded | Arm::Stack => {
                 let most = trials.or(pipeline.arms.of(arm));
                 // Patches that share control trials have no pairs of their own to spare.
-                let spare = if apart { 2 * spare + needed } else { spare };
+                let spare = if independent { 2 * spare + needed } else { spare };
                 let all = most.unwrap_or(u32::MAX).min(needed + spare);
                 let pairs = most.map_or(u32::MAX, |most| most - all).min(pairs(rule.max_failure_rate));
                 Count { arm, due: needed.min(all), all, pairs }
             }
             Arm::Control => {
-                let due = if apart { pipeline.arms.control } else { controls_due(pipeline, needed) };
+                let due = if independent { pipeline.arms.control } else { controls_due(pipeline, needed) };
                 Count { arm, due, all: if due == 0 { 0 } else { due + spare }, pairs: 0 }
             }
             Arm::Quiescent | Arm::Reapply => {

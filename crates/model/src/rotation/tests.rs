@@ -1,4 +1,5 @@
 use std::path::Path;
+use std::time::Duration;
 
 use super::*;
 use crate::{Patch, Phase, Resolved, Scope, TierRule, TrialEnd};
@@ -36,7 +37,7 @@ fn plan(more: &str, patches: &[(&str, &str)]) -> Result<Plan, String> {
         patches: patches.iter().map(patch).collect(),
         jobs: 2,
         seed: 7,
-        turns: turns.collect(),
+        mode: Mode::Rotation(turns.collect()),
         ..Resolved::new(
             image("old"),
             TierRule::new(0.7, 0.6, Duration::from_secs(30), vec![Arm::Loaded, Arm::Control]),
@@ -48,11 +49,11 @@ fn plan(more: &str, patches: &[(&str, &str)]) -> Result<Plan, String> {
 #[test]
 fn a_candidate_goes_to_the_image_that_has_its_kernel() {
     let plan = plan(TWO, &[("x", "5.10"), ("x", "6.12")]).unwrap();
-    let names: Vec<String> = plan.turns.iter().map(Turn::name).collect();
+    let names: Vec<String> = plan.mode.turns().iter().map(Turn::name).collect();
     assert_eq!(names, ["old/files", "new/files", "old/memory", "new/memory"]);
-    assert_eq!(plan.turns.iter().map(|t| t.patches.clone()).collect::<Vec<_>>(), [[0], [1], [0], [1]]);
+    assert_eq!(plan.mode.turns().iter().map(|t| t.patches.clone()).collect::<Vec<_>>(), [[0], [1], [0], [1]]);
     for trial in &plan.trials {
-        let fits = trial.arm == Arm::Control || trial.patches == plan.turns[trial.turn].patches;
+        let fits = trial.arm == Arm::Control || trial.patches == plan.mode.turns()[trial.turn].patches;
         assert!(fits, "{trial:?}");
     }
     assert_eq!(
@@ -131,7 +132,7 @@ fn each_turn_is_judged_by_its_own_trials() {
             add(scope(Phase::Transition), Body::TransitionDone { took_ms: 2, per_task: true });
         }
         add(scope(Phase::Reach), calls);
-        let bad = trial.arm == Arm::Loaded && plan.turns[trial.turn].name() == "new/memory";
+        let bad = trial.arm == Arm::Loaded && plan.mode.turns()[trial.turn].name() == "new/memory";
         if bad {
             let finding = crate::Finding {
                 kind: crate::ObservedKind::HangConfirmed.into(),

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use klpfarm_model::event::{CheckpointFacts, Vitals};
 use klpfarm_model::{
-    Accel, Arm, Body, Detector, Event, Finding, FindingKind, ImageFacts, Noted, ObservedKind, Patch, Phase,
-    Pipeline, Plan, Resolved, Scope, Source, TierRule, TrialEnd, Turn, Wait, Waits,
+    Accel, Arm, Body, Detector, Event, Finding, FindingKind, ImageFacts, Mode, Noted, ObservedKind, Patch,
+    Phase, Pipeline, Plan, Resolved, Scope, Source, TierRule, TrialEnd, Turn, Wait, Waits,
 };
 
 /// Function that every made-up patch replaces, as sysfs names it.
@@ -59,7 +59,7 @@ impl Run {
         let resolved = Resolved {
             patches: patches.iter().map(candidate).collect(),
             jobs: 3,
-            turns: if rounds { images.iter().map(turn).collect() } else { Vec::new() },
+            mode: if rounds { Mode::Rotation(images.iter().map(turn).collect()) } else { Mode::Single },
             ..Resolved::new(images[0].clone(), rule)
         };
         let plan = Plan::new(&pipeline, resolved).unwrap();

@@ -57,7 +57,7 @@ fn a_report_that_is_being_printed_is_waited_for() {
 fn a_trial_that_is_ended_from_outside_tells_what_it_has_heard() {
     let plan = plan();
     let trial = plan.trials.iter().find(|t| t.arm == Arm::Loaded).unwrap().clone();
-    let mut dispatcher = Dispatcher::new(plan, trial, Origin::Fork, Secret::new([9; 16]));
+    let mut dispatcher = Dispatcher::new(plan, trial, Purpose::Trial(Start::Fork), Secret::new([9; 16]));
     let now = Duration::from_secs(1);
     dispatcher.handle(now, Input::Started(Ok(70)));
     dispatcher.handle(now, Input::Output(console(HUNG)));

@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
+use klpfarm_model::event::AGED;
 use klpfarm_model::{
-    Accel, Arm, Event, FindingKind, ImageFacts, Patch, Pipeline, Resolved, Scope, TierRule, Workload,
+    Accel, Arm, Event, FindingKind, ImageFacts, Patch, Pipeline, Resolved, Scope, Start, TierRule, Workload,
     consistency,
 };
 use klpfarm_stress::wire::{BlockedTask, FromGuest, Thread, ThreadProgress};
@@ -203,13 +204,17 @@ pub(super) fn tell(arm: Arm, faults: Faults) -> Told {
 
 /// What is told of a machine that only grows old.
 pub(super) fn tell_of_aging(faults: Faults) -> Told {
-    tell_of(plan(), Trial::new(0, Arm::Control, Vec::new(), 0), faults)
+    tell_for(plan(), Trial::new(AGED, Arm::Control, Vec::new(), 0), Purpose::Aging, faults)
 }
 
 pub(super) fn tell_of(plan: Arc<Plan>, trial: Trial, faults: Faults) -> Told {
+    let purpose = Purpose::Trial(if faults.forked { Start::Fork } else { Start::Boot });
+    tell_for(plan, trial, purpose, faults)
+}
+
+fn tell_for(plan: Arc<Plan>, trial: Trial, purpose: Purpose, faults: Faults) -> Told {
     let arm = trial.arm;
-    let origin = if faults.forked { Origin::Fork } else { Origin::Boot };
-    let mut dispatcher = Dispatcher::new(Arc::clone(&plan), trial.clone(), origin, Secret::new([9; 16]));
+    let mut dispatcher = Dispatcher::new(Arc::clone(&plan), trial.clone(), purpose, Secret::new([9; 16]));
     let mut fake = Fake::new(arm, faults);
     let mut bodies = Vec::new();
     let mut queue = VecDeque::from([Input::Started(Ok(70))]);

@@ -14,8 +14,12 @@ fn what_was_printed_before_applying_belongs_to_that_phase() {
     let plan = plan();
     let trial = plan.trials.iter().find(|t| t.arm == Arm::Loaded).unwrap().clone();
     let told_of = |before: bool, cut: usize| {
-        let mut dispatcher =
-            Dispatcher::new(Arc::clone(&plan), trial.clone(), Origin::Fork, Secret::new([9; 16]));
+        let mut dispatcher = Dispatcher::new(
+            Arc::clone(&plan),
+            trial.clone(),
+            Purpose::Trial(Start::Fork),
+            Secret::new([9; 16]),
+        );
         let mut fake = Fake::new(Arm::Loaded, Faults { forked: true, ..Faults::default() });
         let mut queue = VecDeque::from([Input::Started(Ok(70))]);
         let mut found = None;
@@ -109,8 +113,12 @@ fn ids_are_not_guessed() {
     let plan = plan();
     let trial = Trial::new(1, Arm::Loaded, vec![0], 1);
     let ids = |nonce| {
-        let mut dispatcher =
-            Dispatcher::new(Arc::clone(&plan), trial.clone(), Origin::Fork, Secret::new([nonce; 16]));
+        let mut dispatcher = Dispatcher::new(
+            Arc::clone(&plan),
+            trial.clone(),
+            Purpose::Trial(Start::Fork),
+            Secret::new([nonce; 16]),
+        );
         let mut fake = Fake::new(Arm::Loaded, Faults { forked: true, ..Faults::default() });
         let mut queue = VecDeque::from([Input::Started(Ok(70))]);
         let mut ids = Vec::new();
@@ -138,7 +146,7 @@ fn ids_are_not_guessed() {
 fn an_answer_to_no_question_starts_no_load() {
     let reply = |id| Input::Output(Output::Probe(FromGuest::Reply { id, code: 0, out: String::new() }));
     let trial = Trial::new(1, Arm::Loaded, vec![0], 1);
-    let mut dispatcher = Dispatcher::new(plan(), trial, Origin::Boot, Secret::new([9; 16]));
+    let mut dispatcher = Dispatcher::new(plan(), trial, Purpose::Trial(Start::Boot), Secret::new([9; 16]));
     dispatcher.start_load(Duration::ZERO, false);
     let actions = dispatcher.handle(Duration::ZERO, Input::Tick);
     let id = actions.iter().find_map(|a| match a {

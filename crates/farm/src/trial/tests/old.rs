@@ -50,8 +50,12 @@ fn a_stall_whose_frames_are_all_doubted_is_told_by_the_registers() {
     let mut trial = plan.trials.iter().find(|t| t.arm == Arm::Loaded).unwrap().clone();
     trial.patches = vec![0];
     let stall = |looks: u64| {
-        let mut dispatcher =
-            Dispatcher::new(Arc::clone(&plan), trial.clone(), Origin::Fork, Secret::new([9; 16]));
+        let mut dispatcher = Dispatcher::new(
+            Arc::clone(&plan),
+            trial.clone(),
+            Purpose::Trial(Start::Fork),
+            Secret::new([9; 16]),
+        );
         dispatcher.know(0, Code::of(&[("klp_new_madvise", 0x20, 0x80)]));
         dispatcher.cpus.modules("x 16384 1 - Live 0xffffffffa0000000 (OEK)\n");
         dispatcher.phase = Phase::Soak;

@@ -3,9 +3,11 @@
 use std::path::Path;
 use std::time::Duration;
 
+use crate::ImageFacts;
+use crate::compare::change::{Basis, Names};
 use crate::compare::*;
 use crate::event::{LatencyMeasure, Measured, TrialEnd, WorkloadMeasure};
-use crate::plan::{ImageFacts, Resolved};
+use crate::plan::Resolved;
 use crate::{FindingKind, Patch, Pipeline, TierRule, Trial, Workload};
 
 /// What one workload does in a phase.

@@ -7,8 +7,8 @@ use std::time::Duration;
 use super::super::{checkpoints, consistency};
 use crate::event::{Body, CheckpointFacts, Scope, TrialEnd, Vitals};
 use crate::{
-    Accel, Arm, Event, Finding, ImageFacts, ObservedKind, Patch, Phase, Pipeline, Plan, Resolved, Source,
-    Start, TierRule, Turn,
+    Accel, Arm, Event, Finding, ImageFacts, Mode, ObservedKind, Patch, Phase, Pipeline, Plan, Resolved,
+    Source, Start, TierRule, Turn,
 };
 
 /// What a plan of these tests is made for.
@@ -48,7 +48,7 @@ pub(super) fn plan(kind: Kind) -> Plan {
             Kind::Stacked => vec![patch("x", "6.1"), patch("y", "6.1")],
             Kind::Round => vec![patch("x", "6.1-a"), patch("y", "6.1-b")],
         },
-        turns: if kind == Kind::Round { vec![turn("a"), turn("b")] } else { Vec::new() },
+        mode: if kind == Kind::Round { Mode::Rotation(vec![turn("a"), turn("b")]) } else { Mode::Single },
         start: if kind == Kind::Booted { Start::Boot } else { Start::Fork },
         ..Resolved::new(image("a"), rule)
     };
@@ -56,7 +56,11 @@ pub(super) fn plan(kind: Kind) -> Plan {
     if plan.start == Start::Fork {
         plan.checkpoint = Some("a-1".into());
     }
-    plan.turns.iter_mut().zip(["a-1", "b-1"]).for_each(|(turn, id)| turn.checkpoint = Some(id.into()));
+    plan.mode
+        .turns_mut()
+        .iter_mut()
+        .zip(["a-1", "b-1"])
+        .for_each(|(turn, id)| turn.checkpoint = Some(id.into()));
     plan
 }
 

@@ -394,9 +394,9 @@ proptest! {
     }
 }
 
-/// Patches apart: what the run says, and which trial is next.
-fn apart_plan(chance: &mut Chance) -> Plan {
-    let with = Resolved { apart: true, ..resolved(&["x", "y", "z"]) };
+/// Independent patches: what the run says, and which trial is next.
+fn independent_plan(chance: &mut Chance) -> Plan {
+    let with = Resolved { mode: crate::Mode::Independent, ..resolved(&["x", "y", "z"]) };
     let controls = 2 + (chance.share() * 5.0) as u32;
     try_plan(&format!("arms: {{quiescent: 1, control: {controls}, reapply: 1}}\n"), with).unwrap()
 }
@@ -415,7 +415,7 @@ fn rotation_plan() -> Plan {
         patches: Vec::new(),
     };
     let turns = pipeline.rotation.as_ref().unwrap().turns(&pipeline).into_iter().map(turn).collect();
-    Plan::new(&pipeline, Resolved { turns, ..with }).unwrap()
+    Plan::new(&pipeline, Resolved { mode: crate::Mode::Rotation(turns), ..with }).unwrap()
 }
 
 proptest! {
@@ -425,7 +425,7 @@ proptest! {
     /// its journal up to there knows.
     #[test]
     fn all_modes_are_judged_as_from_scratch(seed in any::<u64>(), round in any::<bool>()) {
-        let plan = if round { rotation_plan() } else { apart_plan(&mut Chance::new(seed)) };
+        let plan = if round { rotation_plan() } else { independent_plan(&mut Chance::new(seed)) };
         let mut maker = Maker::new(plan.clone(), seed);
         let mut judge = Judge::new(&plan);
         let (mut taken, mut started) = (0, 0);
@@ -460,8 +460,8 @@ proptest! {
                 prop_assert_eq!(number(judge.next_trial()), number(other.next_trial()));
                 for patch in 0..plan.patches.len() {
                     prop_assert_eq!(
-                        crate::judge_apart(&plan, &maker.events, patch),
-                        crate::judge_apart(&plan, &counts, patch)
+                        crate::judge_independent(&plan, &maker.events, patch),
+                        crate::judge_independent(&plan, &counts, patch)
                     );
                 }
             }

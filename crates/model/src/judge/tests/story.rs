@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
+use crate::ImageFacts;
 use crate::event::Scope;
 use crate::judge::*;
-use crate::plan::{ImageFacts, Resolved};
+use crate::plan::Resolved;
 use crate::verdict::Cause;
 use crate::{Finding, FindingKind, ObservedKind, Patch, Phase, Pipeline, Source, TierRule, TrialEnd};
 

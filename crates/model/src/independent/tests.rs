@@ -30,7 +30,7 @@ fn plan() -> Plan {
         TierRule::new(0.26, 0.95, Duration::from_secs(1), vec![Arm::Loaded, Arm::Control, Arm::Reapply]);
     let with = Resolved {
         patches: examples().iter().map(patch).collect(),
-        apart: true,
+        mode: Mode::Independent,
         ..Resolved::new(
             ImageFacts { name: "i".into(), hash: String::new(), release: Some("6.1".into()) },
             rule,
@@ -144,5 +144,5 @@ fn a_control_that_fails_accuses_nobody() {
     events.insert(place, Event { seq: 0, at_ms: 0, scope, body });
     let rows = score(&plan, &events, &examples());
     assert_eq!(rows[4].score, Score::Undecided, "{:?}", rows[4]);
-    assert_eq!(judge_apart(&plan, &events, 0).verdict, Outcome::Rejected);
+    assert_eq!(judge_independent(&plan, &events, 0).verdict, Outcome::Rejected);
 }

@@ -3,10 +3,11 @@
 
 use std::sync::Arc;
 
-use crate::compare::Change;
+use crate::compare::change::Change;
 use crate::event::{Body, Event};
-use crate::judge::{Fold, Measures};
-use crate::{Arm, Plan, Trial, Verdict};
+use crate::judge::fold::Fold;
+use crate::judge::measures::Measures;
+use crate::{Arm, Mode, Plan, Trial, Verdict};
 
 /// Control trials that run before anything else: the first findings can be attributed at once.
 const FIRST_CONTROLS: usize = 2;
@@ -21,7 +22,7 @@ const LOADED_BEFORE_REAPPLY: usize = 2;
 /// Judges one patch: by the part of the plan and of the journal that is about it.
 fn part(plan: &Plan, patch: usize) -> Fold {
     let mut own = plan.clone();
-    own.apart = false;
+    own.mode = Mode::Single;
     own.patches = plan.patches.get(patch).cloned().into_iter().collect();
     own.trials.retain(|t| t.arm == Arm::Control || t.patches == [patch]);
     for trial in own.trials.iter_mut().filter(|t| t.arm != Arm::Control) {
@@ -45,7 +46,7 @@ fn is_about(fold: &Fold, event: &Event) -> bool {
 }
 
 /// What the run says of one patch, by its position in the plan.
-pub fn judge_apart(plan: &Plan, events: &[Event], patch: usize) -> Verdict {
+pub fn judge_independent(plan: &Plan, events: &[Event], patch: usize) -> Verdict {
     judge_with(plan, events, patch, |_| true)
 }
 
@@ -73,7 +74,7 @@ pub(crate) fn judge_with(
 
 /// Follows a run of patches that have nothing to do with each other.
 #[derive(Debug)]
-pub(crate) struct Apart {
+pub(crate) struct Independent {
     plan: Plan,
     /// All trials together.
     whole: Fold,
@@ -83,7 +84,7 @@ pub(crate) struct Apart {
     spoilt: usize,
 }
 
-impl Apart {
+impl Independent {
     pub(crate) fn new(plan: &Plan) -> Self {
         let parts = (0..plan.patches.len()).map(|patch| part(plan, patch)).collect();
         Self { plan: plan.clone(), whole: Fold::new(plan.clone()), parts, spoilt: 0 }
