@@ -65,10 +65,11 @@ impl Store {
         let known = |name: &str| name == BACKGROUND || shipped.iter().any(|w| w.name == name);
         let entries = std::fs::read_dir(&self.dir).into_iter().flatten().flatten().map(|e| e.path());
         let own = entries.filter(|p| name_of(p).is_some_and(|name| name != "kernel" && !known(&name)));
-        for file in own {
-            let read = std::fs::read(&file).ok().and_then(|bytes| readable(Record::of_bytes(&bytes, wanted)));
-            records.extend(read);
-        }
+        let read = |file: PathBuf| readable(Record::of_bytes(&std::fs::read(file).ok()?, wanted));
+        let mut own: Vec<Record> = own.filter_map(read).collect();
+        own.sort_by_key(|r| (r.workload.clone(), METHODS.iter().position(|m| *m == r.method)));
+        own.dedup_by(|next, kept| next.workload == kept.workload);
+        records.extend(own);
         (records, missing)
     }
 
