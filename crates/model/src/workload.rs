@@ -77,11 +77,16 @@ impl Workload {
     /// The first thing wrong, with its place.
     pub fn parse(file: &Path, text: &str) -> Result<Self, YamlError> {
         let workload: Self = yaml::parse(file, text)?;
-        let problem = |field: &str, message: String| YamlError {
-            file: file.to_owned(),
-            at: yaml::line_of(text, &field.split('.').collect::<Vec<_>>()).map(|line| (line, 1)),
-            field: field.to_owned(),
-            message,
+        let problem = |field: &str, message: String| {
+            // Within braces on one line, only what holds the field has a line of its own.
+            let path: Vec<&str> = field.split('.').collect();
+            let line = (1..=path.len()).rev().find_map(|n| yaml::line_of(text, &path[..n]));
+            YamlError {
+                file: file.to_owned(),
+                at: line.map(|line| (line, 1)),
+                field: field.to_owned(),
+                message,
+            }
         };
         if !is_name(&workload.name) {
             let message =
