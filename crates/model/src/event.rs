@@ -154,7 +154,7 @@ pub enum Body {
     },
     /// Something is wrong.
     Finding(Box<Finding>),
-    /// Tasks that do not get on, or that the patch concerns, when evidence was gathered.
+    /// Tasks that make no progress, or that the patch concerns, when evidence was gathered.
     Waits(Box<Waits>),
     /// Threads or tasks of an earlier finding made progress again while the trial still listened: the stall was not a hang.
     StallEnded {

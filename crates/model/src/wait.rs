@@ -1,4 +1,4 @@
-//! Tasks that do not get on, as the journal keeps them: raw enough that what is made of them can be made again.
+//! Tasks that make no progress, as the journal keeps them: raw enough that what is made of them can be made again.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

@@ -58,7 +58,7 @@ pub(crate) struct Health {
     /// A hard one was reported.
     pub(super) hard: bool,
     pub(super) stopped: bool,
-    /// The latest tasks that do not get on, described.
+    /// The latest tasks that make no progress, described.
     pub(super) last_blocked: String,
     /// Who has not gone on lately.
     pub(super) waiting: Waiting,
@@ -107,7 +107,7 @@ impl Health {
         }
     }
 
-    /// The latest tasks that do not get on.
+    /// The latest tasks that make no progress.
     pub(crate) fn last_blocked(&self) -> &str {
         &self.last_blocked
     }

@@ -1,4 +1,4 @@
-//! Tasks that do not get on, in words: where they wait, what they are called. Pure.
+//! Tasks that make no progress, in words: where they wait, what they are called. Pure.
 
 use klpfarm_model::{Frame, counted};
 use klpfarm_stress::wire::BlockedTask;

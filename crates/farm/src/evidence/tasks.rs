@@ -137,7 +137,7 @@ pub(super) fn stragglers(tasks: &[Task], wanted: u8) -> String {
     tasks.iter().filter(|t| t.is_straggler(wanted)).map(Task::text).collect()
 }
 
-/// All tasks for people, what matters most first; each stands once. `concerned` are processes that do not get on.
+/// All tasks for people, what matters most first; each stands once. `concerned` are processes that make no progress.
 pub(super) fn stacks(tasks: &[Task], patches: &[String], concerned: &[u32]) -> String {
     const HEADINGS: [&str; 4] = [
         "with code of the patch on the stack",

@@ -107,11 +107,11 @@ pub(crate) const CHUNK: u64 = 96 << 10;
 /// Which evidence to gather.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Collect {
-    /// Tasks that do not get on, as the probe last saw them.
+    /// Tasks that make no progress, as the probe last saw them.
     pub(crate) blocked: String,
     /// What each thread of the workloads has done.
     pub(crate) counters: String,
-    /// Processes of tasks that do not get on.
+    /// Processes of tasks that make no progress.
     pub(crate) concerned: Vec<u32>,
     /// Threads whose stack hangs whoever reads it.
     pub(crate) unreadable: Vec<u32>,

@@ -87,7 +87,7 @@ impl Snapshot {
         (!tasks.is_empty()).then_some(Waits { noted: Noted::Blocked, total, tasks })
     }
 
-    /// Processes that tasks which do not get on belong to.
+    /// Processes that tasks which make no progress belong to.
     pub(crate) fn concerned(&self) -> Vec<u32> {
         let mut pids: Vec<u32> = self.blocked.iter().map(|t| t.pid).collect();
         pids.sort_unstable();
