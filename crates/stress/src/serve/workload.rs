@@ -57,7 +57,6 @@ pub(super) enum What {
     },
     Command {
         argv: Vec<String>,
-        env: Vec<String>,
         /// It says itself when it is ready ([`klpfarm_stress::wire::Run::Script`]); until then it is not started.
         announces: bool,
         line: Vec<u8>,
@@ -157,7 +156,7 @@ impl Workload {
         spawner: &mut Spawner,
     ) -> io::Result<Self> {
         let (line, finished) = (Vec::new(), sys::now_ns());
-        let what = What::Command { argv: argv.clone(), env: env.clone(), announces, line, ops: 0, finished };
+        let what = What::Command { argv: argv.clone(), announces, line, ops: 0, finished };
         Self::spawn(name, id, what, argv, env, &[], spawner)
     }
 
@@ -421,8 +420,8 @@ impl Workload {
     /// A command ended well: one operation, and once more.
     fn again(&mut self, spawner: &mut Spawner, shared: &mut Shared<'_>) {
         self.count(1, shared);
-        let What::Command { argv, env, .. } = &self.what else { return };
-        match launch(argv.clone(), env.clone(), &[], spawner) {
+        let What::Command { argv, .. } = &self.what else { return };
+        match launch(argv.clone(), Vec::new(), &[], spawner) {
             Ok((token, output)) => {
                 (self.token, self.output, self.leader_gone) = (token, Some(output), false);
             }
