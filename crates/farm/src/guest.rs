@@ -79,6 +79,12 @@ pub(crate) fn run_of(workload: &Workload, seed: u64) -> Run {
     }
 }
 
+/// Seconds that starting these workloads may take on a fast host. A script may make a file system or start a server first, for which the
+/// probe gives it three minutes.
+pub(crate) fn start_secs<'a>(mut workloads: impl Iterator<Item = &'a Workload>) -> u64 {
+    if workloads.any(|w| w.run.script.is_some()) { 200 } else { 30 }
+}
+
 /// Load modules by name, and what they need; says `missing NAME WHY` of each that can't be. What is loaded or built in stays as it is.
 pub(crate) fn load_modules<'a>(names: impl Iterator<Item = &'a str>) -> String {
     let names = names.collect::<Vec<_>>().join(" ");

@@ -1,5 +1,5 @@
-//! `thread-stalled`, `task-blocked`, `hang-confirmed`: whoever makes no progress: threads and tasks that hang, what becomes of them, and who must have gone on before a
-//! phase may end. Pure.
+//! `thread-stalled`, `task-blocked`, `hang-confirmed`: threads and tasks that make no progress, whether they hang or go on again, and which of
+//! them must have made progress before a phase may end. Pure.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -203,7 +203,9 @@ impl Fork {
     pub(super) async fn start_workload(&mut self, workload: &Workload) -> Result<(), Trouble> {
         self.heard.workload.clone_from(&workload.name);
         let run = guest::run_of(workload, self.seed);
-        let (code, out) = self.ask(Ask::Start { workload: workload.name.clone(), run }).await?;
+        let start = Ask::Start { workload: workload.name.clone(), run };
+        let limit = Duration::from_secs(guest::start_secs(std::iter::once(workload)));
+        let (code, out) = self.ask_within(start, limit).await?;
         if code != 0 {
             return Err(Trouble::Unavailable(out.trim().to_owned()));
         }
@@ -272,6 +274,10 @@ impl Fork {
 
     /// Ask the probe and wait for its reply; a hello has none.
     async fn ask(&mut self, ask: Ask) -> Result<(i32, String), ReachError> {
+        self.ask_within(ask, ANSWER).await
+    }
+
+    async fn ask_within(&mut self, ask: Ask, limit: Duration) -> Result<(i32, String), ReachError> {
         self.id += 1;
         let id = self.id;
         let hello = ask == Ask::Hello;
@@ -279,7 +285,7 @@ impl Fork {
         if hello {
             return Ok((0, String::new()));
         }
-        self.until(ANSWER, "answer", |h| h.reply.as_ref().is_some_and(|(of, ..)| *of == id)).await?;
+        self.until(limit, "answer", |h| h.reply.as_ref().is_some_and(|(of, ..)| *of == id)).await?;
         let (_, code, out) = self.heard.reply.take().unwrap_or_default();
         Ok((code, out))
     }

@@ -206,9 +206,7 @@ impl Dispatcher {
             count += 1;
         }
         self.step = Step::StartLoad(count);
-        // A script may make a file system or start a server first; the probe gives it three minutes.
-        let scripts = plan.workloads.iter().any(|w| w.run.script.is_some());
-        self.deadline = now + self.scaled(if scripts { 200 } else { 30 });
+        self.deadline = now + self.scaled(guest::start_secs(plan.workloads.iter()));
         if count == 0 {
             self.next_op(now);
         }
