@@ -1,11 +1,12 @@
 //! `klpfarm plan`: what a run would do. Also makes the plan for `klpfarm run`.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use klpfarm_image::{Checkpoint, CheckpointStore, Image};
 use klpfarm_model::{
-    Accel, Arm, Mode, Patch, Plan, Resolved, Start, Tier, Turn, Workload, check_prior, check_severity,
-    needed_modules,
+    Accel, Arm, Length, Mode, Patch, Plan, Resolved, Start, Tier, Turn, Workload, check_prior,
+    check_severity, needed_modules,
 };
 
 use crate::aging::Wanted;
@@ -292,13 +293,24 @@ fn text(planned: &Planned) -> String {
     line(
         "tier",
         format!(
-            "{}: at most {:.1} % failures at {:.0} % confidence, shown by {} clean loaded trials",
+            "{}: at most {:.1} % of applications fail, at {:.0} % confidence: {} clean loaded trials",
             plan.tier,
-            plan.rule.max_failure_rate * 100.0,
-            plan.rule.confidence * 100.0,
+            plan.rule.applications.max_failure_rate * 100.0,
+            plan.rule.applications.confidence * 100.0,
             plan.needed
         ),
     );
+    if let Some(most) = plan.rule.exposure.max_failures_per_hour {
+        line(
+            "",
+            format!(
+                "{}: at most {most} failures per machine-hour in force, at {:.0} % confidence: {} clean soaks",
+                plan.tier,
+                plan.rule.confidence_of(Arm::Soak) * 100.0,
+                plan.soaks
+            ),
+        );
+    }
     line("machine", format!("{} CPUs, {} MiB, {} at once", p.machine.cpus, p.machine.memory_mib, plan.jobs));
     let names = |all: &[Workload]| all.iter().map(|w| w.name.as_str()).collect::<Vec<_>>().join(", ");
     if !plan.mode.is_rotation() {
@@ -328,11 +340,25 @@ fn text(planned: &Planned) -> String {
             p.phases.revert.as_secs()
         ),
     );
+    if plan.soaks > 0 {
+        line(
+            "",
+            format!(
+                "short trials: settle {} s and up to 2 s, then until everything makes progress with the patch, {} s or more",
+                p.phases.settle.as_secs(),
+                p.phases.observe.as_secs()
+            ),
+        );
+    }
     let first_pair = plan.trials.iter().position(|t| t.arm == Arm::Control && t.partner.is_some());
     let (planned, pairs) = plan.trials.split_at(first_pair.unwrap_or(plan.trials.len()));
     for trial in planned {
         let names: Vec<&str> = plan.names(trial).collect();
-        let applies = (p.phases.settle + p.phases.baseline + trial.jitter).as_secs_f64();
+        let baseline = match trial.length {
+            Length::Long => p.phases.baseline,
+            Length::Short => Duration::ZERO,
+        };
+        let applies = (p.phases.settle + baseline + trial.jitter).as_secs_f64();
         let what = if names.is_empty() {
             "no patch".to_owned()
         } else {

@@ -89,6 +89,7 @@ pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
     }
     if let Some(soak) = args.soak {
         loaded.pipeline.phases.soak = soak;
+        loaded.tiers.soaks_of(soak);
     }
     let built = image::built(&image::store()?, &loaded.recipe)?;
     let release = built.release().unwrap_or_default();

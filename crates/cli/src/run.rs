@@ -208,14 +208,13 @@ fn set_aside(dir: &Path, past: &[Event]) -> std::io::Result<()> {
 fn say_limits(planned: &Planned) {
     let plan = &planned.plan;
     // Every patch alone, and all together.
-    let groups = plan.trials.iter().filter(|t| matches!(t.arm, Arm::Loaded | Arm::Stack));
+    let groups = plan.trials.iter().filter(|t| matches!(t.arm, Arm::Loaded | Arm::Soak | Arm::Stack));
     let alike = |a: &Trial| plan.trials.iter().filter(|b| (a.arm, &a.patches) == (b.arm, &b.patches)).count();
-    let allowed = groups.map(alike).min().unwrap_or(0);
-    if allowed < plan.needed as usize && !plan.mode.is_rotation() {
+    let short = groups.map(|t| (alike(t), plan.due(t.arm), t.arm)).find(|(n, due, _)| *n < *due as usize);
+    if let Some((allowed, needed, arm)) = short.filter(|_| !plan.mode.is_rotation()) {
         tell!(
-            "klpfarm: note: tier {} needs {} clean loaded trials but only {allowed} are allowed: this run can reject the patch, not qualify it",
-            plan.tier,
-            plan.needed
+            "klpfarm: note: tier {} needs {needed} clean {arm} trials but only {allowed} are allowed: this run can reject the patch, not qualify it",
+            plan.tier
         );
     }
     if let Some(why) = &planned.cold_because {

@@ -73,7 +73,10 @@ fn errors_name_file_line_field_and_what_to_do() {
     );
     write("workload.yaml", "name: w\nrun: {builtin: syscall-mix, args: {procesess: 2}}\n");
     write("args.yaml", "name: args\nimage: debian-12\nworkloads: [./workload.yaml]\n");
-    write("tiers.yaml", "proposed: {max_failure_rate: 2, confidence: 0.6, soak: 20s, arms: [loaded]}\n");
+    write(
+        "tiers.yaml",
+        "proposed: {applications: {max_failure_rate: 2, confidence: 0.6}, exposure: {soak: 20s}, arms: [loaded]}\n",
+    );
     write("tier.yaml", "name: t\nimage: debian-12\nworkloads: [syscall-mix]\ntiers: tiers.yaml\n");
     write("x.ko", "hello");
     write("known.yaml", "- title: x\n  reasn: y\n");

@@ -29,8 +29,8 @@ struct World(tempfile::TempDir);
 
 const PIPELINE: &str = "name: p\nimage: ./image.yaml\nworkloads: [syscall-mix]\ntiers: tiers.yaml\n\
                         arms: {quiescent: 0, reapply: 0}\n";
-const TIERS: &str = "proposed: {max_failure_rate: 0.7, confidence: 0.6, soak: 30s, arms: [loaded, control]}\n\
-     updates: {max_failure_rate: 0.7, confidence: 0.6, soak: 30s, arms: [loaded, control], after: proposed}\n";
+const TIERS: &str = "proposed: {applications: {max_failure_rate: 0.7, confidence: 0.6}, exposure: {soak: 30s}, arms: [loaded, control]}\n\
+     updates: {applications: {max_failure_rate: 0.7, confidence: 0.6}, exposure: {soak: 30s}, arms: [loaded, control], after: proposed}\n";
 
 impl World {
     fn new() -> Self {

@@ -27,7 +27,7 @@ fn main() {
     );
     for tier in [Tier::Proposed, Tier::Updates, Tier::Stable] {
         let rule = tiers.rule(tier).expect("a rule").clone();
-        let limit = rule.max_failure_rate;
+        let limit = rule.applications.max_failure_rate;
         let plan = plan(tier, rule);
         let layout = Layout::new(&plan);
         let runs = if tier == Tier::Stable { runs.div_ceil(20) } else { runs };

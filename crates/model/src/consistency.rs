@@ -45,9 +45,18 @@ fn of_rule(plan: &Plan) -> Vec<String> {
         found.push(format!(
             "needed: is {}, and its rule (at most {:.1} % failures at {:.0} % confidence) takes {} clean loaded trials",
             plan.needed,
-            rule.max_failure_rate * 100.0,
-            rule.confidence * 100.0,
+            rule.applications.max_failure_rate * 100.0,
+            rule.applications.confidence * 100.0,
             rule.trials()
+        ));
+    }
+    let soaks = if wrong.is_empty() { rule.soaks(plan.soak()) } else { plan.soaks };
+    if plan.soaks != soaks {
+        found.push(format!(
+            "soaks: is {}, and its rule ({} failures per machine-hour at most) takes {soaks} clean soaks of {} s",
+            plan.soaks,
+            rule.exposure.max_failures_per_hour.unwrap_or_default(),
+            plan.soak().as_secs()
         ));
     }
     if plan.controls != plan.controls_due() {
@@ -112,13 +121,13 @@ fn of_trial(plan: &Plan, trial: &Trial, number: u32) -> Vec<String> {
     let fits = different == trial.patches.len()
         && match trial.arm {
             Arm::Control => different == 0,
-            Arm::Loaded | Arm::Quiescent | Arm::Reapply => different == 1,
+            Arm::Loaded | Arm::Soak | Arm::Quiescent | Arm::Reapply => different == 1,
             Arm::Stack => different > 1,
         };
     if !fits {
         let wanted = match trial.arm {
             Arm::Control => "none",
-            Arm::Loaded | Arm::Quiescent | Arm::Reapply => "one",
+            Arm::Loaded | Arm::Soak | Arm::Quiescent | Arm::Reapply => "one",
             Arm::Stack => "several, each once",
         };
         say("patches", format!("are {:?}, and a {} trial takes {wanted}", trial.patches, trial.arm));

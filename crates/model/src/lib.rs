@@ -47,14 +47,14 @@ pub use patch::{Patch, PatchError, Severity, Sidecar, file_names, hex, needed_mo
 pub use pipeline::{
     AGING, AUTO, Aging, Arms, Dump, Gathering, Limits, MachineShape, Phases, Pipeline, Rotation,
 };
-pub use plan::{Plan, PlanError, Resolved, Start, Trial};
+pub use plan::{Length, Plan, PlanError, Resolved, Start, Trial};
 pub use qualify::{Found, Row, Score, needed_kinds, score};
 pub use replaced::{Replaced, replaced_functions};
 pub use rotation::SoFar;
 pub use sequential::trials_needed;
 pub use stats::{fisher, upper_bound};
-pub use tiers::{TierRule, Tiers, check_prior, check_severity};
-pub use verdict::{Outcome, Verdict};
+pub use tiers::{Applications, Exposure, TierRule, Tiers, check_prior, check_severity};
+pub use verdict::{Bound, Outcome, Verdict};
 pub use wait::{Frame, Noted, Wait, Waits, without_address};
 pub use words::{Accel, Arm, Phase, Tier, counted};
 pub use workload::{Run, Scalar, Workload};

@@ -175,6 +175,9 @@ pub struct Arms {
     /// Patch applied mid-load: at most so many; absent: as many as the tier needs, and some to spare.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub loaded: Option<u32>,
+    /// Applied mid-load and long in force: at most so many; absent: as many as the tier needs, and some to spare.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub soak: Option<u32>,
     /// Patch applied while idle, load afterwards.
     pub quiescent: u32,
     /// The same load, no patch.
@@ -188,7 +191,7 @@ pub struct Arms {
 
 impl Default for Arms {
     fn default() -> Self {
-        Self { loaded: None, quiescent: 3, control: 4, reapply: 2, stack: None }
+        Self { loaded: None, soak: None, quiescent: 3, control: 4, reapply: 2, stack: None }
     }
 }
 
@@ -197,6 +200,7 @@ impl Arms {
     pub fn of(&self, arm: Arm) -> Option<u32> {
         match arm {
             Arm::Loaded => self.loaded,
+            Arm::Soak => self.soak,
             Arm::Quiescent => Some(self.quiescent),
             Arm::Control => Some(self.control),
             Arm::Reapply => Some(self.reapply),
@@ -221,6 +225,10 @@ pub struct Phases {
     #[serde(with = "crate::duration")]
     #[schemars(with = "String")]
     pub soak: Duration,
+    /// A short trial, which ends as soon as everything is seen to make progress, goes on at least this long after applying began.
+    #[serde(with = "crate::duration")]
+    #[schemars(with = "String")]
+    pub observe: Duration,
     /// Load goes on this long after the patch was taken back, and between the steps of the arms `reapply` and `stack`; zero leaves
     /// the patch in place.
     #[serde(with = "crate::duration")]
@@ -233,7 +241,7 @@ pub struct Phases {
 impl Default for Phases {
     fn default() -> Self {
         let s = Duration::from_secs;
-        Self { settle: s(2), baseline: s(6), soak: s(30), revert: s(4), cycles: 3 }
+        Self { settle: s(2), baseline: s(6), soak: s(30), observe: s(5), revert: s(4), cycles: 3 }
     }
 }
 

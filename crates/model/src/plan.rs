@@ -11,14 +11,14 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use order::{Count, controls_due, counts, order};
+use order::{Count, Need, controls_due, counts, order};
 
 use crate::TierRule;
 use crate::patch::{Patch, PatchError, file_names, hex};
 use crate::{Accel, Arm, ImageFacts, Mode, Pipeline, Tier, Turn, Workload};
 
 /// Version of `plan.json`, `journal.jsonl` and `verdict.json`.
-pub const SCHEMA: u32 = 5;
+pub const SCHEMA: u32 = 6;
 
 /// What a plan is made from, besides the pipeline.
 #[derive(Debug, Clone, PartialEq)]
@@ -89,6 +89,9 @@ pub struct Plan {
     pub rule: TierRule,
     /// Clean loaded trials that the rule asks for, of each patch.
     pub needed: u32,
+    /// Clean soaks that the rule asks for, of each patch; 0 where it bounds no failures per hour, and each loaded trial soaks instead.
+    #[serde(default)]
+    pub soaks: u32,
     /// Control trials that are due: as the pipeline says, or more where the tier needs many loaded trials.
     pub controls: u32,
     /// The candidates, in the order in which they go on top of each other.
@@ -133,6 +136,9 @@ pub struct Trial {
     pub jitter: Duration,
     /// Seed of this trial's workloads.
     pub seed: u64,
+    /// When it ends.
+    #[serde(default, skip_serializing_if = "Length::is_long")]
+    pub length: Length,
     /// The kind of its machine, as a position in [`Mode::turns`].
     #[serde(default, skip_serializing_if = "is_first")]
     pub turn: usize,
@@ -140,6 +146,24 @@ pub struct Trial {
     /// that are judged by themselves. For a control trial, the patched one that it is started for; none for those that are due anyway.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub partner: Option<u32>,
+}
+
+/// When a trial ends in which nothing is found.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Length {
+    /// After a soak, and with the patch taken back: its load is measured before and after applying.
+    #[default]
+    Long,
+    /// As soon as it is seen that everything makes progress with the patch in force.
+    Short,
+}
+
+impl Length {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands in a reference")]
+    fn is_long(&self) -> bool {
+        *self == Self::Long
+    }
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands in a reference")]
@@ -165,13 +189,14 @@ impl Plan {
     /// If a patch does not fit the image, or the pipeline allows too few trials or too little time for the tier.
     pub fn new(pipeline: &Pipeline, with: Resolved) -> Result<Self, PlanError> {
         let needed = with.rule.trials();
+        let soaks = with.rule.soaks(soak(pipeline, &with.rule, with.accel));
         let tier = with.tier;
         let (mode, trials) = match &with.mode {
             Mode::Rotation(turns) => {
                 let (turns, trials) = round(pipeline, &with, turns)?;
                 (Mode::Rotation(turns), trials)
             }
-            other => (other.clone(), sequence(pipeline, &with, needed)?),
+            other => (other.clone(), sequence(pipeline, &with, (needed, soaks))?),
         };
         let mut workloads = with.workloads;
         workloads.push(pipeline.aging.workload());
@@ -181,6 +206,7 @@ impl Plan {
             tier,
             rule: with.rule,
             needed,
+            soaks,
             controls: 0,
             patches: with.patches,
             image: with.image,
@@ -211,8 +237,9 @@ impl Plan {
         }
         match pipeline.budget {
             Some(budget) if budget < least && with.trials.is_none() => Err(PlanError::OutOfReach(format!(
-                "budget: is {} s, but the {needed} loaded trials required by tier {tier}, plus the other arms, take about {} s with {} machines at once: raise it",
+                "budget: is {} s, but the {needed} loaded trials{} required by tier {tier}, plus the other arms, take about {} s with {} machines at once: raise it",
                 budget.as_secs(),
+                if soaks > 0 { format!(" and {soaks} soaks") } else { String::new() },
                 least.as_secs(),
                 plan.jobs
             ))),
@@ -232,15 +259,19 @@ impl Plan {
 
     /// The soak as it will be: what the tier asks for, and never shorter than what it takes to see a stall.
     pub fn soak(&self) -> Duration {
-        let limits = &self.pipeline.limits;
-        let least = self.scaled(limits.stall.max(limits.blocked)) + Duration::from_secs(10);
-        self.pipeline.phases.soak.max(self.rule.soak).max(least)
+        soak(&self.pipeline, &self.rule, self.accel)
+    }
+
+    /// Share of the trials of this arm (of 1) that may fail at most.
+    pub fn rate_of(&self, arm: Arm) -> f64 {
+        self.rule.rate_of(arm, self.soak())
     }
 
     /// Trials of an arm that a run takes for each patch, or all together, if nothing goes wrong. What is planned beyond is to spare.
     pub fn due(&self, arm: Arm) -> u32 {
         match arm {
             Arm::Loaded | Arm::Stack => self.needed,
+            Arm::Soak => self.soaks,
             Arm::Control => self.controls,
             Arm::Quiescent | Arm::Reapply => self.pipeline.arms.of(arm).unwrap_or(0),
         }
@@ -249,7 +280,9 @@ impl Plan {
     /// What [`Self::controls`] must be.
     pub(crate) fn controls_due(&self) -> u32 {
         match self.mode {
-            Mode::Single => controls_due(&self.pipeline, self.needed),
+            Mode::Single => {
+                controls_due(&self.pipeline, if self.soaks > 0 { self.soaks } else { self.needed })
+            }
             Mode::Independent | Mode::Rotation(_) => self.pipeline.arms.control,
         }
     }
@@ -283,9 +316,18 @@ impl Plan {
             let rounds = match trial.arm {
                 Arm::Control => 0,
                 Arm::Reapply => p.cycles,
-                Arm::Loaded | Arm::Quiescent | Arm::Stack => u32::try_from(trial.patches.len()).unwrap_or(1),
+                Arm::Loaded | Arm::Soak | Arm::Quiescent | Arm::Stack => {
+                    u32::try_from(trial.patches.len()).unwrap_or(1)
+                }
             };
-            all += start + p.settle + p.baseline + self.soak() + (applying + p.revert) * rounds;
+            all += match trial.length {
+                Length::Long => start + p.settle + p.baseline + self.soak() + (applying + p.revert) * rounds,
+                // Between two applications of one trial the patch is taken back.
+                Length::Short => {
+                    let between = (applying + p.revert * 2) * rounds.saturating_sub(1);
+                    start + p.settle + applying + p.observe + between
+                }
+            };
         }
         all / self.jobs.max(1)
     }
@@ -311,14 +353,26 @@ impl Trial {
             patches,
             jitter: Duration::from_millis(mix(seed) % 2000),
             seed,
+            length: Length::Long,
             turn: 0,
             partner: None,
         }
     }
 }
 
+/// How long a soak takes: as the pipeline or the tier says, and never shorter than what it takes to see a stall.
+fn soak(pipeline: &Pipeline, rule: &TierRule, accel: Accel) -> Duration {
+    let limits = &pipeline.limits;
+    let least = limits.stall.max(limits.blocked).mul_f64(accel.scale()) + Duration::from_secs(10);
+    pipeline.phases.soak.max(rule.exposure.soak).max(least)
+}
+
 /// The trials of an ordinary run.
-fn sequence(pipeline: &Pipeline, with: &Resolved, needed: u32) -> Result<Vec<Trial>, PlanError> {
+fn sequence(
+    pipeline: &Pipeline,
+    with: &Resolved,
+    (needed, soaks): (u32, u32),
+) -> Result<Vec<Trial>, PlanError> {
     if let Some(release) = &with.image.release {
         for patch in &with.patches {
             patch.check_release(&with.image.name, release)?;
@@ -327,18 +381,25 @@ fn sequence(pipeline: &Pipeline, with: &Resolved, needed: u32) -> Result<Vec<Tri
     let tier = with.tier;
     let independent = with.mode.is_independent();
     let stacked = if independent { 1 } else { with.patches.len() };
-    for (arm, most) in [(Arm::Loaded, pipeline.arms.loaded), (Arm::Stack, pipeline.arms.stack)] {
-        let relevant = arm == Arm::Loaded || stacked > 1;
+    let applications = with.rule.applications;
+    let share = format!("at most {:.0} % failures", applications.max_failure_rate * 100.0);
+    let exposure = with.rule.exposure.max_failures_per_hour.unwrap_or_default();
+    let exposure = format!("at most {exposure} failures per machine-hour");
+    let all = [(Arm::Loaded, needed, &share), (Arm::Stack, needed, &share), (Arm::Soak, soaks, &exposure)];
+    for (arm, needed, what) in all {
+        let relevant = arm != Arm::Stack || stacked > 1;
+        let most = pipeline.arms.of(arm);
         if let Some(most) = most.filter(|most| *most < needed && with.trials.is_none() && relevant) {
             return Err(PlanError::OutOfReach(format!(
-                "arms.{arm}: tier {tier} needs {needed} clean {arm} trials (at most {:.0} % failures at {:.0} % confidence), but the pipeline allows {most}: raise it to {needed} or more, or remove it; to only look for findings, use --trials {most}",
-                with.rule.max_failure_rate * 100.0,
-                with.rule.confidence * 100.0,
+                "arms.{arm}: tier {tier} needs {needed} clean {arm} trials ({what} at {:.0} % confidence), but the pipeline allows {most}: raise it to {needed} or more, or remove it; to only look for findings, use --trials {most}",
+                with.rule.confidence_of(arm) * 100.0,
             )));
         }
     }
     has_arms(pipeline, with)?;
-    let counts = counts(pipeline, &with.rule, stacked, with.trials, (needed, independent));
+    let length = soak(pipeline, &with.rule, with.accel);
+    let need = Need { loaded: needed, soaks, independent, soak: length };
+    let counts = counts(pipeline, &with.rule, stacked, with.trials, &need);
     let trials = order(&counts, with.patches.len()).into_iter().zip(1..);
     Ok(trials.map(|(place, number)| place.trial(number, with.seed, 0)).collect())
 }
@@ -354,7 +415,7 @@ fn has_arms(pipeline: &Pipeline, with: &Resolved) -> Result<(), PlanError> {
     })
 }
 
-/// Loaded trials of each patch in one round, unless the pipeline says how many.
+/// Loaded trials of each patch in one round, and soaks, unless the pipeline says how many.
 const LOADED_A_ROUND: u32 = 4;
 
 /// The turns of a rotation, and the trials of one round: those of each turn stay together, so that neighbours in time can be compared.
@@ -380,7 +441,8 @@ fn round(pipeline: &Pipeline, with: &Resolved, turns: &[Turn]) -> Result<(Vec<Tu
         turn.workloads.push(pipeline.aging.workload());
         let of = |arm: Arm| match arm {
             Arm::Stack if turn.patches.len() < 2 => 0,
-            Arm::Loaded | Arm::Stack => pipeline.arms.of(arm).unwrap_or(LOADED_A_ROUND),
+            Arm::Soak if with.rule.exposure.max_failures_per_hour.is_none() => 0,
+            Arm::Loaded | Arm::Soak | Arm::Stack => pipeline.arms.of(arm).unwrap_or(LOADED_A_ROUND),
             Arm::Quiescent | Arm::Control | Arm::Reapply => pipeline.arms.of(arm).unwrap_or(0),
         };
         let counts: Vec<Count> =

@@ -269,8 +269,8 @@ impl SoFar {
                 let says = end.is_valid(found);
                 match (says, scope.arm) {
                     (false, _) => self.void += 1,
-                    (true, Arm::Loaded | Arm::Stack) if found => self.failed += 1,
-                    (true, Arm::Loaded | Arm::Stack) => self.clean += 1,
+                    (true, Arm::Loaded | Arm::Soak | Arm::Stack) if found => self.failed += 1,
+                    (true, Arm::Loaded | Arm::Soak | Arm::Stack) => self.clean += 1,
                     (true, Arm::Quiescent | Arm::Control | Arm::Reapply) => {}
                 }
             }

@@ -148,7 +148,7 @@ pub struct Layout<'a> {
 impl<'a> Layout<'a> {
     /// Of a plan with one patch.
     pub fn new(plan: &'a Plan) -> Self {
-        let arms: Vec<Arm> = [Arm::Loaded, Arm::Quiescent, Arm::Reapply]
+        let arms: Vec<Arm> = [Arm::Loaded, Arm::Soak, Arm::Quiescent, Arm::Reapply]
             .into_iter()
             .filter(|arm| plan.trials.iter().any(|t| t.arm == *arm))
             .collect();
@@ -165,7 +165,7 @@ impl<'a> Layout<'a> {
                 (Some(set), _) => Some(Place::Alone { set, control }),
             }
         };
-        let rates = arms.iter().map(|a| Wager::against_failure_rate(plan.rule.rate_of(*a))).collect();
+        let rates = arms.iter().map(|a| Wager::against_failure_rate(plan.rate_of(*a))).collect();
         Self { plan, places: plan.trials.iter().filter_map(place).collect(), arms, rates }
     }
 
@@ -320,7 +320,7 @@ impl Run<'_> {
 
     fn wants(&self, i: usize) -> bool {
         let (set, plan) = (&self.sets[i], self.layout.plan);
-        if set.arm != Arm::Loaded {
+        if !set.arm.is_bounded() {
             if set.ended < plan.due(set.arm) {
                 return true;
             }
@@ -329,7 +329,7 @@ impl Run<'_> {
             }
         }
         let wager = &self.layout.rates[i];
-        wager.capital(set.any()) < enough(plan.rule.confidence)
+        wager.capital(set.any()) < enough(plan.rule.confidence_of(set.arm))
             && has_prospect(plan, set.arm, wager, set.any(), set.left)
     }
 
@@ -344,15 +344,11 @@ impl Run<'_> {
         }
         let plan = self.layout.plan;
         let passes = |(set, wager): (&Set, &Wager)| {
-            let shown = || wager.capital(set.any()) >= enough(plan.rule.confidence);
-            match set.arm {
-                Arm::Loaded => shown(),
-                _ => {
-                    set.ended >= plan.due(set.arm)
-                        && set.any().clean() > 0
-                        && (set.any().failed() == 0 || shown())
-                }
+            let shown = || wager.capital(set.any()) >= enough(plan.rule.confidence_of(set.arm));
+            if set.arm.is_bounded() {
+                return shown();
             }
+            set.ended >= plan.due(set.arm) && set.any().clean() > 0 && (set.any().failed() == 0 || shown())
         };
         let controls = self.controls.len() >= plan.due(Arm::Control) as usize && self.clean_control;
         (controls && self.sets.iter().zip(&self.layout.rates).all(passes)).then_some(Outcome::Qualified)

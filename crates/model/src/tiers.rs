@@ -22,14 +22,10 @@ pub struct Tiers {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TierRule {
-    /// Share of loaded applications (of 1) that may fail at most.
-    pub max_failure_rate: f64,
-    /// Confidence (of 1) with which that must be known.
-    pub confidence: f64,
-    /// Least soak of each trial.
-    #[serde(with = "crate::duration")]
-    #[schemars(with = "String")]
-    pub soak: Duration,
+    /// How often applying the patch may cause failures.
+    pub applications: Applications,
+    /// How often running with the patch may cause failures.
+    pub exposure: Exposure,
     /// Arms that must have run cleanly.
     pub arms: Vec<Arm>,
     /// Severities of patches that may enter; all, stated or not, if absent.
@@ -41,6 +37,45 @@ pub struct TierRule {
     /// Public keys, as paths relative to the tiers' file: one of them must have signed the verdict of `after`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signed_by: Option<Vec<PathBuf>>,
+}
+
+/// How often applying a patch under load may cause failures: shown by many applications, each observed until everything is seen to make
+/// progress.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Applications {
+    /// Share of loaded applications (of 1) that may fail at most.
+    pub max_failure_rate: f64,
+    /// Confidence (of 1) with which that must be known.
+    pub confidence: f64,
+}
+
+/// How often running with a patch may cause failures: shown by few machines that run with it for long, because what goes wrong late is seen by
+/// one long soak and not by many short ones.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Exposure {
+    /// Failures an hour of one machine with the patch in force that there may be at most. Without it the tier bounds no such rate: there is no
+    /// arm `soak`, and each loaded trial soaks instead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_failures_per_hour: Option<f64>,
+    /// Confidence (of 1) with which that must be known; that of the applications if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confidence: Option<f64>,
+    /// Least length of a single soak.
+    #[serde(with = "crate::duration")]
+    #[schemars(with = "String")]
+    pub soak: Duration,
+}
+
+/// Probability (of 1) that something happens within `time` if it happens so many times an hour, at any moment alike (Poisson).
+pub(crate) fn probability(per_hour: f64, time: Duration) -> f64 {
+    -(-per_hour * time.as_secs_f64() / 3600.0).exp_m1()
+}
+
+/// How many times an hour something happens that happens within `time` with this probability: the inverse of [`probability`].
+pub(crate) fn per_hour(probability: f64, time: Duration) -> f64 {
+    -(-probability).ln_1p() * 3600.0 / time.as_secs_f64()
 }
 
 /// Trials of an arm that a pipeline can have at most.
@@ -92,6 +127,15 @@ impl Tiers {
         self.rules.iter().filter_map(move |(&tier, rule)| Some((tier, of_rule(rule)?)))
     }
 
+    /// As many soaks as the file asks for, each of this length.
+    pub fn soaks_of(&mut self, soak: Duration) {
+        for exposure in self.rules.values_mut().map(|rule| &mut rule.exposure).filter(|_| !soak.is_zero()) {
+            let times = exposure.soak.as_secs_f64() / soak.as_secs_f64();
+            exposure.max_failures_per_hour = exposure.max_failures_per_hour.map(|rate| rate * times);
+            exposure.soak = soak;
+        }
+    }
+
     /// The file that defines them.
     pub fn file(&self) -> &Path {
         &self.file
@@ -134,22 +178,45 @@ impl TierRule {
     /// A rule for patches of any severity that no other tier has to have qualified: at most this share of loaded applications may fail,
     /// known with this confidence.
     pub fn new(max_failure_rate: f64, confidence: f64, soak: Duration, arms: Vec<Arm>) -> Self {
-        Self { max_failure_rate, confidence, soak, arms, severities: None, after: None, signed_by: None }
+        Self {
+            applications: Applications { max_failure_rate, confidence },
+            exposure: Exposure { max_failures_per_hour: None, confidence: None, soak },
+            arms,
+            severities: None,
+            after: None,
+            signed_by: None,
+        }
     }
 
-    /// Share of the trials of this arm (of 1) that may fail at most. The rate of the tier is one of applications under load; the other arms
-    /// have few trials, so that only more is asked of them once one has failed.
-    pub fn rate_of(&self, arm: Arm) -> f64 {
+    /// Share of the trials of this arm (of 1) that may fail at most, where a soak takes so long. The rate of the tier is one of applications under
+    /// load, or of soaks; the other arms have few trials, so that only more is asked of them once one has failed.
+    pub fn rate_of(&self, arm: Arm, soak: Duration) -> f64 {
         const OTHER_ARMS: f64 = 0.20;
+        let applications = self.applications.max_failure_rate;
         match arm {
-            Arm::Loaded | Arm::Stack => self.max_failure_rate,
-            Arm::Quiescent | Arm::Control | Arm::Reapply => self.max_failure_rate.max(OTHER_ARMS),
+            Arm::Loaded | Arm::Stack => applications,
+            Arm::Soak => self.exposure.max_failures_per_hour.map_or(1.0, |rate| probability(rate, soak)),
+            Arm::Quiescent | Arm::Control | Arm::Reapply => applications.max(OTHER_ARMS),
         }
+    }
+
+    /// Confidence (of 1) with which the rate of this arm must be known.
+    pub fn confidence_of(&self, arm: Arm) -> f64 {
+        let applications = self.applications.confidence;
+        if arm == Arm::Soak { self.exposure.confidence.unwrap_or(applications) } else { applications }
     }
 
     /// Clean loaded trials that the tier takes.
     pub fn trials(&self) -> u32 {
-        trials_needed(self.max_failure_rate, self.confidence)
+        trials_needed(self.applications.max_failure_rate, self.applications.confidence)
+    }
+
+    /// Clean soaks of this length that the tier takes; none where it bounds no rate of failures with the patch in force.
+    pub fn soaks(&self, soak: Duration) -> u32 {
+        match self.exposure.max_failures_per_hour {
+            Some(_) => trials_needed(self.rate_of(Arm::Soak, soak), self.confidence_of(Arm::Soak)),
+            None => 0,
+        }
     }
 
     pub(crate) fn problems(&self) -> Vec<(&'static str, String)> {
@@ -159,31 +226,67 @@ impl TierRule {
                 found.push((field, message));
             }
         };
-        let rate = self.max_failure_rate;
+        let Applications { max_failure_rate: rate, confidence } = self.applications;
         let possible_rate = rate > 0.0 && rate < 1.0;
-        let possible_confidence = (0.5..1.0).contains(&self.confidence);
+        let is_possible = |confidence: f64| (0.5..1.0).contains(&confidence);
+        let wrong_confidence =
+            |c: f64| format!("is {c}; must be at least 0.5 and below 1, for example 0.95 for 95 %");
         check(
             possible_rate,
-            "max_failure_rate",
+            "applications.max_failure_rate",
             format!("is {rate}; must be between 0 and 1, for example 0.05 for 5 %"),
         );
-        check(
-            possible_confidence,
-            "confidence",
-            format!("is {}; must be at least 0.5 and below 1, for example 0.95 for 95 %", self.confidence),
-        );
-        if possible_rate && possible_confidence {
+        check(is_possible(confidence), "applications.confidence", wrong_confidence(confidence));
+        if possible_rate && is_possible(confidence) {
             let trials = self.trials();
             check(
                 trials <= MOST_TRIALS,
-                "max_failure_rate",
+                "applications.max_failure_rate",
                 format!(
-                    "requires {trials} clean trials at confidence {}, more than the maximum of {MOST_TRIALS}",
-                    self.confidence
+                    "requires {trials} clean trials at confidence {confidence}, more than the maximum of {MOST_TRIALS}"
                 ),
             );
         }
-        check(!self.soak.is_zero(), "soak", "is zero; 30s or more show what a patch does under load".into());
+        let Exposure { max_failures_per_hour: per_hour, soak, confidence: own } = self.exposure;
+        check(
+            !soak.is_zero(),
+            "exposure.soak",
+            "is zero; 30s or more show what a patch does under load".into(),
+        );
+        if let Some(confidence) = own {
+            check(is_possible(confidence), "exposure.confidence", wrong_confidence(confidence));
+        }
+        if let Some(per_hour) = per_hour {
+            let possible = per_hour > 0.0 && per_hour.is_finite();
+            check(
+                possible,
+                "exposure.max_failures_per_hour",
+                format!(
+                    "is {per_hour}; must be above 0, for example 5 for one failure in 12 minutes of one machine"
+                ),
+            );
+            if possible && !soak.is_zero() && is_possible(self.confidence_of(Arm::Soak)) {
+                let soaks = self.soaks(soak);
+                check(
+                    soaks <= MOST_TRIALS,
+                    "exposure.max_failures_per_hour",
+                    format!(
+                        "requires {soaks} clean soaks of {} s, more than the maximum of {MOST_TRIALS}; raise `soak`",
+                        soak.as_secs()
+                    ),
+                );
+            }
+        }
+        let soaks = self.arms.contains(&Arm::Soak);
+        check(
+            soaks == per_hour.is_some(),
+            "arms",
+            if soaks {
+                "has soak, but `exposure` has no `max_failures_per_hour` that says how many are needed; add it".into()
+            } else {
+                "lacks soak; needed to bound the failures per hour that `exposure` limits".into()
+            },
+        );
         for (arm, why) in
             [(Arm::Loaded, "needed to judge the patch"), (Arm::Control, "needed to attribute findings")]
         {
@@ -270,12 +373,12 @@ pub fn check_prior(
 /// What a tier asks for by its present rule, and a verdict does not show.
 fn too_little(prior: &Verdict, tier: Tier, rule: &TierRule) -> Vec<String> {
     let percent = |share: f64| format!("{} %", (share * 1e6).round() / 1e4);
-    let asked =
-        format!("at most {} at {} confidence", percent(rule.max_failure_rate), percent(rule.confidence));
+    let Applications { max_failure_rate, confidence } = rule.applications;
+    let asked = format!("at most {} at {} confidence", percent(max_failure_rate), percent(confidence));
     let mut wrong = Vec::new();
-    for bound in &prior.bounds {
+    for bound in prior.bounds.iter().filter(|b| b.arm != Arm::Soak) {
         // Written so that what is no number is refused.
-        if !(bound.failure_rate <= rule.max_failure_rate && bound.confidence >= rule.confidence) {
+        if !(bound.failure_rate <= max_failure_rate && bound.confidence >= confidence) {
             let turn = bound.turn.as_ref().map(|turn| format!(" on {turn}")).unwrap_or_default();
             wrong.push(format!(
                 "its {} trials of {}{turn} show a failure rate of at most {} at {} confidence, but {tier} now requires {asked}",
@@ -286,6 +389,7 @@ fn too_little(prior: &Verdict, tier: Tier, rule: &TierRule) -> Vec<String> {
             ));
         }
     }
+    wrong.extend(too_little_exposure(prior, tier, rule));
     let bounded = |arm: Arm, names: &[&str]| prior.bounds.iter().any(|b| b.arm == arm && b.patches == names);
     let names: Vec<&str> = prior.patches.iter().map(|p| p.name.as_str()).collect();
     let mut unbounded: Vec<String> =
@@ -303,6 +407,38 @@ fn too_little(prior: &Verdict, tier: Tier, rule: &TierRule) -> Vec<String> {
         }
     }
     wrong
+}
+
+/// What a tier asks for of machines that run with the patch, and a verdict does not show.
+fn too_little_exposure(prior: &Verdict, tier: Tier, rule: &TierRule) -> Vec<String> {
+    let Some(most) = rule.exposure.max_failures_per_hour else { return Vec::new() };
+    let (confidence, soak) = (rule.confidence_of(Arm::Soak), rule.exposure.soak.as_secs());
+    let percent = |share: f64| format!("{} %", (share * 1e6).round() / 1e4);
+    let asked = format!(
+        "at most {most} failures per machine-hour at {} confidence, in soaks of at least {soak} s",
+        percent(confidence)
+    );
+    let enough = |bound: &crate::Bound| {
+        let exposure = bound.exposure.is_some_and(|e| e.failures_per_hour <= most && e.soak_s >= soak);
+        exposure && bound.confidence >= confidence
+    };
+    let soaks = || prior.bounds.iter().filter(|b| b.arm == Arm::Soak);
+    let little = soaks().filter(|b| !enough(b)).map(|bound| {
+        let shown = bound.exposure.map_or_else(String::new, |e| {
+            format!(
+                " show at most {:.3} failures per machine-hour at {} confidence, in soaks of {} s",
+                e.failures_per_hour,
+                percent(bound.confidence),
+                e.soak_s
+            )
+        });
+        format!("its soaks of {}{shown}, but {tier} now requires {asked}", bound.patches.join(" + "))
+    });
+    let names = prior.patches.iter().map(|p| p.name.as_str());
+    let missing = names.filter(|name| !soaks().any(|b| b.patches == [*name]));
+    little
+        .chain(missing.map(|name| format!("it has no soaks of {name}, but {tier} now requires {asked}")))
+        .collect()
 }
 
 /// The patches that a verdict is about.

@@ -5,7 +5,10 @@ use std::path::PathBuf;
 
 mod cause;
 
-pub use cause::{Cause, Condition, FarmError, FindingCause, PossibleRate, UnavailableDetector, Why};
+pub use cause::{
+    Cause, Condition, FarmError, FindingCause, PerHour, PossibleExposure, PossibleRate, UnavailableDetector,
+    Why,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -142,7 +145,7 @@ pub struct Bound {
     /// Image and load, where several go round.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub turn: Option<String>,
-    /// `loaded`, or `stack` for all patches together.
+    /// `loaded` for applications of one patch, `stack` for those of all together, `soak` for running with them.
     pub arm: Arm,
     /// Names of the patches applied.
     pub patches: Vec<String>,
@@ -150,10 +153,25 @@ pub struct Bound {
     pub failed: u32,
     /// Trials without any.
     pub clean: u32,
-    /// Highest failure rate that they leave possible: exact upper bound (Clopper and Pearson, 1934).
+    /// Highest failure rate of a trial that they leave possible: an upper bound that holds at every look ([`crate::sequential`]); of trials that
+    /// were all clean nearly that of Clopper and Pearson (1934).
     pub failure_rate: f64,
     /// With this confidence.
     pub confidence: f64,
+    /// Of soaks: what that comes to in an hour with the patch in force.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub exposure: Option<ExposureBound>,
+}
+
+/// How often failures with a patch in force can happen by what soaks show.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ExposureBound {
+    /// Highest number of failures an hour of one machine that the soaks leave possible: exact for a constant rate (Poisson).
+    pub failures_per_hour: f64,
+    /// Length of each soak in seconds.
+    pub soak_s: u64,
+    /// Time with the patch in force, in seconds, all clean soaks together.
+    pub clean_s: u64,
 }
 
 /// How old and worn the machines were, beside a fresh one.

@@ -52,6 +52,8 @@ words! {
     Arm {
         /// Patch applied in the middle of the load.
         Loaded = "loaded",
+        /// Applied in the middle of the load, and in force for long: shows what running with the patch does.
+        Soak = "soak",
         /// Patch applied while idle; the load starts afterwards.
         Quiescent = "quiescent",
         /// The same load without a patch.
@@ -67,6 +69,11 @@ impl Arm {
     /// Whether the patch is applied at all.
     pub fn patched(self) -> bool {
         self != Self::Control
+    }
+
+    /// Whether the tier bounds how often its trials fail. What the other arms lack is counted trial by trial.
+    pub(crate) fn is_bounded(self) -> bool {
+        matches!(self, Self::Loaded | Self::Soak | Self::Stack)
     }
 }
 

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use klpfarm_model::verdict::{
-    Attribution, Cause, Condition, FarmError, FindingCause, Hits, PossibleRate, Reach, UnavailableDetector,
-    Why,
+    Attribution, Cause, Condition, FarmError, FindingCause, Hits, PossibleExposure, PossibleRate, Reach,
+    UnavailableDetector, Why,
 };
 use klpfarm_model::{Arm, plain_function};
 
@@ -54,7 +54,9 @@ fn why(what: &Why) -> String {
         Why::FarmFailed(FarmError { trial, message }) => {
             format!("klpfarm or the host failed, not the patch: trial {trial}: {message}")
         }
-        Why::NothingFound { trials, soak_s, bound, reach } => nothing_found(trials, *soak_s, *bound, reach),
+        Why::NothingFound { trials, soak_s, bound, exposure, reach } => {
+            nothing_found(trials, *soak_s, (*bound, *exposure), reach)
+        }
     }
 }
 
@@ -130,7 +132,10 @@ fn condition_in_words(condition: Condition, arms: &BTreeMap<Arm, Hits>) -> Strin
     };
     let again = ("applied again after taking it back:", Arm::Reapply);
     let stacked = ("on top of the other patches:", Arm::Stack);
-    let (loaded, idle) = (share(Arm::Loaded), share(Arm::Quiescent));
+    // A soak begins by applying under load.
+    let (short, soak) = (hits(Arm::Loaded), hits(Arm::Soak));
+    let loaded = format!("{}/{}", short.hit + soak.hit, short.of + soak.of);
+    let idle = share(Arm::Quiescent);
     match condition {
         Condition::Reverting => {
             let patched = arms.iter().filter(|(arm, _)| arm.patched());
@@ -171,13 +176,31 @@ fn condition_in_words(condition: Condition, arms: &BTreeMap<Arm, Hits>) -> Strin
 /// What trials do not show.
 fn too_few(what: &Why) -> String {
     match what {
-        Why::TooFewClean { arm, patches, clean, failed, needed, tier, failure_rate, allowed, confidence } => {
+        Why::TooFewClean {
+            arm,
+            patches,
+            clean,
+            failed,
+            needed,
+            tier,
+            failure_rate,
+            allowed,
+            confidence,
+            per_hour,
+        } => {
             let failed = if *failed > 0 { format!(", {failed} failed") } else { String::new() };
+            let (possible, allowed) = match per_hour {
+                Some(rate) => {
+                    (format!("{} failures per machine-hour", most(rate.possible)), most(rate.allowed))
+                }
+                None => (
+                    format!("a failure rate of {:.0} %", failure_rate * 100.0),
+                    format!("{:.0} %", allowed * 100.0),
+                ),
+            };
             format!(
-                "{clean} clean {arm} trials of {}{failed}: tier {tier} needs {needed} without a failure (these leave a failure rate of {:.0} % possible, the tier allows {:.0} % at {:.0} % confidence)",
+                "{clean} clean {arm} trials of {}{failed}: tier {tier} needs {needed} without a failure (these leave {possible} possible, the tier allows {allowed} at {:.0} % confidence)",
                 patches.join(" + "),
-                failure_rate * 100.0,
-                allowed * 100.0,
                 confidence * 100.0
             )
         }
@@ -232,19 +255,30 @@ fn unreached(what: &Why) -> String {
 fn nothing_found(
     trials: &BTreeMap<Arm, u32>,
     soak_s: u64,
-    bound: Option<PossibleRate>,
+    (bound, exposure): (Option<PossibleRate>, Option<PossibleExposure>),
     reach: &[Reach],
 ) -> String {
-    let order = [Arm::Loaded, Arm::Quiescent, Arm::Reapply, Arm::Stack, Arm::Control];
+    let order = [Arm::Loaded, Arm::Soak, Arm::Quiescent, Arm::Reapply, Arm::Stack, Arm::Control];
     let clean = order.iter().filter_map(|arm| Some(format!("{} {arm}", trials.get(arm)?)));
     let clean: Vec<String> = clean.collect();
-    let mut text = format!("no finding in {} trials with a soak of {soak_s} s each", clean.join(", "));
-    if let Some(PossibleRate { failure_rate, confidence }) = bound {
-        text.push_str(&format!(
-            ": at most {:.1} % of loaded machines can fail, with {:.0} % confidence",
-            failure_rate * 100.0,
-            confidence * 100.0
-        ));
+    let mut text = format!("no finding in {} trials", clean.join(", "));
+    let rate = |bound: PossibleRate| format!("at most {:.1} %", bound.failure_rate * 100.0);
+    let confidence = |of: f64| format!("with {:.0} % confidence", of * 100.0);
+    match (bound, exposure) {
+        (Some(bound), Some(soaks)) => text.push_str(&format!(
+            ": applying it fails on {} of loaded machines, {}, and running with it at most {} times per machine-hour, {} ({:.0} min in force, soaks of {soak_s} s)",
+            rate(bound),
+            confidence(bound.confidence),
+            most(soaks.bound.failures_per_hour),
+            confidence(soaks.confidence),
+            soaks.bound.clean_s as f64 / 60.0
+        )),
+        (Some(bound), None) => text.push_str(&format!(
+            " with a soak of {soak_s} s each: {} of loaded machines can fail, {}",
+            rate(bound),
+            confidence(bound.confidence)
+        )),
+        (None, _) => text.push_str(&format!(" with a soak of {soak_s} s each")),
     }
     let calls: Vec<String> = reach.iter().map(calls).collect();
     if !calls.is_empty() {
@@ -266,6 +300,11 @@ fn calls(r: &Reach) -> String {
         rate(r.before_per_s),
         rate(r.after_per_s)
     )
+}
+
+/// An upper bound of a rate, rounded up: with one digit after the point where that says something.
+fn most(rate: f64) -> String {
+    if rate < 10.0 { format!("{:.1}", (rate * 10.0).ceil() / 10.0) } else { format!("{:.0}", rate.ceil()) }
 }
 
 /// A rate with as many digits as say something.

@@ -100,11 +100,15 @@ fn of_turn(turn: Option<&String>) -> String {
 fn bounds(verdict: &Verdict) -> String {
     let mut out = String::new();
     for bound in verdict.bounds.iter().filter(|_| verdict.verdict != Outcome::Rejected) {
-        let shown = if bound.failure_rate < 0.995 {
-            let (confidence, rate) = (bound.confidence * 100.0, bound.failure_rate * 100.0);
-            format!("with {confidence:.0} % confidence at most {rate:.1} % of such machines fail")
-        } else {
-            "too few clean trials to bound the failure rate".to_owned()
+        let (confidence, rate) = (bound.confidence * 100.0, bound.failure_rate * 100.0);
+        let shown = match bound.exposure {
+            _ if bound.failure_rate >= 0.995 => "too few clean trials to bound the failure rate".to_owned(),
+            None => format!("with {confidence:.0} % confidence at most {rate:.1} % of such machines fail"),
+            Some(soaks) => format!(
+                "with {confidence:.0} % confidence at most {:.1} failures per machine-hour ({:.0} min in force)",
+                soaks.failures_per_hour,
+                soaks.clean_s as f64 / 60.0
+            ),
         };
         let of = format!("{}{}", of_turn(bound.turn.as_ref()), bound.patches.join(" + "));
         let _ = writeln!(out, "  bound:   {of}, {} trials: {shown}", bound.arm);

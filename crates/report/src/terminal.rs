@@ -112,7 +112,7 @@ impl Terminal {
             return None;
         }
         self.said_ms = event.at_ms;
-        let (done, confidence) = (&self.so_far, self.plan.rule.confidence);
+        let (done, confidence) = (&self.so_far, self.plan.rule.applications.confidence);
         let next = self.plan.trial(done.highest() + 1);
         let next = next.and_then(|t| Some((self.plan.mode.turns().get(t.turn)?.name(), t.arm)));
         let left = rotation.duration.saturating_sub(Duration::from_millis(event.at_ms));

@@ -53,7 +53,7 @@ pub(crate) fn module(image: &str, example: &str) -> PathBuf {
 
 /// A pipeline with short phases, and tiers that a single clean trial satisfies. All tests share one aged machine.
 pub(crate) fn pipeline(dir: &Path, image: &str, arms: &str) -> PathBuf {
-    let tiers = "proposed: {max_failure_rate: 0.7, confidence: 0.6, soak: 20s, arms: [loaded, control]}\n";
+    let tiers = "proposed: {applications: {max_failure_rate: 0.7, confidence: 0.6}, exposure: {soak: 20s}, arms: [loaded, control]}\n";
     std::fs::write(dir.join("tiers.yaml"), tiers).unwrap();
     let file = dir.join("short.yaml");
     let text = format!(

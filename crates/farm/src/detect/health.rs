@@ -43,6 +43,8 @@ pub(crate) struct Health {
     pub(super) ssh_at: Option<Duration>,
     /// When the login began that has not ended yet.
     pub(super) login_since: Option<Duration>,
+    /// When the login began that succeeded last.
+    pub(super) login_good: Option<Duration>,
     pub(super) ssh_error: String,
     pub(super) taint: Option<u64>,
     pub(super) boots: u32,
@@ -89,6 +91,7 @@ impl Health {
             probe_at: None,
             ssh_at: None,
             login_since: None,
+            login_good: None,
             ssh_error: String::new(),
             taint: None,
             // A fork has booted: another boot is one too many.

@@ -219,6 +219,17 @@ impl Health {
         })
     }
 
+    /// Count the threads' operations anew.
+    pub(crate) fn count_operations(&mut self) {
+        self.waiting.count_operations();
+    }
+
+    /// Whether a thread that must finish operations has finished fewer than this since they were counted anew.
+    pub(crate) fn owes_operations(&self, operations: u64, measure: &Measure) -> bool {
+        let must = |id: u32| measure.thread(id).is_some_and(|t| self.must_work(t));
+        self.waiting.short_of(operations).any(must)
+    }
+
     /// The longest that it takes to find whoever hangs.
     pub(crate) fn patience(&self) -> Duration {
         let usual = self.usual_idle.values().max().map_or(Duration::ZERO, |ms| Duration::from_millis(ms * 3));

@@ -14,15 +14,21 @@ impl Health {
 
     /// A fresh login succeeded or failed.
     pub(crate) fn login(&mut self, now: Duration, result: &Result<u64, String>) {
-        self.login_since = None;
+        let since = self.login_since.take();
         match result {
             Ok(_) => {
+                self.login_good = since;
                 self.ssh_at = Some(now);
                 self.ssh_error.clear();
                 self.stalls.login(now);
             }
             Err(error) => self.ssh_error.clone_from(error),
         }
+    }
+
+    /// Whether a login that began since then has succeeded.
+    pub(crate) fn logged_in_since(&self, then: Duration) -> bool {
+        self.login_good.is_some_and(|since| since >= then)
     }
 
     /// What the lack of logins tells.

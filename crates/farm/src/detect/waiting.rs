@@ -12,6 +12,8 @@ use super::tasks::general;
 pub(crate) struct Waiting {
     /// When each workload thread finished an operation last.
     finished: BTreeMap<u32, Duration>,
+    /// Operations that each has finished: when they were counted anew, and in all.
+    operations: BTreeMap<u32, [u64; 2]>,
     /// When progress was last reported.
     told: Option<Duration>,
     /// Since when the other task has been in state D that is there longest.
@@ -32,10 +34,12 @@ impl Waiting {
             }
             FromGuest::Gone { id } => {
                 self.finished.remove(id);
+                self.operations.remove(id);
             }
             FromGuest::Progress { threads, .. } => {
                 self.told = Some(now);
                 self.finished.extend(threads.iter().map(|p| (p.id, before(p.idle_ms))));
+                threads.iter().for_each(|p| self.operations.entry(p.id).or_default()[1] = p.ops);
             }
             FromGuest::Blocked { tasks, .. } => {
                 let odd = tasks.iter().filter(|t| t.state == 'D' && !usual.contains(&general(&t.comm)));
@@ -55,6 +59,17 @@ impl Waiting {
     /// Threads that have not finished an operation since.
     pub(crate) fn behind(&self, then: Duration) -> impl Iterator<Item = u32> + '_ {
         self.finished.iter().filter(move |(_, at)| **at < then).map(|(id, _)| *id)
+    }
+
+    /// Count each thread's operations anew.
+    pub(crate) fn count_operations(&mut self) {
+        self.operations.values_mut().for_each(|[from, all]| *from = *all);
+    }
+
+    /// Threads that have finished fewer operations than this since.
+    pub(crate) fn short_of(&self, operations: u64) -> impl Iterator<Item = u32> + '_ {
+        let done = move |id: &u32| self.operations.get(id).map_or(0, |[from, all]| all.saturating_sub(*from));
+        self.finished.keys().copied().filter(move |id| done(id) < operations)
     }
 
     /// A task has been in state D since before.
@@ -105,6 +120,26 @@ mod tests {
         assert!(!waiting.all_went_on(s(61), |_| true));
         waiting.take(s(75), &FromGuest::Gone { id: 2 }, &none);
         assert!(waiting.all_went_on(s(60), |_| true));
+    }
+
+    #[test]
+    fn operations_are_counted_from_a_moment_on() {
+        let none = BTreeSet::new();
+        let mut waiting = Waiting::default();
+        let done = |id: u32, ops: u64| {
+            let p = ThreadProgress { id, ops, latency_us: 1, idle_ms: 0, errors: 0, errno: 0 };
+            FromGuest::Progress { at_ms: 0, threads: vec![p] }
+        };
+        waiting.take(s(1), &done(1, 70), &none);
+        waiting.take(s(1), &done(2, 80), &none);
+        waiting.count_operations();
+        assert_eq!(waiting.short_of(1).collect::<Vec<_>>(), [1, 2]);
+        waiting.take(s(2), &done(1, 71), &none);
+        waiting.take(s(3), &done(1, 72), &none);
+        assert_eq!(waiting.short_of(2).collect::<Vec<_>>(), [2]);
+        assert_eq!(waiting.short_of(3).collect::<Vec<_>>(), [1, 2]);
+        waiting.take(s(4), &FromGuest::Gone { id: 2 }, &none);
+        assert_eq!(waiting.short_of(2).count(), 0);
     }
 
     #[test]

@@ -20,7 +20,7 @@ pub(crate) fn longest(plan: &Plan, trial: &Trial, purpose: Purpose) -> Duration 
     let patience = limits.stall.max(limits.blocked).max(limits.hung_task);
     let switch = limits.apply.max(limits.transition) * 5;
     let steps = script(plan, trial, purpose).into_iter().map(|op| match op {
-        Op::Run(_, length) => length + plan.scaled(patience),
+        Op::Run(_, length) | Op::Live(length) => length + plan.scaled(patience),
         Op::AgeUntil(uptime) => uptime * 2,
         Op::Apply(_) => plan.scaled(switch) * 2,
         Op::Revert(_) => plan.scaled(switch) * 3,

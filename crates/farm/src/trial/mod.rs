@@ -66,6 +66,11 @@ enum Step {
     Upload(usize, u64),
     /// Load runs until then.
     Run(Duration),
+    /// Load runs until then, and until everything has been seen to make progress since the moment that comes first.
+    Live {
+        since: Duration,
+        until: Duration,
+    },
     /// This patch is to be applied for the first time; since then, and whether the taint has been asked for.
     Look {
         patch: usize,
@@ -315,6 +320,7 @@ impl Dispatcher {
                 self.run_phase(now, Phase::Age, more);
             }
             Some(Op::Run(phase, length)) => self.run_phase(now, phase, length),
+            Some(Op::Live(least)) => self.run_until_live(now, least),
             Some(Op::Apply(patch)) if self.before.is_none() => self.look_before(now, patch),
             Some(Op::Apply(patch)) => self.apply(now, patch),
             Some(Op::Revert(patch)) => self.disable(now, patch),

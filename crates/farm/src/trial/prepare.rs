@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use klpfarm_model::event::{Measured, Vitals, WorkloadMeasure};
-use klpfarm_model::{AGING, Body, Phase};
+use klpfarm_model::{AGING, Body, Length, Phase};
 use klpfarm_stress::wire::{self, Ask};
 use klpfarm_vm::SshOutput;
 
@@ -237,14 +237,29 @@ impl Dispatcher {
         }
     }
 
+    /// Let the load run until everything is seen to make progress, and at least so long after applying began: what goes wrong within that time is
+    /// not to be missed by a look that came too soon.
+    pub(super) fn run_until_live(&mut self, now: Duration, least: Duration) {
+        self.run_phase(now, Phase::Soak, least);
+        self.health.count_operations();
+        let until = now.max(self.applied.unwrap_or(now) + least);
+        self.step = Step::Live { since: now, until };
+        self.try_login(now);
+    }
+
     /// A phase under load is over.
     pub(super) fn phase_done(&mut self, now: Duration) {
         let measured = self.measure.summary(now);
-        if self.phase == Phase::Baseline {
+        let short = self.trial.length == Length::Short;
+        // A short trial has nothing else before the patch.
+        if self.phase == if short { Phase::Settle } else { Phase::Baseline } {
             self.health.baseline(self.measure.longest_idle_ms(), &measured);
         }
         let compared = matches!(self.phase, Phase::Baseline | Phase::Soak);
-        self.emit(Body::Measured(if compared { measured } else { rates_only(measured) }));
+        // What is short is compared with nothing.
+        if !(short && compared) {
+            self.emit(Body::Measured(if compared { measured } else { rates_only(measured) }));
+        }
         self.next_op(now);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use klpfarm_model::{Arm, Phase, Plan, Start, Trial};
+use klpfarm_model::{Arm, Length, Phase, Plan, Start, Trial};
 use klpfarm_vm::Origin;
 
 /// What a machine is there for, and with it how it comes to be.
@@ -55,6 +55,8 @@ pub(super) enum Op {
     AgeUntil(Duration),
     /// Let the load run in this phase.
     Run(Phase, Duration),
+    /// Let the load run until everything is seen to make progress, and at least so long after applying began.
+    Live(Duration),
     /// Apply a patch and await the end of its transition.
     Apply(usize),
     /// A later patch is in force: is this one still, or did that replace it?
@@ -101,26 +103,32 @@ pub(super) fn script(plan: &Plan, trial: &Trial, purpose: Purpose) -> Vec<Op> {
         ops.push(Op::Modules);
     }
     ops.extend(trial.patches.iter().map(|p| Op::Upload(*p)));
-    ops.push(Op::Run(Phase::Settle, phases.settle));
-    ops.push(Op::Run(Phase::Baseline, phases.baseline + trial.jitter));
-    let soak = Op::Run(Phase::Soak, plan.soak());
+    let short = trial.length == Length::Short;
+    let soak = if short {
+        // It is compared with no other, and has no baseline.
+        ops.push(Op::Run(Phase::Settle, phases.settle + trial.jitter));
+        Op::Live(phases.observe)
+    } else {
+        ops.push(Op::Run(Phase::Settle, phases.settle));
+        ops.push(Op::Run(Phase::Baseline, phases.baseline + trial.jitter));
+        Op::Run(Phase::Soak, plan.soak())
+    };
     let pause = Op::Run(Phase::Soak, phases.revert);
     let after = Op::Run(Phase::Revert, phases.revert);
     match trial.arm {
-        Arm::Control => ops.extend([soak, Op::Count]),
-        Arm::Loaded | Arm::Stack => {
+        Arm::Control => ops.push(soak),
+        Arm::Loaded | Arm::Soak | Arm::Stack => {
             let last = trial.patches.len().saturating_sub(1);
             for (n, patch) in trial.patches.iter().enumerate() {
                 ops.push(Op::Apply(*patch));
                 ops.extend(trial.patches[..n].iter().map(|p| Op::Replaced(*p)));
                 ops.extend([if n < last { pause } else { soak }, Op::InForce]);
             }
-            ops.push(Op::Count);
         }
         Arm::Quiescent => {
             ops.push(Op::StopLoad);
             ops.extend(apply_all(trial));
-            ops.extend([Op::StartLoad, soak, Op::InForce, Op::Count]);
+            ops.extend([Op::StartLoad, soak, Op::InForce]);
         }
         Arm::Reapply => {
             for _ in 1..phases.cycles {
@@ -128,9 +136,13 @@ pub(super) fn script(plan: &Plan, trial: &Trial, purpose: Purpose) -> Vec<Op> {
                 ops.extend(trial.patches.iter().flat_map(round));
             }
             ops.extend(apply_all(trial));
-            ops.extend([soak, Op::InForce, Op::Count]);
+            ops.extend([soak, Op::InForce]);
         }
     }
+    if short {
+        return ops;
+    }
+    ops.push(Op::Count);
     if !phases.revert.is_zero() && !trial.patches.is_empty() {
         ops.extend(trial.patches.iter().rev().map(|p| Op::Revert(*p)));
         ops.push(after);
@@ -197,9 +209,29 @@ mod tests {
         assert_eq!(count(Op::InForce), 3);
     }
 
-    /// How often a fault needs to be called is known only if every trial says how often it was.
+    /// What is short is over as soon as everything is seen to make progress: it measures nothing, counts nothing and takes nothing back at its
+    /// end.
     #[test]
-    fn every_trial_counts() {
+    fn a_short_trial_applies_and_looks() {
+        let s = Duration::from_secs;
+        let plan = plan();
+        let short = |arm: Arm, patches: &[usize]| {
+            let trial = Trial { length: Length::Short, ..Trial::new(1, arm, patches.to_vec(), 1) };
+            let ops = script(&plan, &trial, Purpose::Trial(Start::Fork));
+            (ops.into_iter().filter(|op| !matches!(op, Op::Upload(_))).collect::<Vec<_>>(), trial.jitter)
+        };
+        let (ops, jitter) = short(Arm::Loaded, &[0]);
+        let (settle, live) = (Op::Run(Phase::Settle, s(2) + jitter), Op::Live(s(5)));
+        assert_eq!(ops, [settle, Op::Apply(0), live, Op::InForce]);
+        assert_eq!(short(Arm::Control, &[]).0, [settle, live]);
+        let (ops, _) = short(Arm::Reapply, &[0]);
+        assert_eq!(ops[ops.len() - 3..], [Op::Apply(0), live, Op::InForce]);
+        assert_eq!(ops.iter().filter(|op| matches!(op, Op::Revert(_))).count(), 2);
+    }
+
+    /// How often a fault needs to be called is known only if every trial with a soak says how often it was.
+    #[test]
+    fn every_long_trial_counts() {
         let plan = plan();
         for trial in &plan.trials {
             let ops = script(&plan, trial, Purpose::Trial(Start::Fork));

@@ -33,7 +33,7 @@ impl Dispatcher {
             let lost = self.late.forgive(now.saturating_sub(stopped.since));
             self.forgive(lost);
             // The load did not run meanwhile.
-            if let Step::Run(until) = &mut self.step {
+            if let Step::Run(until) | Step::Live { until, .. } = &mut self.step {
                 *until += lost;
             }
         }

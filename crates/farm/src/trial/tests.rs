@@ -7,6 +7,7 @@ mod forged;
 mod lasting;
 mod modules;
 mod old;
+mod short;
 mod silence;
 mod standing;
 

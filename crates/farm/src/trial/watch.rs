@@ -13,6 +13,9 @@ use crate::detect::blame;
 use crate::detect::cpus::Circle;
 use crate::guest::PatchState;
 
+/// Operations that each thread must have finished with the patch in force before a short trial ends: the first may have begun before.
+const OPERATIONS: u64 = 3;
+
 impl Dispatcher {
     pub(super) fn output(&mut self, now: Duration, output: Output) {
         match output {
@@ -250,6 +253,7 @@ impl Dispatcher {
         let late = now >= self.deadline;
         match self.step {
             Step::Run(until) if now >= until => self.run_over(now, until),
+            Step::Live { since, until } => self.look_alive(now, since, until),
             Step::Closing { since, taint } => self.closing(now, since, taint),
             Step::Look { .. } => self.look_on(now),
             // A stall in the patch's code may yet turn out to be a hang.
@@ -319,6 +323,26 @@ impl Dispatcher {
     /// The time of a phase under load is over.
     fn run_over(&mut self, now: Duration, until: Duration) {
         if !self.somebody_hangs(now, until, Duration::ZERO) && matches!(self.step, Step::Run(_)) {
+            self.phase_done(now);
+        }
+    }
+
+    /// Whether everything has been seen to make progress: every thread finishes something after the time in which the patch was to be observed, and
+    /// has finished several operations since it came into force; a login that began since then succeeded; and what [`Self::somebody_hangs`]
+    /// asks for.
+    fn look_alive(&mut self, now: Duration, since: Duration, until: Duration) {
+        let logged_in = self.health.logged_in_since(since);
+        let again = self.login_at.is_none_or(|at| now.saturating_sub(at) >= Duration::from_secs(1));
+        if !logged_in && again {
+            self.try_login(now);
+        }
+        if now < until || self.somebody_hangs(now, until, Duration::ZERO) {
+            return;
+        }
+        // Whoever is slow, but does not hang, is not waited for longer than one who does.
+        let waits = !logged_in || self.health.owes_operations(OPERATIONS, &self.measure);
+        let patient = now < until + self.health.patience();
+        if matches!(self.step, Step::Live { .. }) && !(waits && patient) {
             self.phase_done(now);
         }
     }

@@ -13,7 +13,7 @@ use crate::event::{Measured, Resources, WorkloadMeasure};
 use crate::pipeline::Limits;
 
 /// Patched arms whose soak is that of the control arm in all but the patch.
-pub(crate) const PATCHED: [Arm; 2] = [Arm::Loaded, Arm::Stack];
+pub(crate) const PATCHED: [Arm; 3] = [Arm::Loaded, Arm::Soak, Arm::Stack];
 
 /// Whether trials of this arm are compared.
 pub(crate) fn is_compared(arm: Arm) -> bool {

@@ -41,7 +41,7 @@ fn another_plan_is_said_with_both_hashes() {
     let mut story = three();
     let before = story.plan.hash();
     // As in the report of case 1.12: a plan that asks for next to nothing, beside the journal of another.
-    story.plan.rule.max_failure_rate = 0.95;
+    story.plan.rule.applications.max_failure_rate = 0.95;
     story.plan.needed = 1;
     story.plan.tier = Tier::Stable;
     let after = story.plan.hash();
@@ -314,8 +314,10 @@ fn a_plan_that_contradicts_itself() {
         ["plan.json: rule.after: is stable, which is not below the plan's tier proposed"]
     );
     assert_eq!(
-        one(|p| p.rule.max_failure_rate = 1.0),
-        ["plan.json: rule.max_failure_rate: is 1; must be between 0 and 1, for example 0.05 for 5 %"]
+        one(|p| p.rule.applications.max_failure_rate = 1.0),
+        [
+            "plan.json: rule.applications.max_failure_rate: is 1; must be between 0 and 1, for example 0.05 for 5 %"
+        ]
     );
     assert_eq!(one(|p| p.start = Start::Boot), ["plan.json: checkpoint: is there, and the trials boot"]);
     assert_eq!(one(|p| p.trials[4].number = 4)[0], "plan.json: trials[4].number: is 4, and 5 comes here");
@@ -378,7 +380,7 @@ fn partners_are_of_the_other_arm() {
 fn a_plan_keeps_its_hash_through_its_file() {
     for kind in [Kind::One, Kind::Stacked, Kind::Booted, Kind::Round] {
         let mut plan = plan(kind);
-        plan.rule.max_failure_rate = 0.123_456_789_012_345_67;
+        plan.rule.applications.max_failure_rate = 0.123_456_789_012_345_67;
         let text = serde_json::to_string_pretty(&plan).unwrap();
         let again: Plan = serde_json::from_str(&text).unwrap();
         assert_eq!(plan.hash(), again.hash());

@@ -149,7 +149,7 @@ impl Case<'_> {
         // What only a comparison shows is looked for in some arms only.
         let compared: &[Arm] = match lead.kind.rules().rank {
             Rank::Compared => &change::PATCHED,
-            _ => &[Arm::Loaded, Arm::Quiescent, Arm::Reapply, Arm::Stack],
+            _ => &[Arm::Loaded, Arm::Soak, Arm::Quiescent, Arm::Reapply, Arm::Stack],
         };
         let patches = hits(self.plan, self.outcomes, &hit, |t| {
             t.arm.patched().then(|| self.plan.names(t).collect::<Vec<_>>().join(" + "))

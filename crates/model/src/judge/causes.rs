@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use super::attribute::Item;
 use super::outcome::{Mark, Outcomes};
-use crate::verdict::{Attribution, Bound, Condition, FindingCause, PossibleRate, Reach, Why};
+use crate::verdict::{
+    Attribution, Bound, Condition, FindingCause, Hits, PossibleExposure, PossibleRate, Reach, Why,
+};
 use crate::{Arm, Phase, Plan};
 
 /// A finding: what, where, how soon, under which condition, how often.
@@ -30,7 +32,10 @@ pub(super) fn of_finding(plan: &Plan, item: &Item) -> FindingCause {
 /// Under which condition it shows.
 fn condition(item: &Item) -> Condition {
     let of = |arm: Arm| item.arms.get(&arm).copied().unwrap_or_default();
-    let (loaded, quiescent, reapply) = (of(Arm::Loaded), of(Arm::Quiescent), of(Arm::Reapply));
+    // A soak begins by applying under load.
+    let (loaded, soak) = (of(Arm::Loaded), of(Arm::Soak));
+    let loaded = Hits { hit: loaded.hit + soak.hit, of: loaded.of + soak.of };
+    let (quiescent, reapply) = (of(Arm::Quiescent), of(Arm::Reapply));
     let mut patched = item.seen.iter().filter(|s| s.scope.arm != Arm::Control).peekable();
     let none = patched.peek().is_none();
     let phases: Vec<Phase> = patched.map(|s| s.scope.phase).collect();
@@ -55,11 +60,16 @@ pub(super) fn nothing_found(plan: &Plan, outcomes: &Outcomes, bounds: &[Bound], 
     for trial in plan.trials.iter().filter(|t| outcomes.mark(t.number) == Mark::Clean) {
         *trials.entry(trial.arm).or_default() += 1;
     }
-    let worst = bounds.iter().max_by(|a, b| a.failure_rate.total_cmp(&b.failure_rate));
+    let worst = |soaks: bool| {
+        let bounds = bounds.iter().filter(move |b| (b.arm == Arm::Soak) == soaks);
+        bounds.max_by(|a, b| a.failure_rate.total_cmp(&b.failure_rate))
+    };
+    let exposure = worst(true).and_then(|b| Some((b.exposure?, b.confidence)));
     Why::NothingFound {
         trials,
         soak_s: plan.soak().as_secs(),
-        bound: worst.map(|b| PossibleRate { failure_rate: b.failure_rate, confidence: b.confidence }),
+        bound: worst(false).map(|b| PossibleRate { failure_rate: b.failure_rate, confidence: b.confidence }),
+        exposure: exposure.map(|(bound, confidence)| PossibleExposure { bound, confidence }),
         reach: reach.to_vec(),
     }
 }

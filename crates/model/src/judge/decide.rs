@@ -6,7 +6,7 @@ use super::fold::Fold;
 use super::reach::plain_function;
 use super::record;
 use super::sets::{Counts, Set};
-use crate::verdict::{Attribution, Bound, FarmError, Outcome, Reach, Why};
+use crate::verdict::{Attribution, Bound, FarmError, Outcome, PerHour, Reach, Why};
 use crate::{Arm, Plan};
 
 /// What the outcome is decided from.
@@ -34,9 +34,8 @@ impl Fold {
         if self.totals.proof > 0 || sets.iter().any(|set| set.rejects(sets.len())) {
             return Outcome::Rejected;
         }
-        let rule = &self.plan.rule;
         let unattributed = self.totals.item > 0 && !self.outcomes.has_control();
-        let short = |set: &&Set| under_load(set) && set.bound() > rule.max_failure_rate;
+        let short = |set: &&Set| set.arm.is_bounded() && set.bound() > self.plan.rate_of(set.arm);
         let short_of_arm = |arm: Arm| self.missing(&sets, arm).is_some();
         let missing = unattributed
             || self.totals.found_open > 0
@@ -54,7 +53,7 @@ impl Fold {
         let sets = self.sets();
         // As long as some set lacks clean trials and nothing is held against the patch, nothing can have been decided.
         let proof = sets.iter().any(|set| set.counts().failed > 0 || set.rejects(sets.len()));
-        if !proof && sets.iter().any(|set| under_load(set) && !set.shows_rate()) {
+        if !proof && sets.iter().any(|set| set.arm.is_bounded() && !set.shows_rate()) {
             return false;
         }
         let idle_has_ended = |sets: &[&Set]| {
@@ -96,7 +95,7 @@ impl Fold {
     }
 }
 
-/// Arms whose trials are counted one by one. What loaded arms lack, their bounds say.
+/// Arms whose trials are counted one by one. What the others lack, their bounds say.
 const ARMS: [Arm; 3] = [Arm::Quiescent, Arm::Control, Arm::Reapply];
 
 /// What an arm lacks.
@@ -107,13 +106,9 @@ enum Missing<'a> {
     Clean { counts: Counts, patches: &'a [usize] },
 }
 
-fn under_load(set: &Set) -> bool {
-    matches!(set.arm, Arm::Loaded | Arm::Stack)
-}
-
 /// Whether too many trials failed for the few that such an arm has.
 fn failed_too_often(set: &Set) -> bool {
-    matches!(set.arm, Arm::Quiescent | Arm::Reapply) && set.tally().failed() > 0 && !set.shows_rate_of_arm()
+    matches!(set.arm, Arm::Quiescent | Arm::Reapply) && set.tally().failed() > 0 && !set.shows_rate()
 }
 
 impl Facts<'_> {
@@ -181,17 +176,20 @@ impl Facts<'_> {
 
     /// What a bound lacks.
     fn short_of(&self, bound: &Bound) -> Option<Why> {
-        let rule = &self.plan.rule;
-        (bound.failure_rate > rule.max_failure_rate).then(|| Why::TooFewClean {
+        let (plan, arm) = (self.plan, bound.arm);
+        let allowed = plan.rate_of(arm);
+        let per_hour = bound.exposure.zip(plan.rule.exposure.max_failures_per_hour);
+        (bound.failure_rate > allowed).then(|| Why::TooFewClean {
             arm: bound.arm,
             patches: bound.patches.clone(),
             clean: bound.clean,
             failed: bound.failed,
-            needed: self.plan.needed,
-            tier: self.plan.tier,
+            needed: plan.due(arm),
+            tier: plan.tier,
             failure_rate: bound.failure_rate,
-            allowed: rule.max_failure_rate,
-            confidence: rule.confidence,
+            allowed,
+            confidence: bound.confidence,
+            per_hour: per_hour.map(|(shown, allowed)| PerHour { possible: shown.failures_per_hour, allowed }),
         })
     }
 
@@ -221,7 +219,7 @@ impl Facts<'_> {
                 failed: tally.failed(),
                 of: tally.failed() + tally.clean(),
                 failure_rate: set.bound(),
-                allowed: self.plan.rule.rate_of(set.arm),
+                allowed: self.plan.rate_of(set.arm),
             }
         }));
         causes

@@ -10,9 +10,10 @@ use super::outcome::{Mark, Outcomes};
 use super::record::{Record, TrialRecord};
 use super::sets::Set;
 use crate::event::TrialEnd;
+use crate::tiers::per_hour;
 use crate::verdict::{
-    ArmCount, Attribution, Bound, Cause, Evidence, FarmError, Observation, Remark, TrialRemark,
-    UnavailableDetector, Verdict, Wear,
+    ArmCount, Attribution, Bound, Cause, Evidence, ExposureBound, FarmError, Observation, Remark,
+    TrialRemark, UnavailableDetector, Verdict, Wear,
 };
 use crate::{Arm, Detector, Plan, plan};
 
@@ -111,10 +112,16 @@ fn count(plan: &Plan, outcomes: &Outcomes, items: &[Item]) -> BTreeMap<Arm, ArmC
 
 /// What each patch alone, and all together, can add to the failures of a trial by what the trials show.
 fn bounds(plan: &Plan, sets: &[&Set]) -> Vec<Bound> {
-    let under_load = sets.iter().filter(|set| matches!(set.arm, Arm::Loaded | Arm::Stack));
-    under_load
+    let soak = plan.soak();
+    let bounded = sets.iter().filter(|set| set.arm.is_bounded());
+    bounded
         .map(|set| {
             let tally = set.tally();
+            let exposure = (set.arm == Arm::Soak).then(|| ExposureBound {
+                failures_per_hour: per_hour(set.bound(), soak),
+                soak_s: soak.as_secs(),
+                clean_s: soak.as_secs() * u64::from(tally.clean()),
+            });
             Bound {
                 turn: None,
                 arm: set.arm,
@@ -122,7 +129,8 @@ fn bounds(plan: &Plan, sets: &[&Set]) -> Vec<Bound> {
                 failed: tally.failed(),
                 clean: tally.clean(),
                 failure_rate: set.bound(),
-                confidence: plan.rule.confidence,
+                confidence: plan.rule.confidence_of(set.arm),
+                exposure,
             }
         })
         .collect()

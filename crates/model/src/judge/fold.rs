@@ -128,7 +128,7 @@ impl Fold {
             compared: Comparison::default(),
             outcomes: Outcomes::default(),
             sets: Vec::new(),
-            controls: Set::new(Arm::Control, &[], &plan.rule),
+            controls: Set::new(Arm::Control, &[], &plan),
             started: BTreeSet::new(),
             picks: Picks::default(),
             standings: HashMap::new(),
@@ -200,7 +200,7 @@ impl Fold {
         let set = trial.arm.patched().then(|| {
             let same = |s: &Set| s.arm == trial.arm && s.patches == trial.patches;
             self.sets.iter().position(same).unwrap_or_else(|| {
-                self.sets.push(Set::new(trial.arm, &trial.patches, &self.plan.rule));
+                self.sets.push(Set::new(trial.arm, &trial.patches, &self.plan));
                 self.sets.len() - 1
             })
         });

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::outcome::{Class, Mark, Said};
 use crate::sequential::{self, Tally, Wager, against_chance, enough};
-use crate::{Arm, Plan, TierRule};
+use crate::{Arm, Plan};
 
 /// How improbable it is that a harmless patch is rejected by its failures, over all looks, ways to fail and sets of a run.
 const HARMLESS_REJECTED: f64 = 0.001;
@@ -41,8 +41,8 @@ pub(crate) struct Set {
     /// As if all that have begun were to end cleanly.
     if_clean: Tally,
     counts: Counts,
-    /// Against the failure rates that the tier allows in loaded trials and in this arm.
-    wagers: [Wager; 2],
+    /// Against the failure rate that the tier allows in this arm.
+    wager: Wager,
     confidence: f64,
     bound: Cell<Option<(Tally, f64)>>,
 }
@@ -114,7 +114,7 @@ impl Member {
 }
 
 impl Set {
-    pub(crate) fn new(arm: Arm, patches: &[usize], rule: &TierRule) -> Self {
+    pub(crate) fn new(arm: Arm, patches: &[usize], plan: &Plan) -> Self {
         Self {
             arm,
             patches: patches.to_vec(),
@@ -124,8 +124,8 @@ impl Set {
             tallies: [Tally::default(); WAYS],
             if_clean: Tally::default(),
             counts: Counts::default(),
-            wagers: [rule.max_failure_rate, rule.rate_of(arm)].map(Wager::against_failure_rate),
-            confidence: rule.confidence,
+            wager: Wager::against_failure_rate(plan.rate_of(arm)),
+            confidence: plan.rule.confidence_of(arm),
             bound: Cell::new(None),
         }
     }
@@ -231,14 +231,9 @@ impl Set {
             && is_rejected(against_innocence(any), by_class.iter().map(against_innocence).sum(), sets)
     }
 
-    /// Whether its outcomes show that the patch adds less to the failures than the tier allows in loaded trials.
+    /// Whether its outcomes show that the patch adds less to the failures than the tier allows in this arm.
     pub(crate) fn shows_rate(&self) -> bool {
-        self.wagers[0].capital(self.tally()) >= enough(self.confidence)
-    }
-
-    /// Whether they show that for what the tier allows in this arm.
-    pub(crate) fn shows_rate_of_arm(&self) -> bool {
-        self.wagers[1].capital(self.tally()) >= enough(self.confidence)
+        self.wager.capital(self.tally()) >= enough(self.confidence)
     }
 
     /// Upper bound of what the patch adds to the failure rate of a trial.
@@ -256,7 +251,7 @@ impl Set {
     pub(crate) fn wants_more(&self, plan: &Plan) -> bool {
         let tally = &self.if_clean;
         let few = match self.arm {
-            Arm::Loaded | Arm::Stack => false,
+            Arm::Loaded | Arm::Soak | Arm::Stack => false,
             Arm::Quiescent | Arm::Reapply | Arm::Control => {
                 if tally.clean() + tally.failed() < plan.due(self.arm) {
                     return true;
@@ -265,15 +260,14 @@ impl Set {
                 tally.failed() == 0
             }
         };
-        let wager = &self.wagers[1];
-        if few || wager.capital(tally) >= enough(plan.rule.confidence) {
+        let (wager, enough) = (&self.wager, enough(self.confidence));
+        if few || wager.capital(tally) >= enough {
             return false;
         }
         let left = self.trials.len() - self.counts.started;
         // A plan that was cut short from the start (`--trials`) looks for findings: it proves nothing, and goes through with what it has.
         let all = u32::try_from(self.trials.len()).unwrap_or(u32::MAX);
-        let under_load = matches!(self.arm, Arm::Loaded | Arm::Stack);
-        if under_load && wager.reachable(&Tally::default(), all) < enough(plan.rule.confidence) {
+        if self.arm.is_bounded() && wager.reachable(&Tally::default(), all) < enough {
             return left > 0;
         }
         has_prospect(plan, self.arm, wager, tally, u32::try_from(left).unwrap_or(u32::MAX))
@@ -305,7 +299,7 @@ pub(crate) fn is_rejected(any: f64, by_way: f64, sets: usize) -> bool {
 
 /// Whether what is asked for can still be reached. Giving up never lets a patch through.
 pub(crate) fn has_prospect(plan: &Plan, arm: Arm, wager: &Wager, tally: &Tally, left: u32) -> bool {
-    let enough = enough(plan.rule.confidence);
+    let enough = enough(plan.rule.confidence_of(arm));
     if wager.reachable(tally, left) < enough {
         return false;
     }
@@ -313,7 +307,7 @@ pub(crate) fn has_prospect(plan: &Plan, arm: Arm, wager: &Wager, tally: &Tally, 
     let [[_, control], [patched, both]] = tally.pairs.map(|p| p.map(f64::from));
     let excess = (patched - control) / f64::from(pairs.max(1));
     // While the patch looks faulty, a reason to reject it may turn up.
-    if pairs < PROSPECT_AFTER || excess >= plan.rule.rate_of(arm) / 2.0 {
+    if pairs < PROSPECT_AFTER || excess >= plan.rate_of(arm) / 2.0 {
         return true;
     }
     let noise = (patched + control + 2.0 * both) / (2.0 * f64::from(pairs));

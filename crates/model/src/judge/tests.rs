@@ -259,7 +259,7 @@ fn one_unexplained_stall_costs_more_trials_and_holds_nobody_up() {
 fn each_arm_is_held_to_account_by_itself() {
     for tier_rate in [0.2, 0.01] {
         let mut with = resolved(&["x"]);
-        with.rule.max_failure_rate = tier_rate;
+        with.rule.applications.max_failure_rate = tier_rate;
         let plan = try_plan("", with).unwrap();
         let (story, order) = run_to_end(plan, |trial, nth| trial.arm == Arm::Reapply && nth % 2 == 0);
         let verdict = story.judge();

@@ -1,8 +1,9 @@
 //! How many trials of each arm a plan has, in which order they start, and which run next to which.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
-use super::Trial;
+use super::{Length, Trial};
 use crate::{Arm, Pipeline, TierRule};
 
 /// Trials of the arms that only the host can spoil, beyond those that are due: each takes the place of an invalid one.
@@ -27,7 +28,7 @@ fn most_pairs(rate: f64) -> u32 {
     (16.0 / rate + 0.25 / (rate * rate)).min(9000.0) as u32
 }
 
-/// Control trials that are due: as the pipeline says, and one for each ten loaded trials that the tier needs, so that each loaded one has
+/// Control trials that are due: as the pipeline says, and one for each ten trials with a soak that the tier needs, so that each of these has
 /// control trials near in time to be compared with.
 pub(super) fn controls_due(pipeline: &Pipeline, needed: u32) -> u32 {
     match pipeline.arms.control {
@@ -36,37 +37,54 @@ pub(super) fn controls_due(pipeline: &Pipeline, needed: u32) -> u32 {
     }
 }
 
+/// What a tier needs.
+pub(super) struct Need {
+    /// Clean loaded trials.
+    pub(super) loaded: u32,
+    /// Clean soaks; 0 if loaded trials soak.
+    pub(super) soaks: u32,
+    /// Length of a soak.
+    pub(super) soak: Duration,
+    /// Patches are judged by themselves and share control trials.
+    pub(super) independent: bool,
+}
+
 /// How many trials of each arm are planned; `stacked` patches go on top of each other.
 pub(super) fn counts(
     pipeline: &Pipeline,
     rule: &TierRule,
     stacked: usize,
     trials: Option<u32>,
-    (needed, independent): (u32, bool),
+    need: &Need,
 ) -> Vec<Count> {
-    let spare = (needed / 10).max(2);
+    let independent = need.independent;
+    let with_soak = if need.soaks > 0 { need.soaks } else { need.loaded };
     let pairs = |rate: f64| if independent { 0 } else { most_pairs(rate) };
-    [Arm::Loaded, Arm::Control, Arm::Quiescent, Arm::Reapply, Arm::Stack]
+    [Arm::Loaded, Arm::Soak, Arm::Control, Arm::Quiescent, Arm::Reapply, Arm::Stack]
         .into_iter()
         .map(|arm| match arm {
             Arm::Stack if stacked < 2 => Count { arm, due: 0, all: 0, pairs: 0 },
-            Arm::Loaded | Arm::Stack => {
+            Arm::Soak if need.soaks == 0 => Count { arm, due: 0, all: 0, pairs: 0 },
+            Arm::Loaded | Arm::Soak | Arm::Stack => {
+                let needed = if arm == Arm::Soak { need.soaks } else { need.loaded };
+                let spare = (needed / 10).max(2);
                 let most = trials.or(pipeline.arms.of(arm));
                 // Patches that share control trials have no pairs of their own to spare.
                 let spare = if independent { 2 * spare + needed } else { spare };
                 let all = most.unwrap_or(u32::MAX).min(needed + spare);
-                let pairs = most.map_or(u32::MAX, |most| most - all).min(pairs(rule.max_failure_rate));
+                let pairs = most.map_or(u32::MAX, |most| most - all).min(pairs(rule.rate_of(arm, need.soak)));
                 Count { arm, due: needed.min(all), all, pairs }
             }
             Arm::Control => {
-                let due = if independent { pipeline.arms.control } else { controls_due(pipeline, needed) };
+                let due = if independent { pipeline.arms.control } else { controls_due(pipeline, with_soak) };
+                let spare = (with_soak / 10).max(2);
                 Count { arm, due, all: if due == 0 { 0 } else { due + spare }, pairs: 0 }
             }
             Arm::Quiescent | Arm::Reapply => {
                 let due = pipeline.arms.of(arm).unwrap_or(0);
                 match due {
                     0 => Count { arm, due, all: 0, pairs: 0 },
-                    _ => Count { arm, due, all: due + SPARE, pairs: pairs(rule.rate_of(arm)) },
+                    _ => Count { arm, due, all: due + SPARE, pairs: pairs(rule.rate_of(arm, need.soak)) },
                 }
             }
         })
@@ -79,13 +97,15 @@ pub(super) struct Place {
     pub(super) patches: Vec<usize>,
     /// Its partner is the trial in this place.
     partner: Option<usize>,
+    length: Length,
 }
 
 impl Place {
     /// The trial with this number, where the first place has number `before` + 1.
     pub(super) fn trial(&self, number: u32, seed: u64, before: u32) -> Trial {
         let at = |place: usize| u32::try_from(place).unwrap_or(u32::MAX).saturating_add(before + 1);
-        Trial { partner: self.partner.map(at), ..Trial::new(number, self.arm, self.patches.clone(), seed) }
+        let trial = Trial::new(number, self.arm, self.patches.clone(), seed);
+        Trial { partner: self.partner.map(at), length: self.length, ..trial }
     }
 }
 
@@ -96,8 +116,16 @@ pub(super) fn order(counts: &[Count], patches: usize) -> Vec<Place> {
         match arm {
             Arm::Control => vec![Vec::new()],
             Arm::Stack => vec![(0..patches).collect()],
-            Arm::Loaded | Arm::Quiescent | Arm::Reapply => (0..patches).map(|i| vec![i]).collect(),
+            Arm::Loaded | Arm::Soak | Arm::Quiescent | Arm::Reapply => {
+                (0..patches).map(|i| vec![i]).collect()
+            }
         }
+    };
+    // Where soaks are trials of their own, what only shows that applying works needs none.
+    let soaks = counts.iter().any(|c| c.arm == Arm::Soak && c.all > 0);
+    let length = |arm: Arm| match arm {
+        Arm::Loaded | Arm::Stack | Arm::Reapply if soaks => Length::Short,
+        _ => Length::Long,
     };
     let mut keyed: Vec<(u64, usize, Arm, Vec<usize>)> = Vec::new();
     for (turn, Count { arm, due, all, .. }) in counts.iter().enumerate() {
@@ -108,16 +136,17 @@ pub(super) fn order(counts: &[Count], patches: usize) -> Vec<Place> {
         }
     }
     keyed.sort();
-    let place = |(_, _, arm, patches)| Place { arm, patches, partner: None };
+    let place = |(_, _, arm, patches)| Place { arm, patches, partner: None, length: length(arm) };
     let mut places: Vec<Place> = keyed.into_iter().map(place).collect();
     join(&mut places, counts);
     for Count { arm, pairs, .. } in counts {
         for _ in 0..*pairs {
             for patches in sets(*arm) {
                 // The control trial first: whether there is one must not depend on how the patched trial ends.
-                let control = places.len();
-                places.push(Place { arm: Arm::Control, patches: Vec::new(), partner: Some(control + 1) });
-                places.push(Place { arm: *arm, patches, partner: Some(control) });
+                let (control, length) = (places.len(), length(*arm));
+                let (without, patched) = (Some(control + 1), Some(control));
+                places.push(Place { arm: Arm::Control, patches: Vec::new(), partner: without, length });
+                places.push(Place { arm: *arm, patches, partner: patched, length });
             }
         }
     }
@@ -125,13 +154,15 @@ pub(super) fn order(counts: &[Count], patches: usize) -> Vec<Place> {
 }
 
 /// Make each control trial that is due the partner of one trial of each set: the nearest in order that comes before it or, at the beginning,
-/// after it.
+/// after it. What is short is not compared with what is long, in which more can happen.
 fn join(places: &mut [Place], counts: &[Count]) {
     let due = counts.iter().find(|c| c.arm == Arm::Control).map_or(0, |c| c.due as usize);
     let controls: Vec<usize> =
         (0..places.len()).filter(|i| places[*i].arm == Arm::Control).take(due).collect();
     let mut sets: BTreeMap<(Arm, Vec<usize>), Vec<usize>> = BTreeMap::new();
-    for (i, place) in places.iter().enumerate().filter(|(_, p)| p.arm != Arm::Control) {
+    for (i, place) in
+        places.iter().enumerate().filter(|(_, p)| p.arm != Arm::Control && p.length == Length::Long)
+    {
         sets.entry((place.arm, place.patches.clone())).or_default().push(i);
     }
     for of_set in sets.into_values() {

@@ -6,13 +6,20 @@ use crate::event::{Body, Event, Scope, TrialEnd};
 use crate::judge::Judge;
 use crate::{Finding, ImageFacts, ObservedKind, Patch, Phase, Pipeline, Resolved, Source, TierRule};
 
-fn plan(rate: f64) -> Plan {
+/// With so many failures per hour at most, if soaks are trials of their own.
+fn plan_with_soaks(rate: f64, per_hour: Option<f64>) -> Plan {
     let pipeline = Pipeline::parse(Path::new("g.yaml"), "name: g\nimage: i\nworkloads: [w]\n").unwrap();
-    let arms = vec![Arm::Loaded, Arm::Quiescent, Arm::Control, Arm::Reapply];
-    let rule = TierRule::new(rate, 0.95, Duration::from_secs(1), arms);
+    let mut arms = vec![Arm::Loaded, Arm::Quiescent, Arm::Control, Arm::Reapply];
+    arms.extend(per_hour.map(|_| Arm::Soak));
+    let mut rule = TierRule::new(rate, 0.95, Duration::from_secs(1), arms);
+    rule.exposure.max_failures_per_hour = per_hour;
     let patch = Patch { name: "x".into(), vermagic: "6.1 SMP".into(), ..Patch::default() };
     let facts = ImageFacts { name: "i".into(), hash: String::new(), release: None };
     Plan::new(&pipeline, Resolved { patches: vec![patch], ..Resolved::new(facts, rule) }).unwrap()
+}
+
+fn plan(rate: f64) -> Plan {
+    plan_with_soaks(rate, None)
 }
 
 /// The same run by journals: each trial's events are written, and the judge is asked after each.
@@ -83,18 +90,23 @@ fn by_journal(plan: &Plan, fate: &mut Fate) -> Ended {
 /// What the tables in the documents say is what the judge does.
 #[test]
 fn counts_decide_as_journals_do() {
-    let plan = plan(0.2);
-    let layout = Layout::new(&plan);
+    for per_hour in [None, Some(50.0)] {
+        decides_alike(&plan_with_soaks(0.2, per_hour));
+    }
+}
+
+fn decides_alike(plan: &Plan) {
+    let layout = Layout::new(plan);
     for seed in 0..36_u32 {
         let shape = Noise::ALL[seed as usize % 4];
         let world = World {
             noise: [0.0, 0.02, 0.1, 0.4][seed as usize / 4 % 4],
             shape,
             fault: [0.0, 0.2, 0.9][seed as usize % 3],
-            only: (seed % 5 == 4).then_some(Arm::Reapply),
+            only: [None, None, None, Some(Arm::Soak), Some(Arm::Reapply)][seed as usize % 5],
         };
         let counted = layout.run(&mut Fate::new(world, seed.into()));
-        let judged = by_journal(&plan, &mut Fate::new(world, seed.into()));
+        let judged = by_journal(plan, &mut Fate::new(world, seed.into()));
         assert_eq!(counted, judged, "seed {seed}: {world:?}");
     }
 }
@@ -124,6 +136,31 @@ fn verdicts_are_as_rarely_wrong_as_they_say() {
                 assert!(
                     qualified <= 0.05 + 2.8 * (0.05 / f64::from(runs)).sqrt(),
                     "{rate} {shape:?} {noise}: {qualified}"
+                );
+            }
+        }
+    }
+}
+
+/// Two bounds are two chances to be wrong, but a patch is faulty by one of them or the other: whichever it is at the limit of, it is let through in
+/// no more than one of twenty runs.
+#[test]
+fn each_of_two_bounds_holds_by_itself() {
+    let runs = 200;
+    let plan = plan_with_soaks(0.2, Some(100.0));
+    assert_eq!((plan.needed, plan.soaks), (14, 4));
+    let soak = plan.rate_of(Arm::Soak);
+    for shape in Noise::ALL {
+        let good = World { noise: 0.01, shape, fault: 0.0, only: None };
+        let (qualified, rejected) = shares(&plan, good, runs);
+        assert!(qualified >= 0.9 && rejected == 0.0, "{shape:?}: {qualified} {rejected}");
+        for (arm, fault) in [(Arm::Loaded, 0.2), (Arm::Soak, soak)] {
+            for noise in [0.0, 0.1] {
+                let faulty = World { noise, shape, fault, only: Some(arm) };
+                let (qualified, _) = shares(&plan, faulty, runs);
+                assert!(
+                    qualified <= 0.05 + 2.8 * (0.05 / f64::from(runs)).sqrt(),
+                    "{arm} {shape:?} {noise}: {qualified}"
                 );
             }
         }

@@ -2,7 +2,7 @@ use super::*;
 use crate::verdict::{ArmCount, Bound};
 use crate::{Accel, Sidecar};
 
-const BASE: &str = "max_failure_rate: 0.2\n  confidence: 0.95\n  soak: 30s\n  arms: [loaded, control]\n";
+const BASE: &str = "applications:\n    max_failure_rate: 0.2\n    confidence: 0.95\n  exposure:\n    soak: 30s\n  arms: [loaded, control]\n";
 
 fn parse(text: &str) -> Result<Tiers, String> {
     Tiers::parse(Path::new("tiers.yaml"), text)
@@ -23,10 +23,13 @@ fn the_tiers_that_come_along() {
     let rules = [Tier::Proposed, Tier::Updates, Tier::Stable].map(|tier| tiers.rule(tier).unwrap());
     assert_eq!(rules.map(TierRule::trials), [14, 61, 310]);
     assert_eq!(rules.map(|r| r.after), [None, Some(Tier::Proposed), Some(Tier::Updates)]);
-    assert_eq!(rules.map(|r| r.soak.as_secs()), [30, 60, 150]);
+    let soak = |r: &TierRule| r.exposure.soak;
+    assert_eq!(rules.map(|r| soak(r).as_secs()), [30, 120, 300]);
+    assert_eq!(rules.map(|r| r.soaks(soak(r))), [4, 8, 8]);
     // The comments say how many trials it takes; they must stay true.
     for rule in rules {
         assert!(text.contains(&format!("{} clean trials", rule.trials())), "{}", rule.trials());
+        assert!(text.contains(&format!("{} clean soaks", rule.soaks(soak(rule)))), "{text}");
     }
 }
 
@@ -60,18 +63,18 @@ fn a_rule_reads_again_as_it_was_written() {
 fn numbers_out_of_range() {
     for rate in ["0", "1", "-0.1", "20", ".nan"] {
         let error = problem("0.2", rate);
-        assert!(error.starts_with("tiers.yaml:2:1: proposed.max_failure_rate: is "), "{error}");
+        assert!(error.starts_with("tiers.yaml:3:1: proposed.applications.max_failure_rate: is "), "{error}");
         assert!(error.ends_with("must be between 0 and 1, for example 0.05 for 5 %"), "{error}");
     }
     for confidence in ["0.4", "1", "95", ".nan"] {
         let error = problem("0.95", confidence);
-        assert!(error.starts_with("tiers.yaml:3:1: proposed.confidence: is "), "{error}");
+        assert!(error.starts_with("tiers.yaml:4:1: proposed.applications.confidence: is "), "{error}");
     }
     let error = problem("30s", "0s");
-    assert!(error.starts_with("tiers.yaml:4:1: proposed.soak: is zero"), "{error}");
+    assert!(error.starts_with("tiers.yaml:6:1: proposed.exposure.soak: is zero"), "{error}");
     assert_eq!(
         problem("0.2", "0.0001"),
-        "tiers.yaml:2:1: proposed.max_failure_rate: requires 31086 clean trials at confidence 0.95, more than the maximum of 10000"
+        "tiers.yaml:3:1: proposed.applications.max_failure_rate: requires 31086 clean trials at confidence 0.95, more than the maximum of 10000"
     );
 }
 
@@ -79,16 +82,16 @@ fn numbers_out_of_range() {
 fn arms_and_severities() {
     let error = problem("[loaded, control]", "[reapply, quiescent, reapply]");
     for expected in [
-        "tiers.yaml:5:1: proposed.arms: lacks loaded; needed to judge the patch",
-        "tiers.yaml:5:1: proposed.arms: lacks control; needed to attribute findings",
-        "tiers.yaml:5:1: proposed.arms: names reapply twice",
+        "tiers.yaml:7:1: proposed.arms: lacks loaded; needed to judge the patch",
+        "tiers.yaml:7:1: proposed.arms: lacks control; needed to attribute findings",
+        "tiers.yaml:7:1: proposed.arms: names reapply twice",
     ] {
         assert!(error.contains(expected), "{error}\nlacks {expected}");
     }
     let empty = problem("30s", "30s\n  severities: []");
-    assert!(empty.starts_with("tiers.yaml:5:1: proposed.severities: is empty"), "{empty}");
+    assert!(empty.starts_with("tiers.yaml:7:1: proposed.severities: is empty"), "{empty}");
     let twice = problem("30s", "30s\n  severities: [low, high, low]");
-    assert_eq!(twice, "tiers.yaml:5:1: proposed.severities: names low twice");
+    assert_eq!(twice, "tiers.yaml:7:1: proposed.severities: names low twice");
 }
 
 #[test]
@@ -96,14 +99,14 @@ fn a_tier_follows_a_lower_one_that_is_there() {
     let not_lower = problem("30s", "30s\n  after: stable");
     assert_eq!(
         not_lower,
-        "tiers.yaml:5:1: proposed.after: is stable, which is not below proposed; the order is proposed, updates, stable"
+        "tiers.yaml:7:1: proposed.after: is stable, which is not below proposed; the order is proposed, updates, stable"
     );
     let itself = problem("30s", "30s\n  after: proposed");
     assert!(itself.contains("is proposed, which is not below proposed"), "{itself}");
     let missing = parse(&format!("stable:\n  {BASE}  after: updates\n")).unwrap_err();
     assert_eq!(
         missing,
-        "tiers.yaml:6:1: stable.after: is updates, a tier that this file does not define; define it or remove `after`"
+        "tiers.yaml:8:1: stable.after: is updates, a tier that this file does not define; define it or remove `after`"
     );
     assert!(parse(&format!("proposed:\n  {BASE}stable:\n  {BASE}  after: proposed\n")).is_ok());
 }
@@ -117,11 +120,11 @@ fn keys_are_found_beside_the_tiers() {
     assert_eq!(tiers.signers().collect::<Vec<_>>(), [(Tier::Updates, keys)]);
     let without = problem("30s", "30s\n  signed_by: [a.pub]");
     assert!(
-        without.starts_with("tiers.yaml:5:1: proposed.signed_by: requires a signature but no earlier tier"),
+        without.starts_with("tiers.yaml:7:1: proposed.signed_by: requires a signature but no earlier tier"),
         "{without}"
     );
     let empty = parse(&text.replace("a.pub, /k/b.pub", "")).unwrap_err();
-    assert!(empty.starts_with("tiers.yaml:12:1: updates.signed_by: is empty"), "{empty}");
+    assert!(empty.starts_with("tiers.yaml:16:1: updates.signed_by: is empty"), "{empty}");
 }
 
 #[test]
@@ -129,18 +132,21 @@ fn every_problem_of_every_tier_at_once() {
     let text = format!("proposed:\n  {BASE}updates:\n  {BASE}").replace("0.2", "2").replace("30s", "0s");
     let error = parse(&text).unwrap_err();
     let places: Vec<&str> = error.lines().map(|l| l.split(": ").next().unwrap()).collect();
-    assert_eq!(places, ["tiers.yaml:2:1", "tiers.yaml:4:1", "tiers.yaml:7:1", "tiers.yaml:9:1"], "{error}");
+    assert_eq!(places, ["tiers.yaml:3:1", "tiers.yaml:6:1", "tiers.yaml:10:1", "tiers.yaml:13:1"], "{error}");
 }
 
 #[test]
 fn wrong_types_unknown_and_missing_fields() {
-    let error = problem("30s", "30s\n  sok: 3s");
-    assert!(error.starts_with("tiers.yaml:5:3: proposed.sok: unknown field `sok`"), "{error}");
+    let error = problem("30s", "30s\n    sok: 3s");
+    assert!(error.starts_with("tiers.yaml:7:5: proposed.exposure.sok: unknown field `sok`"), "{error}");
     let error = problem("0.2", "few");
-    assert!(error.starts_with("tiers.yaml:2:21: proposed.max_failure_rate: invalid type"), "{error}");
+    assert!(
+        error.starts_with("tiers.yaml:3:23: proposed.applications.max_failure_rate: invalid type"),
+        "{error}"
+    );
     let error = problem("[loaded, control]", "[loaded, idle]");
     assert!(error.contains("proposed.arms[1]: unknown variant `idle`"), "{error}");
-    let error = problem("  soak: 30s\n", "");
+    let error = problem("    soak: 30s\n", "    confidence: 0.9\n");
     assert!(error.contains("missing field `soak`"), "{error}");
     let error = parse(&format!("gold:\n  {BASE}")).unwrap_err();
     assert!(error.contains("gold: unknown field `gold`, expected one of `proposed`"), "{error}");
@@ -179,6 +185,7 @@ fn verdict() -> Verdict {
         clean: 14,
         failure_rate: crate::upper_bound(0, 14, 0.95),
         confidence: 0.95,
+        exposure: None,
     };
     Verdict {
         schema: crate::plan::SCHEMA,
@@ -357,4 +364,96 @@ fn severities_that_may_enter() {
         "built/aa.ko has severity low, but tier updates only accepts high, critical\n\
          built/aa.ko has no severity, but tier updates only accepts high, critical; add `severity:` to built/aa.yaml"
     );
+}
+
+/// With an exposure that is bounded there are soaks, and without there are none.
+#[test]
+fn soaks_and_failures_per_hour_come_together() {
+    let bounded = |arms: &str, per_hour: &str| {
+        let text = BASE.replace("soak: 30s", &format!("soak: 30s\n    max_failures_per_hour: {per_hour}"));
+        parse(&format!("proposed:\n  {}", text.replace("[loaded, control]", arms)))
+    };
+    let tiers = bounded("[loaded, soak, control]", "100").unwrap();
+    let rule = tiers.rule(Tier::Proposed).unwrap();
+    let soak = Duration::from_secs(30);
+    assert_eq!((rule.soaks(soak), rule.soaks(soak * 2)), (4, 2));
+    assert!((rule.rate_of(Arm::Soak, soak) - 0.565).abs() < 0.001);
+    let missing = bounded("[loaded, control]", "100").unwrap_err();
+    assert!(
+        missing.contains("proposed.arms: lacks soak; needed to bound the failures per hour"),
+        "{missing}"
+    );
+    let alone = problem("[loaded, control]", "[loaded, soak, control]");
+    assert!(
+        alone.contains("proposed.arms: has soak, but `exposure` has no `max_failures_per_hour`"),
+        "{alone}"
+    );
+    for (per_hour, words) in [
+        ("0", "is 0; must be above 0"),
+        (".inf", "is inf; must be above 0"),
+        ("0.001", "clean soaks of 30 s, more than"),
+    ] {
+        let error = bounded("[loaded, soak, control]", per_hour).unwrap_err();
+        assert!(
+            error.contains("proposed.exposure.max_failures_per_hour: ") && error.contains(words),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn shorter_soaks_are_as_many() {
+    let mut tiers = parse(include_str!("../../../../pipelines/qualify-tiers.yaml")).unwrap();
+    for seconds in [60, 30, 20, 300] {
+        let soak = Duration::from_secs(seconds);
+        tiers.soaks_of(soak);
+        let rule = tiers.rule(Tier::Proposed).unwrap();
+        assert_eq!((rule.exposure.soak, rule.soaks(soak)), (soak, 4));
+    }
+}
+
+/// So many clean soaks as are needed bound the rate by what the tier allows, by Poisson's exact bound as well.
+#[test]
+fn clean_soaks_bound_the_failures_per_hour() {
+    let tiers = parse(include_str!("../../../../pipelines/tiers.yaml")).unwrap();
+    for rule in tiers.rules.values() {
+        let most = rule.exposure.max_failures_per_hour.unwrap();
+        let (soak, confidence) = (rule.exposure.soak, rule.confidence_of(Arm::Soak));
+        let hours = |soaks: u32| soak.as_secs_f64() / 3600.0 * f64::from(soaks);
+        let poisson = |soaks: u32| -(1.0 - confidence).ln() / hours(soaks);
+        let soaks = rule.soaks(soak);
+        assert!(poisson(soaks) <= most, "{} > {most}", poisson(soaks));
+        let mut tally = crate::sequential::Tally::default();
+        tally.alone[0] = soaks;
+        let bound = per_hour(crate::sequential::bound(&tally, confidence), soak);
+        assert!(bound <= most && bound >= poisson(soaks), "{bound} {}", poisson(soaks));
+        // What the looks after each trial cost is little.
+        assert!(bound < poisson(soaks) * 1.1, "{bound} {}", poisson(soaks));
+    }
+}
+
+#[test]
+fn a_prior_verdict_shows_the_exposure_that_its_tier_asks_for_now() {
+    let bounded = BASE
+        .replace("soak: 30s", "soak: 30s\n    max_failures_per_hour: 100")
+        .replace("[loaded, control]", "[loaded, soak, control]");
+    let tiers = parse(&format!("proposed:\n  {bounded}updates:\n  {BASE}  after: proposed\n")).unwrap();
+    let with = |soak: Option<(f64, u64)>| {
+        let mut prior = verdict();
+        prior.arms.insert(Arm::Soak, ArmCount { planned: 4, clean: 4, ..ArmCount::default() });
+        if let Some((failures_per_hour, soak_s)) = soak {
+            let exposure =
+                Some(crate::verdict::ExposureBound { failures_per_hour, soak_s, clean_s: 4 * soak_s });
+            let clean = 4;
+            prior.bounds.push(Bound { arm: Arm::Soak, clean, exposure, ..prior.bounds[0].clone() });
+        }
+        check_prior(&tiers, Tier::Updates, Some(&prior), &[patch("aa", None)], &image("11"))
+    };
+    let asked = "but proposed now requires at most 100 failures per machine-hour at 95 % confidence, in soaks of at least 30 s";
+    assert_eq!(with(Some((99.0, 30))), Ok(()));
+    assert!(with(None).unwrap_err().ends_with(&format!("it has no soaks of x, {asked}")));
+    let shown = "its soaks of x show at most 101.000 failures per machine-hour at 95 % confidence, in soaks of 30 s, ";
+    assert!(with(Some((101.0, 30))).unwrap_err().ends_with(&format!("{shown}{asked}")));
+    assert!(with(Some((50.0, 29))).is_err());
+    assert!(with(Some((f64::NAN, 30))).is_err());
 }

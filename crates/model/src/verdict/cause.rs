@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Attribution, Hits, Reach, WaitGroup};
+use super::{Attribution, ExposureBound, Hits, Reach, WaitGroup};
 use crate::{Arm, Detector, FindingKind, Tier};
 
 /// One reason of a verdict.
@@ -76,6 +76,9 @@ pub enum Why {
         allowed: f64,
         /// With this confidence.
         confidence: f64,
+        /// Of soaks: failures an hour that these leave possible, and that the tier allows.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        per_hour: Option<PerHour>,
     },
     /// Trials of an arm were not completed.
     TrialsMissing {
@@ -168,9 +171,12 @@ pub enum Why {
         trials: BTreeMap<Arm, u32>,
         /// Length of the soak in seconds.
         soak_s: u64,
-        /// Highest failure rate under load that they leave possible, of the worst patch, and with which confidence.
+        /// Highest share of applications under load that they leave possible to fail, of the worst patch, and with which confidence.
         #[serde(skip_serializing_if = "Option::is_none", default)]
         bound: Option<PossibleRate>,
+        /// What the soaks leave possible, of the worst patch, and with which confidence.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        exposure: Option<PossibleExposure>,
         /// Calls of the patched functions.
         reach: Vec<Reach>,
     },
@@ -181,6 +187,24 @@ pub enum Why {
 pub struct PossibleRate {
     /// Highest failure rate.
     pub failure_rate: f64,
+    /// With this confidence.
+    pub confidence: f64,
+}
+
+/// Failures an hour of one machine with the patch in force.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct PerHour {
+    /// As many as the soaks leave possible.
+    pub possible: f64,
+    /// As many as the tier allows.
+    pub allowed: f64,
+}
+
+/// What soaks leave possible.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct PossibleExposure {
+    /// As a rate, of all soaks together.
+    pub bound: ExposureBound,
     /// With this confidence.
     pub confidence: f64,
 }

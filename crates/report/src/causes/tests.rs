@@ -1,3 +1,4 @@
+use klpfarm_model::verdict::{ExposureBound, PerHour};
 use klpfarm_model::{Detector, ObservedKind, Tier};
 
 use super::*;
@@ -95,6 +96,19 @@ fn others() -> Vec<Why> {
             failure_rate: 0.21,
             allowed: 0.2,
             confidence: 0.95,
+            per_hour: None,
+        },
+        Why::TooFewClean {
+            arm: Arm::Soak,
+            patches: patches.clone(),
+            clean: 3,
+            failed: 0,
+            needed: 4,
+            tier: Tier::Proposed,
+            failure_rate: 0.65,
+            allowed: 0.56,
+            confidence: 0.95,
+            per_hour: Some(PerHour { possible: 126.23, allowed: 100.0 }),
         },
         Why::TrialsMissing { arm, missing: 1, of: 2 },
         Why::NoneClean { arm, patches: Vec::new(), trials: 4, tier: Tier::Stable },
@@ -113,6 +127,17 @@ fn others() -> Vec<Why> {
             trials: BTreeMap::from([(Arm::Loaded, 14), (Arm::Control, 4)]),
             soak_s: 30,
             bound: Some(PossibleRate { failure_rate: 0.1926, confidence: 0.95 }),
+            exposure: None,
+            reach: Vec::new(),
+        },
+        Why::NothingFound {
+            trials: BTreeMap::from([(Arm::Loaded, 14), (Arm::Soak, 4), (Arm::Control, 4)]),
+            soak_s: 30,
+            bound: Some(PossibleRate { failure_rate: 0.1926, confidence: 0.95 }),
+            exposure: Some(PossibleExposure {
+                bound: ExposureBound { failures_per_hour: 94.72, soak_s: 30, clean_s: 120 },
+                confidence: 0.95,
+            }),
             reach: Vec::new(),
         },
     ]
@@ -127,6 +152,7 @@ fn every_cause_has_its_sentence() {
             "loaded trials of a + b fail more often than the control trials next to them: 9 of 14 and 0 of 14, which chance would explain in fewer than one of a thousand runs",
             "trial 3: oops: the trial has not ended",
             "13 clean loaded trials of a + b, 1 failed: tier proposed needs 14 without a failure (these leave a failure rate of 21 % possible, the tier allows 20 % at 95 % confidence)",
+            "3 clean soak trials of a + b: tier proposed needs 4 without a failure (these leave 127 failures per machine-hour possible, the tier allows 100 at 95 % confidence)",
             "1 of 2 loaded trials were not completed",
             "none of 4 loaded trials ended cleanly, and tier stable asks for that arm",
             "1 of 3 loaded trials of a + b failed, which leaves a failure rate of 80 % possible: 70 % at most must be shown",
@@ -141,6 +167,7 @@ fn every_cause_has_its_sentence() {
             "the run was interrupted",
             "klpfarm or the host failed, not the patch: trial 2: QEMU died",
             "no finding in 14 loaded, 4 control trials with a soak of 30 s each: at most 19.3 % of loaded machines can fail, with 95 % confidence",
+            "no finding in 14 loaded, 4 soak, 4 control trials: applying it fails on at most 19.3 % of loaded machines, with 95 % confidence, and running with it at most 95 times per machine-hour, with 95 % confidence (2 min in force, soaks of 30 s)",
         ]
     );
     for cause in others() {

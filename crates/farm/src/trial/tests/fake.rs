@@ -13,6 +13,19 @@ use klpfarm_vm::{CpuLook, Output, SshOutput};
 use crate::trial::*;
 
 pub(in crate::trial) fn plan() -> Arc<Plan> {
+    let rule = TierRule::new(0.2, 0.95, Duration::from_secs(5), vec![Arm::Loaded, Arm::Control]);
+    plan_by(rule)
+}
+
+/// The same where soaks are trials of their own, and all others that apply a patch under load are short.
+pub(in crate::trial) fn plan_with_soaks() -> Arc<Plan> {
+    let arms = vec![Arm::Loaded, Arm::Soak, Arm::Control];
+    let mut rule = TierRule::new(0.2, 0.95, Duration::from_secs(5), arms);
+    rule.exposure.max_failures_per_hour = Some(100.0);
+    plan_by(rule)
+}
+
+fn plan_by(rule: TierRule) -> Arc<Plan> {
     let text = "name: gate\nimage: debian-12\nworkloads: [w]\naging: {uptime: 8s}\nphases: {settle: 2s, baseline: 6s, soak: 30s, revert: 2s}\n";
     let pipeline = Pipeline::parse(Path::new("gate.yaml"), text).unwrap();
     let workload = Workload::parse(Path::new("w.yaml"), "name: w\nrun: {builtin: w}\n").unwrap();
@@ -22,7 +35,6 @@ pub(in crate::trial) fn plan() -> Arc<Plan> {
         size: 200_000,
         ..Patch::default()
     };
-    let rule = TierRule::new(0.2, 0.95, Duration::from_secs(5), vec![Arm::Loaded, Arm::Control]);
     let with = Resolved {
         workloads: vec![workload],
         patches: vec![patch("x"), patch("y")],
@@ -199,6 +211,15 @@ pub(super) fn tell(arm: Arm, faults: Faults) -> Told {
         Arc::make_mut(&mut plan).pipeline.phases.revert = revert;
     }
     let trial = plan.trials.iter().find(|t| t.arm == arm).unwrap().clone();
+    tell_of(plan, trial, faults)
+}
+
+/// What is told of a short trial.
+pub(super) fn tell_short(arm: Arm, faults: Faults) -> Told {
+    let plan = plan_with_soaks();
+    let trial =
+        plan.trials.iter().find(|t| t.arm == arm && t.length == klpfarm_model::Length::Short).unwrap();
+    let trial = trial.clone();
     tell_of(plan, trial, faults)
 }
 

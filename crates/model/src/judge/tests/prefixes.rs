@@ -259,8 +259,9 @@ fn next(fold: &Fold, started: &BTreeSet<u32>) -> Option<u32> {
         if few && tally.clean() + tally.failed() < plan.due(t.arm) {
             return (true, paired && noisy);
         }
-        let wager = Wager::against_failure_rate(plan.rule.rate_of(t.arm));
-        let done = few && tally.failed() == 0 || wager.capital(&tally) >= enough(plan.rule.confidence);
+        let wager = Wager::against_failure_rate(plan.rate_of(t.arm));
+        let done =
+            few && tally.failed() == 0 || wager.capital(&tally) >= enough(plan.rule.confidence_of(t.arm));
         let left = set.iter().filter(|t| !begun(t.number)).count() as u32;
         (!done && has_prospect(plan, t.arm, &wager, &tally, left), paired && noisy)
     };
@@ -288,7 +289,11 @@ fn is_decided(fold: &Fold, verdict: &Verdict) -> bool {
         || sets.iter().flatten().any(|t| fold.outcomes.mark(t.number) == Mark::Failed);
     let lacks = |set: &&Vec<&Trial>| {
         matches!(set[0].arm, Arm::Loaded | Arm::Stack)
-            && !shows(&tally(fold, set, &begun, false, ANY), rule.max_failure_rate, rule.confidence)
+            && !shows(
+                &tally(fold, set, &begun, false, ANY),
+                rule.applications.max_failure_rate,
+                rule.applications.confidence,
+            )
     };
     if !proof && sets.iter().any(|set| lacks(&set)) {
         return false;
@@ -337,7 +342,7 @@ fn same(fold: &mut Fold, plan: &Plan, events: &[Event], started: &BTreeSet<u32>)
 fn a_plan(chance: &mut Chance) -> Plan {
     let patches: &[&str] = if chance.share() < 0.7 { &["x"] } else { &["x", "y"] };
     let mut with = resolved(patches);
-    with.rule.max_failure_rate = [0.2, 0.5][(chance.share() * 2.0) as usize];
+    with.rule.applications.max_failure_rate = [0.2, 0.5][(chance.share() * 2.0) as usize];
     let controls = 1 + (chance.share() * 7.0) as u32;
     let text = format!("arms: {{loaded: {}, quiescent: 2, control: {controls}, reapply: 1}}\n", 40);
     try_plan(&text, Resolved { trials: Some(40), ..with }).unwrap()
