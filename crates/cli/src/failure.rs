@@ -1,6 +1,11 @@
-//! Why a command failed, and the exit code that goes with it.
+//! Printing, and what becomes of a failure: its text, a hint, an exit code.
 
 use std::process::ExitCode;
+
+pub(crate) use klpfarm_engine::Error as Failure;
+use klpfarm_engine::Kind;
+
+use crate::hints;
 
 /// Exit codes are API: docs/reference.md, "Exit codes".
 pub(crate) mod code {
@@ -9,42 +14,16 @@ pub(crate) mod code {
     pub(crate) const INTERRUPTED: u8 = 130;
 }
 
-/// A failure to do what was asked.
-#[derive(Debug)]
-pub(crate) enum Failure {
-    /// Wrong use or bad input: the user can mend it.
-    Input(String),
-    /// The farm or the host failed.
-    Farm(String),
-    /// The user ended it.
-    Interrupted(String),
-}
-
-impl Failure {
-    pub(crate) fn input(error: impl std::fmt::Display) -> Self {
-        Self::Input(error.to_string())
+/// Say on standard error what failed and what could help.
+pub(crate) fn report(failure: &Failure) -> ExitCode {
+    for line in hints::of_error(failure).lines() {
+        tell!("klpfarm: {}", klpfarm_report::printable(line));
     }
-
-    pub(crate) fn farm(error: impl std::fmt::Display) -> Self {
-        Self::Farm(error.to_string())
-    }
-
-    /// Several problems at once, one a line.
-    pub(crate) fn inputs<E: std::fmt::Display>(errors: &[E]) -> Self {
-        Self::Input(errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
-    }
-
-    pub(crate) fn report(&self) -> ExitCode {
-        let (Self::Input(text) | Self::Farm(text) | Self::Interrupted(text)) = self;
-        for line in text.lines() {
-            tell!("klpfarm: {}", klpfarm_report::printable(line));
-        }
-        ExitCode::from(match self {
-            Self::Input(_) => code::INPUT,
-            Self::Farm(_) => code::FARM,
-            Self::Interrupted(_) => code::INTERRUPTED,
-        })
-    }
+    ExitCode::from(match failure.kind() {
+        Kind::Input => code::INPUT,
+        Kind::Farm => code::FARM,
+        Kind::Interrupted => code::INTERRUPTED,
+    })
 }
 
 /// Print to standard output. Names may come from an archive or another host's run folder: a terminal gets text and nothing else.

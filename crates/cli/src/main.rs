@@ -9,42 +9,23 @@ macro_rules! tell {
     }};
 }
 
-mod aging;
-mod bench;
-mod catalog;
-mod check;
-mod checkpoint;
-mod db;
-mod disk;
-mod doctor;
+mod commands;
+mod console;
 mod failure;
-mod gc;
-mod history;
-mod home;
-mod host;
-mod image;
+mod hints;
 mod interrupt;
-mod judge;
-mod key;
-mod known;
-mod plan;
-mod qualify;
-mod reach;
-mod resume;
-mod run;
-mod runs;
-mod sign;
-mod signing;
-mod sizes;
-mod trend;
-mod triage;
-mod unpack;
-mod verify;
+mod limits;
+mod runs_index;
 
 use std::process::ExitCode;
 
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
+
+use commands::{
+    age, bench, check, checkpoint, db, doctor, gc, image, judge, key, module, plan, qualify_detectors, reach,
+    resume, run, runs, sign, trend, triage, verify,
+};
 
 /// Test kernel livepatches under load on disposable virtual machines, and decide whether they may enter the next tier.
 ///
@@ -62,8 +43,8 @@ enum Command {
     #[command(subcommand)]
     Image(image::Command),
     #[command(subcommand)]
-    Module(image::ModuleCommand),
-    Age(aging::Args),
+    Module(module::Command),
+    Age(age::Args),
     #[command(subcommand)]
     Checkpoint(checkpoint::Command),
     Check(check::Args),
@@ -79,7 +60,7 @@ enum Command {
     Trend(trend::Args),
     #[command(subcommand)]
     Db(db::Command),
-    QualifyDetectors(Box<qualify::Args>),
+    QualifyDetectors(Box<qualify_detectors::Args>),
     Triage(triage::Args),
     Reach(reach::Args),
     Bench(bench::Args),
@@ -97,8 +78,8 @@ async fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Doctor(args) => doctor::run(args).await,
         Command::Image(command) => image::run(command).await,
-        Command::Module(command) => image::run_module(command).await,
-        Command::Age(args) => aging::run(args).await,
+        Command::Module(command) => module::run(command).await,
+        Command::Age(args) => age::run(args).await,
         Command::Checkpoint(command) => checkpoint::run(command),
         Command::Check(args) => check::run(&args),
         Command::Plan(args) => plan::run(args).await,
@@ -111,7 +92,7 @@ async fn main() -> ExitCode {
         Command::Runs(args) => runs::run(&args),
         Command::Trend(args) => trend::run(&args),
         Command::Db(command) => db::run(command),
-        Command::QualifyDetectors(args) => qualify::run(*args).await,
+        Command::QualifyDetectors(args) => qualify_detectors::run(*args).await,
         Command::Reach(args) => reach::run(args).await,
         Command::Triage(args) => triage::run(&args),
         Command::Bench(args) => bench::run(args).await,
@@ -119,6 +100,6 @@ async fn main() -> ExitCode {
     };
     match done {
         Ok(code) => ExitCode::from(code),
-        Err(failure) => failure.report(),
+        Err(error) => failure::report(&error),
     }
 }

@@ -516,7 +516,7 @@ fn a_signature_can_be_asked_for_on_the_command_line() {
     sign_prior(&world, &verdict, "a");
     assert_eq!(refusal(&world, &["--prior-key", "a.pub"]), None);
     let both = refusal(&world, &["--prior-key", "a.pub", "--prior-key", "b.pub"]).unwrap();
-    assert!(both.contains("no valid signature of b.pub (--prior-key)"), "{both}");
+    assert!(both.contains("no valid signature of b.pub: have the owner of the key sign it"), "{both}");
     let run = world.klpfarm(&["plan", "p.yaml", "--patch", "x.ko", "--prior-key", "a.pub"]);
     assert!(run.code == Some(2) && run.err.contains("--prior"), "{}", run.err);
 }

@@ -1,8 +1,8 @@
 //! What other architectures than x86 print: headers, instruction pointers and registers. Frames that all have are in `body`.
 
 use crate::Kind;
-use crate::body::{self, Body, Frame};
 use crate::header::Header;
+use crate::line::{self, Body, Frame, is_module};
 use crate::oops::{NULL, PAGING};
 use crate::scan::{Scan, plain, symbol};
 
@@ -174,19 +174,19 @@ fn pointer(text: &str) -> Option<Body<'_>> {
         }
     };
     let (function, tail) = symbol(site)?;
-    Some(Body::Pointer { function: Some(function), module: body::is_module(tail), kernel: true })
+    Some(Body::Pointer { function: Some(function), module: is_module(tail), kernel: true })
 }
 
 /// `F from G+0x1/0x2` (ARM since 5.19), `([<ADDR>] F+0x1/0x2)` (s390, where the chain is broken).
 fn frame(text: &str) -> Option<Frame<'_>> {
     if let Some(inner) = text.strip_prefix('(').and_then(|t| t.strip_suffix(')')) {
-        let frame = inner.starts_with("[<").then(|| body::frame(inner)).flatten()?;
+        let frame = inner.starts_with("[<").then(|| line::frame(inner)).flatten()?;
         return Some(Frame { reliable: false, ..frame });
     }
     let (name, caller) = text.split_once(" from ")?;
     symbol(caller)?;
     let (name, module) = match name.split_once(' ') {
-        Some((name, tail)) => (name, body::is_module(tail).then_some(true)?),
+        Some((name, tail)) => (name, is_module(tail).then_some(true)?),
         None => (name, false),
     };
     let fits = name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.$".contains(&b));

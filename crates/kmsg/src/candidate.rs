@@ -186,7 +186,7 @@ fn is_pci(head: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{header, notice, prefix};
+    use crate::{first_line, notice, prefix};
 
     /// What the quick look turns away, nobody looks at again.
     #[test]
@@ -198,7 +198,7 @@ mod tests {
             for line in text.split(|&b| b == b'\n') {
                 let line = prefix::clean(line.trim_ascii_end());
                 let message = String::from_utf8_lossy(&line[prefix::split(&line).start..]).into_owned();
-                if header::parse(&message).is_some() || notice::parse(&message).is_some() {
+                if first_line::parse(&message).is_some() || notice::parse(&message).is_some() {
                     headers += 1;
                     assert!(is_candidate(message.as_bytes()), "{message}");
                 }
@@ -225,7 +225,7 @@ mod tests {
             "VFS: Busy inodes after unmount of vda (ext4)",
             "kworker/0:1: page allocation failure: order:0, mode:0x40800(GFP_NOWAIT)",
         ] {
-            assert!(header::parse(text).is_some(), "{text}");
+            assert!(first_line::parse(text).is_some(), "{text}");
             assert!(is_candidate(text.as_bytes()), "{text}");
         }
     }

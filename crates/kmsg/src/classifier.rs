@@ -1,14 +1,16 @@
 //! The streaming classifier: which line belongs to which report.
 
-use crate::body::{self, Body};
+use crate::body;
 use crate::candidate::is_candidate;
 use crate::echo::Echoes;
-use crate::header::{self, Header, Proof};
+use crate::first_line;
+use crate::header::{Header, Proof};
+use crate::line::Body;
 use crate::notice::{self, Notice};
 use crate::open::{Open, Verdict};
 use crate::prefix::{self, Caller, Origin, Prefix};
 use crate::records::{Record, Records};
-use crate::{Kind, Report, Signal, logcat, oops, skim};
+use crate::{Kind, Report, Signal, logcat, skim};
 use memchr::memchr2;
 use std::borrow::Cow;
 
@@ -249,10 +251,10 @@ impl Classifier {
             true => Cow::Borrowed(&raw[prefix.start..]),
             false => String::from_utf8_lossy(rest),
         };
-        if let Some(joined) = joined.filter(|joined| header::parse(joined).is_some()) {
+        if let Some(joined) = joined.filter(|joined| first_line::parse(joined).is_some()) {
             return self.message(&joined, &raw, prefix, true, number);
         }
-        if header::is_half(&message) {
+        if first_line::is_half(&message) {
             self.half = Some(message.clone().into_owned());
         }
         if self.overlong {
@@ -280,7 +282,7 @@ impl Classifier {
             self.belong(message, raw, prefix);
         } else if let Some(notice) = notice::parse(message) {
             self.notice(notice, message, raw, number);
-        } else if let Some(header) = header::parse(message) {
+        } else if let Some(header) = first_line::parse(message) {
             self.header(header, raw, prefix, number);
         } else if let Some(header) = self.headless(message, prefix.origin) {
             self.header(header, raw, prefix, number);
@@ -292,7 +294,7 @@ impl Classifier {
 
     /// A report of which the start was lost, by a line that nothing else has.
     fn headless(&self, message: &str, origin: Origin) -> Option<Header> {
-        (self.open.is_empty() && origin == Origin::Kernel).then(|| header::orphan(message)).flatten()
+        (self.open.is_empty() && origin == Origin::Kernel).then(|| first_line::orphan(message)).flatten()
     }
 
     /// A line without stamp where the kernel's lines have one.
@@ -430,7 +432,7 @@ impl Classifier {
 
     /// Remembers the task that an oops killed.
     fn mourn(&mut self, report: &Report, pid: Option<u64>) {
-        if oops::is_oops(report.kind) || report.kind == Kind::ListCorruption {
+        if report.kind.is_oops() || report.kind == Kind::ListCorruption {
             self.dead = pid.map(|pid| (pid, self.messages));
         }
     }
@@ -439,7 +441,7 @@ impl Classifier {
     fn is_aftermath(&self, report: &Open) -> bool {
         let late =
             matches!(report.header.kind, Kind::Warning | Kind::SleepInAtomic | Kind::SchedulingWhileAtomic)
-                || oops::is_oops(report.header.kind);
+                || report.header.kind.is_oops();
         let dead =
             self.dead.is_some_and(|(pid, then)| Some(pid) == report.pid() && self.messages < then + GRIEF);
         late && dead && report.is_exiting()

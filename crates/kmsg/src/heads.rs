@@ -1,8 +1,9 @@
 //! The times and names that loggers put before the kernel's messages: forms of dmesg, journalctl, syslog daemons, build
 //! services and terminal programs, in any language.
 
-use crate::prefix::digits;
 use memchr::memchr;
+
+use crate::scan::digits;
 
 /// A time without brackets at the start of a line.
 pub(crate) struct Time {

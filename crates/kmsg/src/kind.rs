@@ -28,6 +28,24 @@ macro_rules! kinds {
                 match self { $(Kind::$name => $text,)* }
             }
 
+            /// Whether reports of this kind are dumps of a trap: registers, stack, end mark, and often a `[#1]` line.
+            pub(crate) fn is_oops(self) -> bool {
+                matches!(
+                    self,
+                    Kind::NullDeref
+                        | Kind::PageFault
+                        | Kind::GeneralProtection
+                        | Kind::KernelBug
+                        | Kind::InvalidOpcode
+                        | Kind::DivideError
+                        | Kind::DoubleFault
+                        | Kind::StackSegment
+                        | Kind::Int3
+                        | Kind::StackOverflow
+                        | Kind::Oops
+                )
+            }
+
             /// How much of the machine is left.
             pub fn severity(self) -> Severity {
                 match self { $(Kind::$name => Severity::$severity,)* }

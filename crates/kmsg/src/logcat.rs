@@ -1,6 +1,6 @@
 //! Android's logcat, which takes the first word of a kernel message for the name of a program.
 
-use crate::prefix::digits;
+use crate::scan::digits;
 
 /// The message of a line of logcat that the kernel wrote, behind the kernel's own tag; `None` if it is none.
 pub(crate) fn kernel_line(line: &[u8]) -> Option<Vec<u8>> {

@@ -4,25 +4,6 @@ use crate::Kind;
 use crate::header::{Header, blank_numbers};
 use crate::scan::{plain, symbol};
 
-/// Whether reports of `kind` are dumps of a trap: registers, stack, end mark, and often a `[#1]` line.
-pub(crate) fn is_oops(kind: Kind) -> bool {
-    use Kind::*;
-    matches!(
-        kind,
-        NullDeref
-            | PageFault
-            | GeneralProtection
-            | KernelBug
-            | InvalidOpcode
-            | DivideError
-            | DoubleFault
-            | StackSegment
-            | Int3
-            | StackOverflow
-            | Oops
-    )
-}
-
 pub(crate) const NULL: &str = "BUG: unable to handle kernel NULL pointer dereference";
 pub(crate) const TABLE: &str = "BUG: corrupted page table";
 pub(crate) const PAGING: &str = "BUG: unable to handle kernel paging request";

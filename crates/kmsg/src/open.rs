@@ -1,8 +1,9 @@
 //! One report while it grows.
 
-use crate::body::{self, Body};
+use crate::body;
 use crate::frames::{Site, guilty};
 use crate::header::{Header, Place, Proof};
+use crate::line::{self, Body};
 use crate::machinery::is_machinery;
 use crate::names::canonical;
 use crate::prefix::Caller;
@@ -254,7 +255,7 @@ impl Open {
         self.locks_over = text.contains("dependency chain") || text.starts_with("other info that");
         let found = if let Some(site) = text.strip_prefix("caller is ").or(self.lock_next.then_some(text)) {
             self.lock_next = false;
-            body::frame(site)
+            line::frame(site)
         } else {
             match body::lock_site(message) {
                 Some(None) => {
@@ -285,14 +286,14 @@ impl Open {
         if self.panicked || (mine == Panic && self.proven) {
             return true;
         }
-        if oops::is_oops(mine) && (other.die || oops::is_oops(other.kind)) && !self.ended && !self.die_seen {
+        if mine.is_oops() && (other.die || other.kind.is_oops()) && !self.ended && !self.die_seen {
             self.die_seen = other.die;
             self.panicked |= other.panic;
             return true;
         }
         // KASAN names the slab in SLUB's words on old kernels, and a null pointer is an oops as well.
         if mine == Kasan
-            && (oops::is_oops(other.kind) || other.kind == SlabCorruption)
+            && (other.kind.is_oops() || other.kind == SlabCorruption)
             && self.gap <= 2
             && self.proven
         {
@@ -332,7 +333,7 @@ impl Open {
             return true;
         }
         // A second complaint from within a dump that has an end mark and has not reached it.
-        let marked = oops::is_oops(mine) || mine == Warning || messages.contains(&mine);
+        let marked = mine.is_oops() || mine == Warning || messages.contains(&mine);
         marked && self.proven && !self.ended && self.gap <= 2 && !fresh && self.traces == 0
     }
 
@@ -445,7 +446,7 @@ impl Open {
     /// Where an oops happened, even if that is mere machinery.
     fn pointed_at(&self) -> Option<String> {
         let first = self.sites.iter().find(|s| s.pointer)?;
-        (oops::is_oops(self.header.kind) && !first.function.is_empty()).then(|| first.function.clone())
+        (self.header.kind.is_oops() && !first.function.is_empty()).then(|| first.function.clone())
     }
 
     /// Bytes of text held.
@@ -480,7 +481,7 @@ impl Open {
 /// Whether a whole report of `kind` shows the stack of the trouble, on all kernels.
 fn shows_stack(kind: Kind) -> bool {
     use Kind::*;
-    oops::is_oops(kind)
+    kind.is_oops()
         || matches!(
             kind,
             Warning

@@ -1,6 +1,7 @@
 //! What stands before a message: priority, time stamp, caller, syslog head. Works on bytes, for every line.
 
 use crate::heads::{self, Tail};
+use crate::scan::digits;
 use std::borrow::Cow;
 
 /// The task or CPU that printed a line (`[ T12]`, `[ C0]`), where the kernel says so.
@@ -264,10 +265,6 @@ impl<'a> At<'a> {
 
 fn facility_origin(facility: u32) -> Origin {
     if facility == 0 { Origin::Kernel } else { Origin::User }
-}
-
-pub(crate) fn digits(bytes: &[u8]) -> usize {
-    bytes.iter().take_while(|b| b.is_ascii_digit()).count()
 }
 
 /// `T123` or `C0`.

@@ -112,6 +112,11 @@ pub(crate) fn plain(name: &str) -> &str {
     }
 }
 
+/// How many digits `bytes` begin with.
+pub(crate) fn digits(bytes: &[u8]) -> usize {
+    bytes.iter().take_while(|b| b.is_ascii_digit()).count()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

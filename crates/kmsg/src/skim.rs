@@ -102,14 +102,14 @@ mod tests {
     /// What is passed over, nobody looks at again.
     #[test]
     fn no_header_of_the_corpus_is_boring() {
-        use crate::{header, notice, prefix};
+        use crate::{first_line, notice, prefix};
         let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus");
         let mut headers = 0;
         for entry in std::fs::read_dir(folder).expect("the corpus") {
             let text = std::fs::read_to_string(entry.expect("entry").path()).unwrap_or_default();
             for line in text.lines() {
                 let message = &line[prefix::split(line.as_bytes()).start.min(line.len())..];
-                if header::parse(message).is_none() && notice::parse(message).is_none() {
+                if first_line::parse(message).is_none() && notice::parse(message).is_none() {
                     continue;
                 }
                 headers += 1;

@@ -24,6 +24,7 @@ mod replaced;
 mod rotation;
 pub mod sequential;
 pub mod simulation;
+pub mod size;
 mod stats;
 mod tiers;
 pub mod verdict;

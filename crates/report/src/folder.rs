@@ -33,7 +33,7 @@ pub enum FolderError {
         source: std::io::Error,
     },
     /// The folder has something in it.
-    #[error("{} is not empty: a run needs a folder of its own; name another one with --out, or, if a run was cut off in it: klpfarm resume {}", .0.display(), .0.display())]
+    #[error("{} is not empty: a run needs a folder of its own", .0.display())]
     NotEmpty(PathBuf),
     /// No run was ever begun in it.
     #[error("{}: not a run folder: it has no plan.json", .0.display())]

@@ -33,6 +33,7 @@ fn verdict() -> Verdict {
             clean: 14,
             failure_rate: 0.192_636_1,
             confidence: 0.95,
+            exposure: None,
         }],
         evidence: Vec::new(),
         reach: Vec::new(),
