@@ -1,5 +1,8 @@
 //! Counting the calls of patched functions with the kernel's function tracer: which can be counted, the shell lines that do it, and what
 //! they answer. Pure.
+//!
+//! Functions of a patch are counted like any other of a module: they begin with a call of the tracer as well, unless they were built
+//! without.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -38,7 +41,36 @@ impl Function {
         }
         Ok(Self { key: key.to_owned(), object: object.to_owned(), name: name.to_owned() })
     }
+
+    /// The function of a patch that takes the place of another; where its name is not known, all functions of the patch together. `None`: its
+    /// name is not passed on to a shell.
+    pub(crate) fn new_code(patch: &str, name: Option<&str>) -> Option<Self> {
+        let name = name.unwrap_or(ALL);
+        let plain = name == ALL || Self::read(&format!("{patch}/{name}")).is_ok();
+        let key = format!("{NEW_CODE}{patch}/{name}");
+        plain.then(|| Self { key, object: patch.to_owned(), name: name.to_owned() })
+    }
+
+    /// Whether it is a function of a patch.
+    pub(crate) fn is_new_code(&self) -> bool {
+        Self::is_key_of_new_code(&self.key)
+    }
+
+    pub(crate) fn is_key_of_new_code(key: &str) -> bool {
+        key.starts_with(NEW_CODE)
+    }
+
+    /// Whether it stands for all functions of a module.
+    pub(crate) fn is_all(&self) -> bool {
+        self.name == ALL
+    }
 }
+
+/// Before the keys of functions of a patch, which thereby differ from those of functions that are replaced.
+const NEW_CODE: &str = "new/";
+
+/// In place of a name: every function that the tracer can take.
+const ALL: &str = "*";
 
 /// Name of the function in a key, without object and position.
 pub(crate) fn name(key: &str) -> &str {
@@ -75,7 +107,8 @@ pub(crate) fn countable(keys: &BTreeSet<String>) -> (Vec<Function>, BTreeMap<Str
 /// One tracer, because taking one away waits until every task has been seen outside of the kernel's trampolines, which takes seconds in a
 /// starved guest, and holds a lock that taking back a livepatch needs as well: a tracer for each of 32 functions once kept a good patch from
 /// being reverted for minutes. Where more calls were made than the buffer holds, its newest part says how they are shared out; functions
-/// that do not occur there are `hidden` by the others and are to be counted without these.
+/// that do not occur there are `hidden` by the others and are to be counted without these. With the option `sym-offset` a trace names the
+/// module of each function, so that a patch's function may be called like the one it replaces.
 ///
 /// A filter takes every function of a name, wherever it is: those of other modules are taken out again, and what then stands in the
 /// filter is counted only if it is one function. Each name that is written costs a walk over all functions of the kernel, seconds for
@@ -92,12 +125,12 @@ pub(crate) fn count(functions: &[Function], seconds: u64) -> String {
     format!(
         r##"T=/sys/kernel/tracing; [ -d $T/instances ] || T=/sys/kernel/debug/tracing
 [ -d $T/instances ] || {{ echo "{NO_TRACEFS}"; exit 1; }}
-i=$T/instances/klpfarm; A=$i/set_ftrace_filter; names=; unknown=
+set -f; i=$T/instances/klpfarm; A=$i/set_ftrace_filter; names=; unknown=
 away() {{ [ -d $i ] && echo nop > $i/current_tracer && rmdir $i; }}
-listed() {{ awk -v wanted="$1" '!/^#/ {{ m = $2; gsub(/[][]/, "", m); n[$1, m]++; if (m != "") mods[$1] = mods[$1] " " m }}
-END {{ last = split(wanted, w, " "); for (k = 1; k < last; k += 3) {{ f = w[k]; o = w[k + 2] == "vmlinux" ? "" : w[k + 2]; c = n[f, o] + 0
-if (c == 1) print "good", f, w[k + 1]; else if (c > 1) {{ print "ambiguous", w[k + 1], c; print "drop", f }} else print "unknown", f, w[k + 1] " " w[k + 2]
-if (o == "") {{ l = split(mods[f], g, " "); for (j = 1; j <= l; j++) print "drop", f ":mod:" g[j] }} }} }}' $A; }}
+listed() {{ awk -v wanted="$1" '!/^#/ {{ m = $2; gsub(/[][]/, "", m); n[$1, m]++; if (m != "") {{ mods[$1] = mods[$1] " " m; n["{ALL}", m]++ }} }}
+END {{ last = split(wanted, w, " "); for (k = 1; k < last; k += 3) own[w[k], w[k + 2]]; for (k = 1; k < last; k += 3) {{ f = w[k]; o = w[k + 2] == "vmlinux" ? "" : w[k + 2]; c = n[f, o] + 0
+if (c == 1 || c && f == "{ALL}") print "good", f, w[k + 1] " " w[k + 2]; else if (c > 1) {{ print "ambiguous", w[k + 1], c; print "drop", f (o == "" ? "" : ":mod:" o) }} else print "unknown", f, w[k + 1] " " w[k + 2]
+if (o == "") {{ l = split(mods[f], g, " "); for (j = 1; j <= l; j++) if (!((f, g[j]) in own || ("{ALL}", g[j]) in own)) print "drop", f ":mod:" g[j] }} }} }}' $A; }}
 take() {{ while read -r w a b; do case $w in good) names="$names $a $b";; drop) echo "!$a" >> $A;; unknown) unknown="$unknown $a $b";;
 ambiguous) echo "$w $a $b";; esac; done <<END
 $(listed "$1")
@@ -109,14 +142,15 @@ again() {{ more=; while read -r o k; do [ -n "$o" ] && echo $o >> $A && more="$m
 $1
 END
 set -- $unknown; while [ $# -gt 2 ]; do echo "untraceable $2"; shift 3; done; take "$more"; }}
-{{ away; mkdir $i && echo 64 > $i/buffer_size_kb || {{ echo "no tracing instance"; exit 1; }}
+{{ away; mkdir $i && echo 64 > $i/buffer_size_kb && echo sym-offset > $i/trace_options || {{ echo "no tracing instance"; exit 1; }}
 for f in {filters}; do echo $f >> $A; done
 take "{wanted}"; [ -n "$unknown" ] && again "$(others)"
 [ -n "$names" ] && if echo function > $i/current_tracer; then
-sleep {seconds}; echo 0 > $i/tracing_on
+sleep {seconds}; echo 0 > $i/tracing_on; set +f
 set -- $(awk '/^entries:|^overrun:/ {{ n += $2 }} /^overrun:/ {{ o += $2 }} END {{ print n + 0, o + 0 }}' $i/per_cpu/cpu*/stats)
-awk -v total=$1 -v lost=$2 -v names="$names" '/<-/ {{ for (k = 2; k <= NF; k++) if ($k ~ /^<-/) {{ c[$(k - 1)]++; all++; break }} }}
-END {{ n = split(names, w, " "); for (k = 1; k < n; k += 2) {{ x = c[w[k]] + 0; if (n == 2) x = total; else if (lost && x) x = int(x * total / all + 0.5)
+awk -v total=$1 -v lost=$2 -v names="$names" '/<-/ {{ for (k = 2; k <= NF; k++) if ($k ~ /^<-/) {{ f = $(k - 1); m = "vmlinux"
+if (f ~ /\]$/) {{ m = f; gsub(/[][]/, "", m); f = $(k - 2) }} sub(/\+0x.*/, "", f); c[f, m]++; c["{ALL}", m]++; all++; break }} }}
+END {{ n = split(names, w, " "); for (k = 1; k < n; k += 3) {{ x = c[w[k], w[k + 2]] + 0; if (n == 3) x = total; else if (lost && x) x = int(x * total / all + 0.5)
 print (lost && !x ? "hidden" : "calls"), w[k + 1], x }} }}' $i/trace
 else for f in $names; do case $f in */*) echo "untraceable $f";; esac; done; fi
 away; }} 2>/dev/null
@@ -261,6 +295,38 @@ mod tests {
         assert_eq!(run(dir.path(), &line), "calls ext4/ext4_sync_file,1 0\ncalls vmlinux/do_exit,1 2\n");
         let written = count(&functions, 0);
         assert!(written.contains("for f in ext4_sync_file:mod:ext4 do_exit; do"), "{written}");
+    }
+
+    /// A patch's function may be called like the one it replaces, and so may one of a module that has nothing to do with it.
+    #[test]
+    fn functions_of_one_name_are_counted_by_their_modules() {
+        let (mut functions, _) = countable(&keys(&["vmlinux/do_exit,1"]));
+        functions.push(Function::new_code("fix", Some("do_exit")).unwrap());
+        let trace = "x-1 [0] 1: do_exit+0x4/0xb0 <-do_group_exit+0x1/0x2\n\
+                     x-1 [0] 1: do_exit+0x4/0x40 [fix] <-do_group_exit+0x1/0x2 [other]\n\
+                     x-1 [0] 1: do_exit+0x4/0x40 [fix] <-klp_x+0x1/0x2 [fix]\n";
+        let dir = instances();
+        let line = line(&functions, "do_exit\ndo_exit [fix]\ndo_exit [other]\n", "entries: 3\n", trace);
+        assert_eq!(run(dir.path(), &line), "calls vmlinux/do_exit,1 1\ncalls new/fix/do_exit 2\n");
+        let filter = std::fs::read_to_string(dir.path().join("instances/klpfarm/set_ftrace_filter")).unwrap();
+        assert!(filter.ends_with("do_exit [other]\n!do_exit:mod:other\n"), "{filter}");
+        assert!(count(&functions, 0).contains("for f in do_exit do_exit:mod:fix; do"));
+    }
+
+    #[test]
+    fn all_functions_of_a_patch_are_counted_together() {
+        let (mut functions, _) = countable(&keys(&["vmlinux/do_exit,1"]));
+        functions.push(Function::new_code("fix", None).unwrap());
+        let trace = "x-1 [0] 1: do_exit+0x4/0xb0 <-f+0x1/0x2\nx-1 [0] 1: a+0x4/0x40 [fix] <-f+0x1/0x2\n\
+                     x-1 [0] 1: b+0x4/0x40 [fix] <-a+0x1/0x2 [fix]\n";
+        let dir = instances();
+        let line = line(&functions, "do_exit\na [fix]\nb [fix]\n", "entries: 3\n", trace);
+        assert_eq!(run(dir.path(), &line), "calls vmlinux/do_exit,1 1\ncalls new/fix/* 2\n");
+        // Nothing of it can be traced.
+        let dir = instances();
+        let line = self::line(&functions, "do_exit\n", "entries: 1\n", "x-1 [0] 1: do_exit+0x4/0xb0 <-f\n");
+        assert_eq!(run(dir.path(), &line), "untraceable new/fix/*\ncalls vmlinux/do_exit,1 1\n");
+        assert!(Function::new_code("fix", Some("a;b")).is_none());
     }
 
     #[test]

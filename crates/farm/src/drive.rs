@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use klpfarm_model::{Body, Limits, Phase, Plan, Scope, Trial, TrialEnd};
+use klpfarm_model::{Body, Limits, Phase, Plan, Scope, Trial, TrialEnd, replaced_functions};
 use klpfarm_vm::{Checkpointed, Login, Machine, Output, Spec, Ssh};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinError, JoinSet};
@@ -113,7 +113,8 @@ pub(crate) async fn drive(bench: &Bench, trial: Trial, purpose: Purpose, wires: 
         end: None,
     };
     for &patch in &driver.trial.patches {
-        driver.dispatcher.know(patch, Code::read(&bench.patches[patch]));
+        let file = &bench.patches[patch];
+        driver.dispatcher.know(patch, Code::read(file), replaced_functions(file));
     }
     driver.emit(Phase::Boot, Body::TrialStarted).await;
     let mut outputs = driver.start().await;

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use measured::{LatencyMeasure, Measured, Resources, WorkloadMeasure};
+pub use measured::{LatencyMeasure, Measured, NewCodeCalls, Resources, WorkloadMeasure};
 
 use crate::wait::Waits;
 use crate::{Accel, Arm, Detector, Finding, Phase};
@@ -151,6 +151,9 @@ pub enum Body {
         calls: u64,
         /// In how many milliseconds.
         window_ms: u64,
+        /// Calls of the new code, counted beside them; absent in the control arm, and where they can't be counted.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        new_code: Option<NewCodeCalls>,
     },
     /// Something is wrong.
     Finding(Box<Finding>),
@@ -391,7 +394,13 @@ mod tests {
                 workloads: BTreeMap::new(),
                 resources: vec![Resources::default()],
             }),
-            Body::Reach { function: text(), calls: 1, window_ms: 2 },
+            Body::Reach { function: text(), calls: 1, window_ms: 2, new_code: None },
+            Body::Reach {
+                function: text(),
+                calls: 1,
+                window_ms: 2,
+                new_code: Some(NewCodeCalls { patch: text(), calls: 3, window_ms: 4 }),
+            },
             Body::Finding(Box::new(finding)),
             Body::Waits(Box::new(Waits { noted: Noted::Straggler, total: 2, tasks: vec![wait] })),
             Body::StallEnded { title: text(), lasted_ms: 3 },

@@ -9,6 +9,7 @@ mod decide;
 mod document;
 pub(crate) mod fold;
 pub(crate) mod measures;
+mod new_code;
 mod outcome;
 mod pick;
 mod reach;

@@ -8,7 +8,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use object::read::elf::ElfFile64;
-use object::{Endianness, Object, ObjectSection, ObjectSymbol, RelocationTarget, SectionIndex, SectionKind};
+use object::{
+    Endianness, Object, ObjectSection, ObjectSymbol, RelocationTarget, SectionIndex, SectionKind, SymbolKind,
+};
 
 /// A function that a patch replaces.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -19,6 +21,17 @@ pub struct Replaced {
     pub name: String,
     /// Which of several functions of this name, from 1; `None`: there must be one only.
     pub position: Option<u32>,
+    /// Name of the function in the patch that takes its place; `None` if the file has no symbol for it.
+    pub new_code: Option<String>,
+}
+
+impl Replaced {
+    /// Whether it is the function that sysfs lists below a livepatch as `object/function,sympos`; without sympos on vanilla 4.4.
+    pub fn is_listed_as(&self, key: &str) -> bool {
+        let (object, function) = key.split_once('/').unwrap_or(("vmlinux", key));
+        let (name, position) = function.rsplit_once(',').unwrap_or((function, "1"));
+        self.object == object && self.name == name && position.parse() == Ok(self.position.unwrap_or(1))
+    }
 }
 
 /// Where a pointer leads to.
@@ -26,7 +39,8 @@ pub struct Replaced {
 enum Target {
     /// A string.
     Name(String),
-    Code,
+    /// Code, and the function that begins there.
+    Code(Option<String>),
     Data(usize, u64),
 }
 
@@ -40,23 +54,30 @@ pub fn replaced_functions(data: &[u8]) -> Vec<Replaced> {
     for (&(section, offset), target) in &pointers {
         let Target::Name(name) = target else { continue };
         let next = pointers.get(&(section, offset + 8));
-        let (object, position) = match next {
+        let (object, position, new_code) = match next {
             Some(Target::Name(object)) if kpatch == Some(section) => {
-                (object.clone(), offset.checked_sub(8).and_then(|at| number(&elf, section, at)))
+                let position = offset.checked_sub(8).and_then(|at| number(&elf, section, at));
+                // The new code's address and size, the old one's, and the position come before the name.
+                let first = offset.checked_sub(40).and_then(|at| pointers.get(&(section, at)));
+                let new_code = match first {
+                    Some(Target::Code(name)) => name.clone(),
+                    _ => None,
+                };
+                (object.clone(), position, new_code)
             }
-            Some(Target::Code) => {
+            Some(Target::Code(new_code)) => {
                 // The object whose functions begin last before this one.
                 let owner = owners.range((section, 0)..=(section, offset)).next_back();
                 let object = owner.map_or("vmlinux", |(_, object)| object).to_owned();
                 // Where a pointer stands instead of a number, it is another structure.
                 let is_number = !pointers.contains_key(&(section, offset + 16));
-                (object, is_number.then(|| number(&elf, section, offset + 16)).flatten())
+                (object, is_number.then(|| number(&elf, section, offset + 16)).flatten(), new_code.clone())
             }
             _ => continue,
         };
         if is_symbol(name) {
             let position = position.filter(|n| (1..10_000).contains(n)).and_then(|n| u32::try_from(n).ok());
-            all.insert(Replaced { object, name: name.clone(), position });
+            all.insert(Replaced { object, name: name.clone(), position, new_code });
         }
     }
     all.into_iter().collect()
@@ -68,6 +89,7 @@ type Place = (usize, u64);
 /// All pointers in the data of a module.
 fn pointers(elf: &ElfFile64<'_, Endianness>) -> BTreeMap<Place, Target> {
     let mut all = BTreeMap::new();
+    let functions = functions(elf);
     let data = |s: &object::read::elf::ElfSection64<'_, '_, Endianness>| {
         matches!(
             s.kind(),
@@ -83,7 +105,7 @@ fn pointers(elf: &ElfFile64<'_, Endianness>) -> BTreeMap<Place, Target> {
             let at = at.0;
             let address = symbol.address().wrapping_add_signed(relocation.addend());
             let target = match there.kind() {
-                SectionKind::Text => Target::Code,
+                SectionKind::Text => Target::Code(functions.get(&(at, address)).cloned()),
                 SectionKind::ReadOnlyString | SectionKind::ReadOnlyData => match string(&there, address) {
                     Some(name) => Target::Name(name),
                     None => Target::Data(at, address),
@@ -96,13 +118,22 @@ fn pointers(elf: &ElfFile64<'_, Endianness>) -> BTreeMap<Place, Target> {
     all
 }
 
+/// Names of the functions that begin at each place.
+fn functions(elf: &ElfFile64<'_, Endianness>) -> BTreeMap<Place, String> {
+    let function = |s: object::read::elf::ElfSymbol64<'_, '_, Endianness>| {
+        let named = s.kind() == SymbolKind::Text && s.name().is_ok_and(is_symbol);
+        Some(((s.section_index().filter(|_| named)?.0, s.address()), s.name().ok()?.to_owned()))
+    };
+    elf.symbols().filter_map(function).collect()
+}
+
 /// Where the functions of each object begin: `struct klp_object` holds the object's name and, 8 bytes behind, where its functions are.
 fn owners(pointers: &BTreeMap<Place, Target>) -> BTreeMap<Place, String> {
     let mut owners = BTreeMap::new();
     for (&(section, offset), target) in pointers {
         let Target::Data(at, address) = target else { continue };
         let is_function = matches!(pointers.get(&(*at, *address)), Some(Target::Name(_)))
-            && matches!(pointers.get(&(*at, *address + 8)), Some(Target::Code));
+            && matches!(pointers.get(&(*at, *address + 8)), Some(Target::Code(_)));
         if !is_function {
             continue;
         }
@@ -147,6 +178,58 @@ mod tests {
         let me = std::fs::read(std::env::current_exe().unwrap()).unwrap();
         // A program has no relocations of this kind.
         assert!(replaced_functions(&me).is_empty());
+    }
+
+    /// What a compiler makes of this.
+    fn compiled(text: &str) -> Vec<u8> {
+        let dir = tempfile::tempdir().unwrap();
+        let (source, object) = (dir.path().join("x.c"), dir.path().join("x.o"));
+        std::fs::write(&source, text).unwrap();
+        let cc = std::process::Command::new("cc")
+            .args(["-c", "-O1", "-ffunction-sections", "-fno-toplevel-reorder", "-o"])
+            .args([&object, &source])
+            .status();
+        assert!(cc.unwrap().success());
+        std::fs::read(&object).unwrap()
+    }
+
+    fn replaced(object: &str, name: &str, position: Option<u32>, new_code: &str) -> Replaced {
+        let new_code = Some(new_code.to_owned());
+        Replaced { object: object.into(), name: name.into(), position, new_code }
+    }
+
+    #[test]
+    fn tables_of_livepatches_tell_the_new_code() {
+        let file = compiled(
+            "struct func { const char *name; void *new; unsigned long position; };\n\
+             struct object { const char *name; struct func *funcs; };\n\
+             static __attribute__((noinline)) int other(int a) { return a + 1; }\n\
+             static __attribute__((noinline)) int klpp_exit(int a) { return other(a) * 3; }\n\
+             static int sync_file(int a) { return a * 5; }\n\
+             static struct func funcs[] = { { \"do_exit\", klpp_exit, 0 }, { 0 } };\n\
+             static struct func ext4[] = { { \"ext4_sync\", sync_file, 2 }, { 0 } };\n\
+             struct object objects[] = { { 0, funcs }, { \"ext4\", ext4 }, { 0 } };\n",
+        );
+        let expected = [
+            replaced("ext4", "ext4_sync", Some(2), "sync_file"),
+            replaced("vmlinux", "do_exit", None, "klpp_exit"),
+        ];
+        assert_eq!(replaced_functions(&file), expected);
+        assert!(
+            expected[0].is_listed_as("ext4/ext4_sync,2") && !expected[0].is_listed_as("ext4/ext4_sync,1")
+        );
+        assert!(expected[1].is_listed_as("vmlinux/do_exit,1") && expected[1].is_listed_as("vmlinux/do_exit"));
+        assert!(!expected[1].is_listed_as("ext4/do_exit,1"));
+    }
+
+    #[test]
+    fn tables_of_kpatch_build_tell_the_new_code() {
+        let file = compiled(
+            "int do_exit(int a) { return a * 3; }\n\
+             struct { void *new; unsigned long sizes[3], position; const char *name, *object; }\n\
+             f __attribute__((section(\".kpatch.funcs\"))) = { do_exit, { 9, 0, 9 }, 1, \"do_exit\", \"vmlinux\" };\n",
+        );
+        assert_eq!(replaced_functions(&file), [replaced("vmlinux", "do_exit", Some(1), "do_exit")]);
     }
 
     #[test]

@@ -396,6 +396,24 @@ pub struct Reach {
     /// Clean trials that counted them.
     #[serde(default)]
     pub counted_trials: u32,
+    /// How many of the calls went to the new code, by the patch that holds it; empty where that could not be counted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub new_code: Vec<NewCode>,
+}
+
+/// How many calls of a function went to the new code in one patch, while it was the last one in force that replaces the function.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct NewCode {
+    /// The patch.
+    pub patch: String,
+    /// Calls of the new code a second, the highest of all trials.
+    pub per_s: f64,
+    /// Calls of the new code as a share of those of the function, 0 to 1, over all trials that counted both; absent if the function was not
+    /// called meanwhile.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub share: Option<f64>,
+    /// Trials that counted both.
+    pub trials: u32,
 }
 
 impl Verdict {

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 
 use klpfarm_model::verdict::{
-    Attribution, Cause, Condition, FarmError, FindingCause, Hits, PossibleExposure, PossibleRate, Reach,
-    UnavailableDetector, Why,
+    Attribution, Cause, Condition, FarmError, FindingCause, Hits, NewCode, PossibleExposure, PossibleRate,
+    Reach, UnavailableDetector, Why,
 };
 use klpfarm_model::{Arm, plain_function};
 
-use crate::waits;
+use crate::{one_line, waits};
 
 /// A cause as a sentence, with the turn it is of. It may hold text of the guest's: print it through [`crate::one_line`].
 pub fn cause_in_words(cause: &Cause) -> String {
@@ -42,6 +42,7 @@ fn why(what: &Why) -> String {
         Why::ReplacesNothing { .. }
         | Why::NeverCalled { .. }
         | Why::NewCodeNeverRan { .. }
+        | Why::NewCodeBypassed { .. }
         | Why::CallsUnknown { .. } => unreached(what),
         Why::TrialsOfAnotherPlan { trials } => format!(
             "the journal has events of trials that are not in the plan: {}: plan and journal belong to different runs",
@@ -244,6 +245,10 @@ fn unreached(what: &Why) -> String {
                 n => format!("{n} tasks were"),
             }
         ),
+        Why::NewCodeBypassed { function, patch, arms, calls } => format!(
+            "calls of {function} do not reach the new code of {patch}, which the kernel says is in force: {calls} calls were counted, and trials in which not one got there are {}; look for a tracer, probe or other module that redirects {function} as well, and for a later patch of the same function: /sys/kernel/tracing/enabled_functions lists who sits on it",
+            hits(arms)
+        ),
         Why::CallsUnknown { function } => format!(
             "unknown whether the new code of {function} ever ran: its calls were not counted with the patch in force"
         ),
@@ -295,16 +300,29 @@ fn calls(r: &Reach) -> String {
         format!("; about {calls} calls in {} clean trials", r.counted_trials)
     });
     format!(
-        "{} ({} without the patch, {} with it{sum})",
+        "{} ({} without the patch, {} with it{}{sum})",
         plain_function(&r.function),
         rate(r.before_per_s),
-        rate(r.after_per_s)
+        rate(r.after_per_s),
+        new_code_in_words(r),
     )
 }
 
 /// An upper bound of a rate, rounded up: with one digit after the point where that says something.
 fn most(rate: f64) -> String {
     if rate < 10.0 { format!("{:.1}", (rate * 10.0).ceil() / 10.0) } else { format!("{:.0}", rate.ceil()) }
+}
+
+/// How many of a function's calls went to the new code, by patch where several hold some; begins with a comma, empty where nothing was
+/// counted.
+pub(crate) fn new_code_in_words(r: &Reach) -> String {
+    let several = r.new_code.len() > 1;
+    let one = |new: &NewCode| {
+        let of = if several { format!(" of {}", one_line(&new.patch, 60)) } else { String::new() };
+        let share = new.share.map_or_else(String::new, |share| format!(" ({:.0} % of them)", share * 100.0));
+        format!(", {}/s{share} to the new code{of}", short(new.per_s))
+    };
+    r.new_code.iter().map(one).collect()
 }
 
 /// A rate with as many digits as say something.

@@ -7,6 +7,7 @@ use klpfarm_model::known::Standing;
 use klpfarm_model::verdict::{ArmCount, Attribution, Evidence, Reach, Remark, TrialRemark, Wear};
 use klpfarm_model::{Arm, Noted, Outcome, Verdict, counted};
 
+use crate::causes::new_code_in_words;
 use crate::{cause_in_words, one_line, printable, unavailable_in_words};
 
 /// The verdict as text for a terminal, with `colour` or without. Control characters that an untrusted run folder may contain are removed.
@@ -130,6 +131,7 @@ fn reach(verdict: &Verdict) -> String {
         let calls = r.calls.map_or_else(String::new, |calls| {
             format!(", about {calls} in {}", counted(r.counted_trials, "clean trial"))
         });
+        let new = new_code_in_words(r);
         let inside = match r.inside {
             0 => String::new(),
             1 => "; 1 task was inside it when the patch was applied".to_owned(),
@@ -137,7 +139,7 @@ fn reach(verdict: &Verdict) -> String {
         };
         let _ = writeln!(
             out,
-            "  calls:   {}{}: {} without the patch; {} with it{calls}{inside}",
+            "  calls:   {}{}: {} without the patch; {} with it{new}{calls}{inside}",
             of_turn(r.turn.as_ref()),
             one_line(&r.function, 100),
             rate(r.before_per_s),

@@ -326,8 +326,13 @@ fn plain(event: &Event) -> Option<String> {
             let ssh = ssh_ms.map(|ms| format!(", ssh {ms} ms")).unwrap_or_default();
             format!("{}{ssh}", rates.join(", "))
         }
-        Body::Reach { function, calls, window_ms } => {
-            format!("{} called {calls} times in {window_ms} ms", one_line(function, 100))
+        Body::Reach { function, calls, window_ms, new_code } => {
+            let new = new_code.as_ref().map(|new| {
+                let patch = one_line(&new.patch, 60);
+                format!("; the new code in {patch} {} times in {} ms", new.calls, new.window_ms)
+            });
+            let new = new.unwrap_or_default();
+            format!("{} called {calls} times in {window_ms} ms{new}", one_line(function, 100))
         }
         Body::Finding(f) => format!("FINDING [{}] {}", f.kind, one_line(&f.title, 200)),
         // One line for the whole folder: its page lists the rest.

@@ -70,7 +70,7 @@ async fn scripted(script: Script, trial: Trial, mut wires: Wires) -> Ended {
                 tell(Phase::Apply, applied).await;
                 tell(Phase::Transition, Body::TransitionDone { took_ms: 2, per_task: true }).await;
             }
-            let calls = Body::Reach { function: "f".into(), calls: 9, window_ms: 1000 };
+            let calls = Body::Reach { function: "f".into(), calls: 9, window_ms: 1000, new_code: None };
             tell(Phase::Reach, calls).await;
             if let Some(kind) = found {
                 tell(Phase::Soak, Body::Finding(Box::new(finding(kind)))).await;

@@ -1,9 +1,10 @@
-//! Counting the calls of the patched functions: which of them in this trial, how often again, and what comes of it.
+//! Counting the calls of the patched functions and of their new code: which of them in this trial, how often again, and what comes of it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use klpfarm_model::{Arm, Body, Detector, Phase, Plan, Trial};
+use klpfarm_model::event::NewCodeCalls;
+use klpfarm_model::{Arm, Body, Detector, Phase, Plan, Replaced, Trial};
 
 use super::{Dispatcher, Step};
 use crate::calls::{self, Answer, Function, GROUP};
@@ -25,10 +26,30 @@ const GROUPS: usize = 4;
 /// Seconds for which the end of a count is waited for when it has taken too long.
 pub(super) const PATIENCE: u64 = 120;
 
+/// Where the new code of a function is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct NewCode {
+    /// The patch: the last of those in force that replaces the function.
+    patch: String,
+    /// The function, or all of the patch's where its name is not known; `None` if its name can't be passed on.
+    function: Option<Function>,
+}
+
+impl NewCode {
+    /// The new code of the function that sysfs lists as `key`, in a patch whose file says this.
+    pub(super) fn of(key: &str, patch: String, file: &[Replaced]) -> Self {
+        let mut names = file.iter().filter(|r| r.is_listed_as(key)).map(|r| r.new_code.as_deref());
+        let name = names.next().flatten().filter(|_| names.next().is_none());
+        Self { function: Function::new_code(&patch, name), patch }
+    }
+}
+
 /// The counting of one trial.
 #[derive(Debug, Default)]
 pub(super) struct Counting {
     functions: Vec<Function>,
+    /// New code by the keys of the functions that it replaces; none in the control arm.
+    new_code: BTreeMap<String, NewCode>,
     /// Keys of those that are counted now.
     now: BTreeSet<String>,
     /// Groups that are still to be counted for the first time.
@@ -46,9 +67,9 @@ pub(super) struct Counting {
 }
 
 impl Counting {
-    fn new(keys: &BTreeSet<String>, trial: &Trial, plan: &Plan) -> Self {
+    fn new(keys: &BTreeSet<String>, new_code: BTreeMap<String, NewCode>, trial: &Trial, plan: &Plan) -> Self {
         let (functions, unable) = calls::countable(keys);
-        let mut groups = grouped(functions);
+        let mut groups = grouped(functions, &new_code);
         let control = trial.arm == Arm::Control;
         let most = if control { ROUNDS as usize } else { GROUPS }.min(groups.len());
         let alike =
@@ -66,13 +87,10 @@ impl Counting {
             false => Some(AGAIN),
         };
         groups.reverse();
-        Self {
-            functions: groups.iter().flatten().cloned().collect(),
-            groups,
-            again,
-            unable,
-            ..Self::default()
-        }
+        let mut functions: Vec<Function> = groups.iter().flatten().cloned().collect();
+        functions.sort_by(|a, b| a.key.cmp(&b.key));
+        functions.dedup();
+        Self { functions, new_code, groups, again, unable, ..Self::default() }
     }
 
     /// What is to be counted next, if anything.
@@ -80,9 +98,11 @@ impl Counting {
         self.seconds = SECONDS;
         let group = self.groups.pop().or_else(|| {
             self.seconds = self.again.take()?;
-            let never = |f: &&Function| self.calls.get(&f.key).is_some_and(|(calls, _)| *calls == 0);
-            let again = self.functions.iter().filter(never).cloned().collect();
-            let mut groups = grouped(again);
+            let is_zero = |f: &Function| self.calls.get(&f.key).is_some_and(|(calls, _)| *calls == 0);
+            let never = |f: &&Function| is_zero(f) || self.new_function(&f.key).is_some_and(is_zero);
+            let replaced = |f: &&Function| !f.is_new_code();
+            let again = self.functions.iter().filter(replaced).filter(never).cloned().collect();
+            let mut groups = grouped(again, &self.new_code);
             groups.truncate(1);
             groups.pop()
         })?;
@@ -119,33 +139,63 @@ impl Counting {
         }
     }
 
+    /// What is counted for the new code of a function.
+    fn new_function(&self, key: &str) -> Option<&Function> {
+        self.new_code.get(key)?.function.as_ref()
+    }
+
     /// What is to be reported.
     fn result(&self) -> Vec<Body> {
-        let reach = |(f, (calls, window_ms)): (&String, &(u64, u64))| Body::Reach {
-            function: f.clone(),
-            calls: *calls,
-            window_ms: *window_ms,
-        };
+        let replaced = |f: &&Function| !f.is_new_code();
+        let counted = self.functions.iter().filter(replaced).filter_map(|f| {
+            let (calls, window_ms) = *self.calls.get(&f.key)?;
+            Some((f.key.clone(), calls, window_ms))
+        });
+        let counted: BTreeSet<_> = counted.collect();
+        let mut bodies = Vec::new();
+        let mut blind = |reason: String| Body::Blind { detector: Detector::Reach, reason };
+        for (function, calls, window_ms) in counted {
+            let new_code = self.new_code.get(&function).map(|new| self.calls_of(new)).transpose();
+            let unknown = new_code
+                .as_ref()
+                .err()
+                .map(|why| format!("calls of the new code of {function} can't be counted: {why}"));
+            bodies.push(Body::Reach { function, calls, window_ms, new_code: new_code.ok().flatten() });
+            bodies.extend(unknown.map(&mut blind));
+        }
         // One that could be counted once could be counted.
-        let unable = self.unable.iter().filter(|(key, _)| !self.calls.contains_key(*key));
-        let blind = |(key, why): (&String, &String)| Body::Blind {
-            detector: Detector::Reach,
-            reason: format!("calls of {key} can't be counted: {why}"),
-        };
-        self.calls.iter().map(reach).chain(unable.map(blind)).collect()
+        let replaced = |key: &String| !Function::is_key_of_new_code(key);
+        let unable = self.unable.iter().filter(|(key, _)| replaced(key) && !self.calls.contains_key(*key));
+        bodies.extend(unable.map(|(key, why)| blind(format!("calls of {key} can't be counted: {why}"))));
+        bodies
+    }
+
+    /// Calls of new code, or why they are not known.
+    fn calls_of(&self, new: &NewCode) -> Result<NewCodeCalls, String> {
+        let function =
+            new.function.as_ref().ok_or("its name holds characters that are not passed on to a shell")?;
+        let unable = || self.unable.get(&function.key).map_or("it was not counted", String::as_str);
+        let (calls, window_ms) = *self.calls.get(&function.key).ok_or_else(unable)?;
+        // Some of a patch's functions were called: which, is not known. That none was is known of each.
+        if function.is_all() && calls > 0 {
+            return Err(format!("the file of {} does not tell its name", new.patch));
+        }
+        Ok(NewCodeCalls { patch: new.patch.clone(), calls, window_ms })
     }
 }
 
-/// Groups of functions that can be told apart in one trace, which names no modules.
-fn grouped(functions: Vec<Function>) -> Vec<Vec<Function>> {
+/// Groups of functions that are counted at once, each with its new code.
+fn grouped(functions: Vec<Function>, new_code: &BTreeMap<String, NewCode>) -> Vec<Vec<Function>> {
     let mut groups: Vec<Vec<Function>> = Vec::new();
     for function in functions {
-        let fits = |group: &&mut Vec<Function>| {
-            group.len() < GROUP && group.iter().all(|f| calls::name(&f.key) != calls::name(&function.key))
-        };
-        match groups.iter_mut().rev().find(fits) {
-            Some(group) => group.push(function),
-            None => groups.push(vec![function]),
+        let new = new_code.get(&function.key).and_then(|new| new.function.clone());
+        match groups.last_mut() {
+            Some(group) if group.len() + 1 + usize::from(new.is_some()) <= GROUP => {
+                group.push(function);
+                // All functions of a patch are counted once for several.
+                group.extend(new.filter(|new| !group.contains(new)));
+            }
+            _ => groups.push(std::iter::once(function).chain(new).collect()),
         }
     }
     groups
@@ -160,10 +210,24 @@ impl Dispatcher {
             self.next_op(now);
             return;
         }
-        self.counting = Counting::new(&self.functions, &self.trial, &self.plan);
+        let new_code = self.new_code();
+        self.counting = Counting::new(&self.functions, new_code, &self.trial, &self.plan);
         self.enter(Phase::Reach);
         self.step = Step::Count;
         self.count_next(now);
+    }
+
+    /// The new code that runs by now: of a stack, that of the last patch in force that replaces a function.
+    fn new_code(&self) -> BTreeMap<String, NewCode> {
+        let mut all = BTreeMap::new();
+        for patch in self.trial.patches.iter().filter(|p| self.in_force.contains(p)) {
+            let file = self.replaced.get(patch).map(Vec::as_slice).unwrap_or_default();
+            for key in self.listed_functions.get(patch).into_iter().flatten() {
+                let name = self.plan.patches[*patch].name.clone();
+                all.insert(key.clone(), NewCode::of(key, name, file));
+            }
+        }
+        all
     }
 
     fn count_next(&mut self, now: Duration) {

@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use klpfarm_kmsg::Classifier;
-use klpfarm_model::{Arm, Body, ObservedKind, Phase, Plan, Source, Trial, TrialEnd};
+use klpfarm_model::{Arm, Body, ObservedKind, Phase, Plan, Replaced, Source, Trial, TrialEnd};
 use klpfarm_stress::wire::{Ask, ToGuest};
 
 use crate::code::Code;
@@ -192,6 +192,10 @@ pub(crate) struct Dispatcher {
     enabled: bool,
     /// Functions replaced by any patch, as far as known.
     functions: BTreeSet<String>,
+    /// What the files of patches say of the functions that they replace.
+    replaced: BTreeMap<usize, Vec<Replaced>>,
+    /// What sysfs says of them.
+    listed_functions: BTreeMap<usize, Vec<String>>,
     has_transition: bool,
     stragglers: Option<u8>,
     counting: Counting,
@@ -257,6 +261,8 @@ impl Dispatcher {
             listed: false,
             enabled: false,
             functions: BTreeSet::new(),
+            replaced: BTreeMap::new(),
+            listed_functions: BTreeMap::new(),
             has_transition: true,
             stragglers: None,
             counting: Counting::default(),
@@ -264,8 +270,9 @@ impl Dispatcher {
         }
     }
 
-    /// Where the functions of a patch lie within its module.
-    pub(crate) fn know(&mut self, patch: usize, code: Code) {
+    /// Where the functions of a patch lie within its module, and which of them replace others.
+    pub(crate) fn know(&mut self, patch: usize, code: Code, replaced: Vec<Replaced>) {
+        self.replaced.insert(patch, replaced);
         self.cpus.know(self.plan.patches[patch].name.clone(), code);
     }
 

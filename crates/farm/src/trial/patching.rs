@@ -84,6 +84,7 @@ impl Dispatcher {
             self.listed = true;
             self.ask_modules();
             self.functions.extend(state.functions.iter().cloned());
+            self.listed_functions.insert(self.patch, state.functions.clone());
             // A stack tells names only.
             let inside = |f: &String| Some((f.clone(), *self.inside.get(calls::name(f))?));
             let inside: BTreeMap<String, u32> = state.functions.iter().filter_map(inside).collect();

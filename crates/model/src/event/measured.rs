@@ -23,6 +23,17 @@ impl Measured {
     pub const MOST: usize = 120;
 }
 
+/// Calls of the function in a patch that takes the place of another.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct NewCodeCalls {
+    /// The patch: the last of those in force that replaces the function.
+    pub patch: String,
+    /// Calls counted.
+    pub calls: u64,
+    /// In how many milliseconds.
+    pub window_ms: u64,
+}
+
 /// What a kernel has given out.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Resources {

@@ -78,6 +78,7 @@ fn run(plan: &Plan) -> (Vec<Event>, BTreeMap<String, u32>) {
             function: format!("f_{name}"),
             calls: u64::from(name != "idle"),
             window_ms: 1000,
+            new_code: None,
         };
         if trial.arm == Arm::Control {
             bodies.extend(plan.patches.iter().map(|p| call(&p.name)));

@@ -73,6 +73,7 @@ impl Fold {
         let reach = self.reached(&of_run);
         Unreached { applied: self.totals.applied > 0, of_run: &of_run, reach: &reach }
             .causes()
+            .chain(self.record.new_code.bypassed())
             .next()
             .is_some()
     }
@@ -232,7 +233,8 @@ impl Facts<'_> {
 
     fn unreached(&self) -> Vec<Why> {
         let applied = self.fold.totals.applied > 0;
-        Unreached { applied, of_run: self.of_run, reach: self.reach }.causes().collect()
+        let unreached = Unreached { applied, of_run: self.of_run, reach: self.reach };
+        unreached.causes().chain(self.fold.record.new_code.bypassed()).collect()
     }
 }
 

@@ -7,7 +7,7 @@ use super::outcome::Mark;
 use super::record::{Facts, TrialRecord};
 use crate::Arm;
 use crate::event::function_name;
-use crate::verdict::Reach;
+use crate::verdict::{NewCode, Reach};
 
 /// A function as people write it: without its object where that is the kernel itself, without its position where it is the first of its name.
 pub fn plain_function(path: &str) -> &str {
@@ -20,24 +20,34 @@ impl Fold {
     pub(super) fn reach(&self, facts: &Facts) -> Vec<Reach> {
         let record = &self.record;
         let mut all = replaced(facts);
+        let mut new_code: BTreeMap<String, BTreeMap<&str, Rates>> = BTreeMap::new();
         for trial in &self.plan.trials {
             let Some(own) = record.trials.get(&trial.number) else { continue };
             let clean = self.outcomes.mark(trial.number) == Mark::Clean;
             for counted in own.calls.iter().filter(|c| record.is_relevant(facts, &c.function)) {
                 let calls = counted.calls;
-                let rate = calls as f64 * 1000.0 / counted.window_ms.max(1) as f64;
+                let rate = per_s(calls, counted.window_ms);
                 for reach in matching(&mut all, &counted.function) {
                     if trial.arm == Arm::Control {
                         raise(&mut reach.before_per_s, rate);
                         continue;
                     }
                     raise(&mut reach.after_per_s, rate);
+                    if let Some(new) = &counted.new_code {
+                        let of = new_code.entry(reach.function.clone()).or_default();
+                        of.entry(&new.patch).or_default().add(rate, per_s(new.calls, new.window_ms));
+                    }
                     if clean {
                         let in_force = (rate * own.seconds_in_force()) as u64;
                         reach.calls = Some(reach.calls.unwrap_or(0).saturating_add(in_force.max(calls)));
                         reach.counted_trials += 1;
                     }
                 }
+            }
+        }
+        for (function, patches) in new_code {
+            if let Some(reach) = all.get_mut(&function) {
+                reach.new_code = patches.into_iter().map(|(patch, rates)| rates.of(patch)).collect();
             }
         }
         all.into_values().collect()
@@ -67,6 +77,34 @@ impl Fold {
     }
 }
 
+/// Rates of a function and of its new code in one patch, over several trials.
+#[derive(Default)]
+struct Rates {
+    function: f64,
+    new_code: f64,
+    most: f64,
+    trials: u32,
+}
+
+impl Rates {
+    fn add(&mut self, function: f64, new_code: f64) {
+        self.function += function;
+        self.new_code += new_code;
+        self.most = self.most.max(new_code);
+        self.trials += 1;
+    }
+
+    fn of(self, patch: &str) -> NewCode {
+        // New code may be called from elsewhere in the patch as well.
+        let share = (self.function > 0.0).then(|| (self.new_code / self.function).min(1.0));
+        NewCode { patch: patch.to_owned(), per_s: self.most, share, trials: self.trials }
+    }
+}
+
+fn per_s(calls: u64, window_ms: u64) -> f64 {
+    calls as f64 * 1000.0 / window_ms.max(1) as f64
+}
+
 fn replaced(facts: &Facts) -> BTreeMap<String, Reach> {
     let of = |(path, inside): (&String, &u32)| (path.clone(), Reach { inside: *inside, ..of(path) });
     facts.functions.iter().map(of).collect()
@@ -81,6 +119,7 @@ fn of(function: &str) -> Reach {
         inside: 0,
         calls: None,
         counted_trials: 0,
+        new_code: Vec::new(),
     }
 }
 

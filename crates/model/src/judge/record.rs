@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::new_code::NewCodeRecord;
 use crate::compare::change::{Change, Names, is_compared};
 use crate::event::{Body, CheckpointFacts, Event, Scope, TrialEnd, Vitals, function_name};
 use crate::verdict::WaitGroup;
@@ -94,6 +95,31 @@ pub(super) struct Calls {
     pub(super) calls: u64,
     /// In how many milliseconds.
     pub(super) window_ms: u64,
+    /// Of the new code, counted beside them.
+    pub(super) new_code: Option<NewCalls>,
+}
+
+/// Calls of the function in a patch that takes the place of another, in one trial.
+#[derive(Debug)]
+pub(super) struct NewCalls {
+    pub(super) patch: Arc<str>,
+    pub(super) calls: u64,
+    pub(super) window_ms: u64,
+}
+
+impl Calls {
+    /// More of the same function, counted once more. Of two patches the first one counts: a trial has one that is in force.
+    fn more(&mut self, other: Self) {
+        self.calls = self.calls.saturating_add(other.calls);
+        self.window_ms = self.window_ms.saturating_add(other.window_ms);
+        match (&mut self.new_code, other.new_code) {
+            (Some(own), Some(new)) if own.patch == new.patch => {
+                own.calls = own.calls.saturating_add(new.calls);
+                own.window_ms = own.window_ms.saturating_add(new.window_ms);
+            }
+            (own, new) => *own = own.take().or(new),
+        }
+    }
 }
 
 /// A finding with its place in the journal. Of its evidence the beginning is kept.
@@ -226,6 +252,8 @@ pub(crate) struct Record {
     pub(super) own_functions_only: bool,
     /// Trials in which calls of a function were counted, and those in which there were any: of the control arm and of the others.
     pub(super) called: BTreeMap<Arc<str>, [[u32; 2]; 2]>,
+    /// Calls of functions and of the new code beside them.
+    pub(super) new_code: NewCodeRecord,
     /// Trials that may still be done again.
     open: BTreeSet<u32>,
     names: Names,
@@ -325,23 +353,32 @@ impl Record {
                     trial.groups = cause::groups(&waits, &roster.names(scope.trial));
                 }
             }
-            Body::Reach { function, calls, window_ms } => {
+            Body::Reach { function, calls, window_ms, new_code } => {
                 let arm = usize::from(scope.arm.patched());
                 let function = self.names.of(function);
                 let of = &mut self.called.entry(function.clone()).or_default()[arm];
-                match trial.calls.binary_search_by(|c| c.function.cmp(&function)) {
+                let new_code = new_code.as_ref().filter(|_| scope.arm.patched()).map(|new| NewCalls {
+                    patch: self.names.of(&new.patch),
+                    calls: new.calls,
+                    window_ms: new.window_ms,
+                });
+                let counted = Calls { function, calls: *calls, window_ms: *window_ms, new_code };
+                let at = match trial.calls.binary_search_by(|c| c.function.cmp(&counted.function)) {
                     Ok(at) => {
                         let known = &mut trial.calls[at];
                         of[1] += u32::from(known.calls == 0 && *calls > 0);
-                        known.calls = known.calls.saturating_add(*calls);
-                        known.window_ms = known.window_ms.saturating_add(*window_ms);
+                        self.new_code.remove(scope.arm, known);
+                        known.more(counted);
+                        at
                     }
                     Err(at) => {
                         of[0] += 1;
                         of[1] += u32::from(*calls > 0);
-                        trial.calls.insert(at, Calls { function, calls: *calls, window_ms: *window_ms });
+                        trial.calls.insert(at, counted);
+                        at
                     }
-                }
+                };
+                self.new_code.add(scope.arm, &trial.calls[at]);
             }
             _ => {}
         }
@@ -364,8 +401,10 @@ impl Record {
                 self.unknown.remove(number);
             }
             let Some(own) = self.trials.get(number).filter(|own| !own.kept) else { continue };
-            let arm = usize::from(roster.arm(*number).is_some_and(Arm::patched));
+            let of = roster.arm(*number);
+            let arm = usize::from(of.is_some_and(Arm::patched));
             for calls in &own.calls {
+                of.iter().for_each(|arm| self.new_code.remove(*arm, calls));
                 if let Some(of) = self.called.get_mut(&calls.function) {
                     of[arm][0] -= 1;
                     of[arm][1] -= u32::from(calls.calls > 0);

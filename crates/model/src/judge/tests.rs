@@ -1,6 +1,7 @@
 mod causes;
 mod compared;
 mod escapes;
+mod new_code;
 mod plans;
 mod prefixes;
 mod story;
@@ -362,7 +363,8 @@ fn a_function_with_tasks_inside_is_not_one_whose_new_code_ran() {
 /// The load calls the function, and with the patch in force nothing arrives at its new code.
 #[test]
 fn a_function_whose_new_code_never_runs_is_never_qualified() {
-    let count = |calls| Body::Reach { function: "vmlinux/do_it".into(), calls, window_ms: 1000 };
+    let count =
+        |calls| Body::Reach { function: "vmlinux/do_it".into(), calls, window_ms: 1000, new_code: None };
     let verdict = Story::default().called(C0, 500).add(L0, Phase::Reach, count(0)).rest_clean().judge();
     assert_eq!(verdict.verdict, Outcome::Inconclusive);
     assert!(says(&verdict.causes[0], &["new-code-never-ran"]), "{:?}", verdict.causes);
@@ -401,7 +403,12 @@ fn functions_of_one_name_are_told_apart() {
         functions: vec!["ext4/get_block,2".into(), "vmlinux/get_block,1".into()],
         inside: BTreeMap::new(),
     };
-    let count = |function: &str, calls| Body::Reach { function: function.into(), calls, window_ms: 1000 };
+    let count = |function: &str, calls| Body::Reach {
+        function: function.into(),
+        calls,
+        window_ms: 1000,
+        new_code: None,
+    };
     let story = Story::default()
         .add(L0, Phase::Transition, applied)
         .add(L0, Phase::Transition, Body::TransitionDone { took_ms: 1, per_task: true })
@@ -454,7 +461,7 @@ fn body() -> impl Strategy<Value = Body> {
     let kind = prop_oneof![Just(HANG), Just(ObservedKind::Tainted), Just(ObservedKind::WrongContent)];
     prop_oneof![
         1 => kind.prop_map(|kind| Body::Finding(Box::new(finding(kind, "t")))),
-        1 => (0_u64..3).prop_map(|calls| Body::Reach { function: "f".into(), calls, window_ms: 1 }),
+        1 => (0_u64..3).prop_map(|calls| Body::Reach { function: "f".into(), calls, window_ms: 1, new_code: None }),
         3 => Just(Body::TrialEnded { end: TrialEnd::Completed }),
         1 => Just(Body::TrialEnded { end: TrialEnd::FarmError { message: "m".into() } }),
     ]

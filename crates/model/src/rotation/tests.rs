@@ -124,7 +124,7 @@ fn each_turn_is_judged_by_its_own_trials() {
     for trial in &plan.trials {
         let scope = |phase| Some(Scope { trial: trial.number, arm: trial.arm, phase });
         add(scope(Phase::Boot), Body::TrialStarted);
-        let calls = Body::Reach { function: "f".into(), calls: 1, window_ms: 1000 };
+        let calls = Body::Reach { function: "f".into(), calls: 1, window_ms: 1000, new_code: None };
         let functions = vec!["vmlinux/f".to_owned()];
         if trial.arm != Arm::Control {
             let applied = Body::Applied { patch: "x".into(), took_ms: 1, functions, inside: BTreeMap::new() };

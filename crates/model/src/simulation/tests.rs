@@ -51,7 +51,7 @@ fn by_journal(plan: &Plan, fate: &mut Fate) -> Ended {
             );
             add(Phase::Transition, Body::TransitionDone { took_ms: 1, per_task: true });
         }
-        let reach = Body::Reach { function: "vmlinux/f,1".into(), calls: 9, window_ms: 1000 };
+        let reach = Body::Reach { function: "vmlinux/f,1".into(), calls: 9, window_ms: 1000, new_code: None };
         let end = match fate.next(trial.arm) {
             None => {
                 add(Phase::Reach, reach);

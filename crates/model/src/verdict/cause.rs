@@ -139,6 +139,17 @@ pub enum Why {
         /// Tasks inside it when the patch was applied.
         inside: u32,
     },
+    /// A function is called while the kernel says that the patch is in force, and the calls do not arrive at its new code.
+    NewCodeBypassed {
+        /// The function.
+        function: String,
+        /// The patch whose new code does not run: the last one in force that replaces the function.
+        patch: String,
+        /// Trials in which it did not run once, of those that counted it, by arm.
+        arms: BTreeMap<Arm, Hits>,
+        /// Calls of the function that these trials counted.
+        calls: u64,
+    },
     /// Calls of a function were not counted with the patch in force.
     CallsUnknown {
         /// The function.

@@ -118,6 +118,15 @@ fn others() -> Vec<Why> {
         Why::NeverCalled { function: function(), workload: Some("syscall-mix".into()) },
         Why::NewCodeNeverRan { function: function(), before_per_s: Some(2.0), inside: 3 },
         Why::NewCodeNeverRan { function: function(), before_per_s: None, inside: 1 },
+        Why::NewCodeBypassed {
+            function: function(),
+            patch: "x".into(),
+            arms: BTreeMap::from([
+                (Arm::Loaded, Hits { hit: 13, of: 14 }),
+                (Arm::Reapply, Hits { hit: 0, of: 2 }),
+            ]),
+            calls: 70_000,
+        },
         Why::CallsUnknown { function: function() },
         Why::TrialsOfAnotherPlan { trials: vec![98, 99] },
         Why::JournalOfAnotherPlan { event: 0, journal: "x".into(), plan: "y".into() },
@@ -161,6 +170,7 @@ fn every_cause_has_its_sentence() {
             "the workloads never call do_it: syscall-mix might; add it to the pipeline",
             "do_it is called 2.0 times a second without the patch, and not once while the patch was in force and calls were counted: its new code never ran",
             "1 task was inside do_it when the patch was applied, and it was not called once while the patch was in force and calls were counted: its new code never ran",
+            "calls of do_it do not reach the new code of x, which the kernel says is in force: 70000 calls were counted, and trials in which not one got there are loaded 13/14, reapply 0/2; look for a tracer, probe or other module that redirects do_it as well, and for a later patch of the same function: /sys/kernel/tracing/enabled_functions lists who sits on it",
             "unknown whether the new code of do_it ever ran: its calls were not counted with the patch in force",
             "the journal has events of trials that are not in the plan: 98, 99: plan and journal belong to different runs",
             "the journal (event 0) is of a run with another plan: x, not y",
@@ -207,10 +217,18 @@ fn calls_are_told_with_the_digits_that_matter() {
         inside: 0,
         calls: Some(70),
         counted_trials: 14,
+        new_code: Vec::new(),
     };
     let expected =
         "do_it (500 calls/s without the patch, 2.2 calls/s with it; about 70 calls in 14 clean trials)";
     assert_eq!(calls(&reach), expected);
+    let new = |patch: &str, share| NewCode { patch: patch.into(), per_s: 2.0, share, trials: 14 };
+    let one = Reach { new_code: vec![new("x", Some(0.994))], ..reach.clone() };
+    let expected = "2.2 calls/s with it, 2.0/s (99 % of them) to the new code; about";
+    assert!(calls(&one).contains(expected), "{}", calls(&one));
+    let two = Reach { new_code: vec![new("x", Some(1.0)), new("y", Some(0.5)), new("z", None)], ..reach };
+    let expected = "with it, 2.0/s (100 % of them) to the new code of x, 2.0/s (50 % of them) to the new code of y, 2.0/s to the new code of z; about";
+    assert!(calls(&two).contains(expected), "{}", calls(&two));
     let unavailable = UnavailableDetector { detector: Detector::Slabs, reason: "no /proc/slabinfo".into() };
     assert_eq!(unavailable_in_words(&unavailable), "slabs: no /proc/slabinfo");
 }

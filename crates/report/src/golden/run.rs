@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use klpfarm_model::event::{CheckpointFacts, Vitals};
+use klpfarm_model::event::{CheckpointFacts, NewCodeCalls, Vitals};
 use klpfarm_model::{
     Accel, Arm, Body, Detector, Event, Finding, FindingKind, ImageFacts, Mode, Noted, ObservedKind, Patch,
     Phase, Pipeline, Plan, Resolved, Scope, Source, TierRule, TrialEnd, Turn, Wait, Waits,
@@ -122,7 +122,10 @@ impl Run {
         let rates = BTreeMap::from([("madvise-allocator".to_owned(), 1112.4), ("aging".to_owned(), 64.0)]);
         self.later(25_000).phase(arm, nth, Phase::Soak, Body::Progress { rates, ssh_ms: Some(1679) });
         let calls = if arm == Arm::Control { 1084 } else { 5748 };
-        let reach = Body::Reach { function: FUNCTION.into(), calls, window_ms: 2000 };
+        let trial = self.plan.trial(self.at(arm, nth, Phase::Soak).trial).unwrap().into_owned();
+        let last = self.plan.names(&trial).last();
+        let new_code = last.map(|patch| NewCodeCalls { patch: patch.to_owned(), calls, window_ms: 2000 });
+        let reach = Body::Reach { function: FUNCTION.into(), calls, window_ms: 2000, new_code };
         self.later(4000).phase(arm, nth, Phase::Soak, reach)
     }
 

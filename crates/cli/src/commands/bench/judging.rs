@@ -188,7 +188,12 @@ fn events(trial: &Trial, noise: f64, seq: &mut u64) -> Vec<Event> {
         let compared = matches!(phase, Phase::Baseline | Phase::Soak);
         bodies.push((phase, Body::Measured(if compared { of_phase } else { rates_only(of_phase) })));
     }
-    let reach = Body::Reach { function: "vmlinux/do_madvise,1".to_owned(), calls: 5000, window_ms: 5000 };
+    let reach = Body::Reach {
+        function: "vmlinux/do_madvise,1".to_owned(),
+        calls: 5000,
+        window_ms: 5000,
+        new_code: None,
+    };
     if !stalls {
         bodies.push((Phase::Reach, reach));
     }

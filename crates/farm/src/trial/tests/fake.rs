@@ -122,6 +122,8 @@ pub(super) struct Faults {
     pub(super) silent_counts: u32,
     /// Of each group one function is called so often that nothing of the others is seen.
     pub(super) one_is_hot: bool,
+    /// The patches' files tell what replaces `do_it`, and so often it is called in each of them.
+    pub(super) new_calls: Option<[u64; 2]>,
     /// Counting calls does not end.
     pub(super) count_mute: bool,
     /// Seconds that gathering evidence takes.
@@ -233,9 +235,22 @@ pub(super) fn tell_of(plan: Arc<Plan>, trial: Trial, faults: Faults) -> Told {
     tell_for(plan, trial, purpose, faults)
 }
 
+/// As the file of a patch says it.
+fn replaced(name: &str) -> Replaced {
+    Replaced {
+        object: "vmlinux".into(),
+        name: name.into(),
+        position: None,
+        new_code: Some(format!("new_{name}")),
+    }
+}
+
 fn tell_for(plan: Arc<Plan>, trial: Trial, purpose: Purpose, faults: Faults) -> Told {
     let arm = trial.arm;
     let mut dispatcher = Dispatcher::new(Arc::clone(&plan), trial.clone(), purpose, Secret::new([9; 16]));
+    if faults.new_calls.is_some() {
+        (0..2).for_each(|patch| dispatcher.know(patch, Code::default(), vec![replaced("do_it")]));
+    }
     let mut fake = Fake::new(arm, faults);
     let mut bodies = Vec::new();
     let mut queue = VecDeque::from([Input::Started(Ok(70))]);
@@ -488,7 +503,12 @@ impl Fake {
             let keys = wanted.split(' ').skip(1).step_by(3).enumerate();
             // The first function of a group fills the buffer.
             let word = |n: usize| if self.faults.one_is_hot && n > 0 { "hidden" } else { "calls" };
-            return keys.map(|(n, key)| format!("{} {key} {calls}\n", word(n))).collect();
+            let of = |key: &str| match self.faults.new_calls {
+                Some([x, _]) if key == "new/x/new_do_it" => x,
+                Some([_, y]) if key == "new/y/new_do_it" => y,
+                _ => calls,
+            };
+            return keys.map(|(n, key)| format!("{} {key} {}\n", word(n), of(key))).collect();
         }
         String::new()
     }

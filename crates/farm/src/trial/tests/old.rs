@@ -56,7 +56,7 @@ fn a_stall_whose_frames_are_all_doubted_is_told_by_the_registers() {
             Purpose::Trial(Start::Fork),
             Secret::new([9; 16]),
         );
-        dispatcher.know(0, Code::of(&[("klp_new_madvise", 0x20, 0x80)]));
+        dispatcher.know(0, Code::of(&[("klp_new_madvise", 0x20, 0x80)]), Vec::new());
         dispatcher.cpus.modules("x 16384 1 - Live 0xffffffffa0000000 (OEK)\n");
         dispatcher.phase = Phase::Soak;
         let at = |cpu| klpfarm_vm::CpuLook {

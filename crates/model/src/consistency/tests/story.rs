@@ -177,7 +177,7 @@ pub(super) fn life(plan: &Plan, number: u32) -> Vec<(Scope, Body)> {
         }
         let progress = Body::Progress { rates: BTreeMap::new(), ssh_ms: None };
         all.extend([(at(Phase::Soak), Body::PhaseStarted), (at(Phase::Soak), progress)]);
-        let reach = Body::Reach { function: "f".into(), calls: 1, window_ms: 1 };
+        let reach = Body::Reach { function: "f".into(), calls: 1, window_ms: 1, new_code: None };
         all.extend([(at(Phase::Reach), Body::PhaseStarted), (at(Phase::Reach), reach)]);
         if trial.arm.patched() {
             all.push((at(Phase::Revert), Body::PhaseStarted));

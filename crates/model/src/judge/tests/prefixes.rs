@@ -185,7 +185,10 @@ impl Maker {
             all.push((Phase::Soak, Body::Measured(soak)));
             let function = self.of(&["vmlinux/f_x,1", "vmlinux/f_x,1", "f_x", "g"]);
             let calls = self.of(&[5, 5, 0]);
-            all.push((Phase::Reach, Body::Reach { function: function.into(), calls, window_ms: 1000 }));
+            all.push((
+                Phase::Reach,
+                Body::Reach { function: function.into(), calls, window_ms: 1000, new_code: None },
+            ));
         }
         if self.is(0.5) {
             all.push((Phase::End, Body::CpuShare { share: if self.is(0.2) { 0.5 } else { 0.9 } }));

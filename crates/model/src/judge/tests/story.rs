@@ -132,7 +132,11 @@ impl Story {
 
     /// So many calls a second without the patch, and with it in force in each trial that applies it after this.
     pub(super) fn reach(self, calls: u64) -> Self {
-        self.add(C0, Phase::Reach, Body::Reach { function: "do_it".into(), calls, window_ms: 1000 })
+        self.add(
+            C0,
+            Phase::Reach,
+            Body::Reach { function: "do_it".into(), calls, window_ms: 1000, new_code: None },
+        )
     }
 
     /// So many calls a second in this trial.
@@ -140,7 +144,7 @@ impl Story {
         self.add(
             place,
             Phase::Reach,
-            Body::Reach { function: "vmlinux/do_it".into(), calls, window_ms: 1000 },
+            Body::Reach { function: "vmlinux/do_it".into(), calls, window_ms: 1000, new_code: None },
         )
     }
 
