@@ -1,4 +1,4 @@
-//! Standard error, where whoever runs a command follows it.
+//! Progress and notes on standard error while a command runs.
 
 use std::io::IsTerminal;
 

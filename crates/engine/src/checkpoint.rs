@@ -34,7 +34,7 @@ pub enum Wanted {
     New(Key),
     /// The machine of an earlier run, so much older.
     Older {
-        /// Its key.
+        /// What it will be a checkpoint of.
         key: Key,
         /// The machine of the earlier run.
         parent: Box<Checkpoint>,
@@ -53,7 +53,7 @@ impl Wanted {
     }
 }
 
-/// The checkpoint for a plan of one turn: a rotation that lets its machines grow older goes on with the oldest one there is.
+/// The checkpoint for a plan of one turn. With `rotation.older` that is the oldest existing checkpoint, to be aged further.
 pub(crate) fn wanted(plan: &Plan, rotation: Option<&Rotation>, image: &Image, qemu: &str) -> Result<Wanted> {
     let key = key(plan, image, qemu);
     let Some(more) = rotation.map(|r| r.older).filter(|older| !older.is_zero()) else {
@@ -117,7 +117,7 @@ pub(crate) fn thin_out(
 /// Whether trials of this plan may be forks of a checkpoint that the user names.
 ///
 /// # Errors
-/// What differs.
+/// If it is one of another machine: what differs, with both values.
 pub(crate) fn suits(checkpoint: &Checkpoint, plan: &Plan, image: &Image, qemu: &str) -> Result<()> {
     checkpoint.fits(qemu, &host::processor(plan.accel)).map_err(Error::input)?;
     let (there, wanted) = (&checkpoint.manifest.key, key(plan, image, qemu));

@@ -8,7 +8,7 @@ use crate::Remedy;
 /// Whose fault a failure is. The command line makes its exit code of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// Bad input: whoever asked can mend it.
+    /// Bad input: the user can correct it.
     Input,
     /// klpfarm or the host failed.
     Farm,

@@ -22,7 +22,7 @@ pub use policy::{Checkpoint, Policy, Run, Thing, What};
 pub struct Removal {
     /// What it is.
     pub thing: Thing,
-    /// Why it goes.
+    /// The reason for removing it.
     pub why: String,
     /// Why it could not be removed.
     pub error: Option<String>,

@@ -83,7 +83,7 @@ const CPUS_PER_CORE_IN_STEP: u32 = 1;
 /// Memory is counted in full: forks share what they do not write to, but they may write to all of it.
 ///
 /// # Errors
-/// If so many as are `wanted` do not fit, or not even one.
+/// If the `wanted` number of machines does not fit, or not even one machine does.
 pub fn jobs(wanted: Option<u32>, cpus: u32, memory_mib: u32, in_step: bool) -> Result<u32> {
     let cores = std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(1));
     let each = u64::from(memory_mib) + QEMU_OVERHEAD_MIB;

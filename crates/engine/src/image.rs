@@ -8,7 +8,7 @@ use klpfarm_model::{ImageFacts, Workload};
 use crate::{Error, Remedy, Result, catalog, home};
 
 impl From<ImageError> for Error {
-    /// What was named or written wrongly can be mended by whoever asked; the rest is the host's.
+    /// A wrong name or a mistake in a recipe is bad input; everything else is a failure of the host.
     fn from(error: ImageError) -> Self {
         match error {
             ImageError::Recipe(_)

@@ -7,7 +7,7 @@ use std::time::Duration;
 use klpfarm_farm::{Beginning, Bench, Stop};
 use klpfarm_image::{Checkpoint, CheckpointStore, Hold};
 use klpfarm_model::event::CheckpointFacts;
-use klpfarm_model::{Arm, Event, Plan, Trial, Verdict, consistency, judge};
+use klpfarm_model::{Event, Plan, Trial, Verdict, consistency, judge};
 use klpfarm_report::{Journal, Run, one_line};
 use klpfarm_vm::{Files, Origin, RunGroup};
 
@@ -190,8 +190,7 @@ pub fn limits(planned: &Planned) -> Vec<Note> {
     let plan = &planned.plan;
     let mut notes = Vec::new();
     // Every patch alone, and all together.
-    let bounded = |arm: Arm| matches!(arm, Arm::Loaded | Arm::Soak | Arm::Stack);
-    let groups = plan.trials.iter().filter(|t| bounded(t.arm));
+    let groups = plan.trials.iter().filter(|t| t.arm.is_bounded());
     let alike = |a: &Trial| plan.trials.iter().filter(|b| (a.arm, &a.patches) == (b.arm, &b.patches)).count();
     let mut short = groups.map(|t| (alike(t), plan.due(t.arm), t.arm));
     let short = short.find(|(allowed, needed, _)| *allowed < *needed as usize);

@@ -42,7 +42,7 @@ pub struct Check {
 pub enum CheckResult {
     /// It is what was signed.
     Good,
-    /// It is not.
+    /// It was changed after it had been signed.
     Wrong,
     /// The file is not there: nothing can be said of it.
     Absent,

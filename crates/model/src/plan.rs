@@ -136,7 +136,7 @@ pub struct Trial {
     pub jitter: Duration,
     /// Seed of this trial's workloads.
     pub seed: u64,
-    /// When it ends.
+    /// Whether it soaks, or ends once the patch is seen to work.
     #[serde(default, skip_serializing_if = "Length::is_long")]
     pub length: Length,
     /// The kind of its machine, as a position in [`Mode::turns`].
@@ -280,9 +280,7 @@ impl Plan {
     /// What [`Self::controls`] must be.
     pub(crate) fn controls_due(&self) -> u32 {
         match self.mode {
-            Mode::Single => {
-                controls_due(&self.pipeline, if self.soaks > 0 { self.soaks } else { self.needed })
-            }
+            Mode::Single => controls_due(&self.pipeline, self.needed, self.soaks),
             Mode::Independent | Mode::Rotation(_) => self.pipeline.arms.control,
         }
     }

@@ -244,9 +244,9 @@ fn add(all: &mut Verdict, other: Verdict) {
 pub struct SoFar {
     /// Trials that have ended.
     pub ended: u32,
-    /// Loaded ones without a finding.
+    /// Those that apply under load without a finding.
     pub clean: u32,
-    /// Loaded ones with a finding, whatever its cause.
+    /// Those that apply under load with a finding, whatever its cause.
     pub failed: u32,
     /// Trials that say nothing.
     pub void: u32,
@@ -266,12 +266,12 @@ impl SoFar {
             Body::TrialEnded { end } => {
                 self.ended += 1;
                 let found = self.found.remove(&scope.trial);
-                let says = end.is_valid(found);
-                match (says, scope.arm) {
-                    (false, _) => self.void += 1,
-                    (true, Arm::Loaded | Arm::Soak | Arm::Stack) if found => self.failed += 1,
-                    (true, Arm::Loaded | Arm::Soak | Arm::Stack) => self.clean += 1,
-                    (true, Arm::Quiescent | Arm::Control | Arm::Reapply) => {}
+                let bounded = end.is_valid(found).then(|| scope.arm.is_bounded());
+                match bounded {
+                    None => self.void += 1,
+                    Some(true) if found => self.failed += 1,
+                    Some(true) => self.clean += 1,
+                    Some(false) => {}
                 }
             }
             _ => {}

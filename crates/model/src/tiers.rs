@@ -372,7 +372,6 @@ pub fn check_prior(
 
 /// What a tier asks for by its present rule, and a verdict does not show.
 fn too_little(prior: &Verdict, tier: Tier, rule: &TierRule) -> Vec<String> {
-    let percent = |share: f64| format!("{} %", (share * 1e6).round() / 1e4);
     let Applications { max_failure_rate, confidence } = rule.applications;
     let asked = format!("at most {} at {} confidence", percent(max_failure_rate), percent(confidence));
     let mut wrong = Vec::new();
@@ -413,7 +412,6 @@ fn too_little(prior: &Verdict, tier: Tier, rule: &TierRule) -> Vec<String> {
 fn too_little_exposure(prior: &Verdict, tier: Tier, rule: &TierRule) -> Vec<String> {
     let Some(most) = rule.exposure.max_failures_per_hour else { return Vec::new() };
     let (confidence, soak) = (rule.confidence_of(Arm::Soak), rule.exposure.soak.as_secs());
-    let percent = |share: f64| format!("{} %", (share * 1e6).round() / 1e4);
     let asked = format!(
         "at most {most} failures per machine-hour at {} confidence, in soaks of at least {soak} s",
         percent(confidence)
@@ -439,6 +437,10 @@ fn too_little_exposure(prior: &Verdict, tier: Tier, rule: &TierRule) -> Vec<Stri
     little
         .chain(missing.map(|name| format!("it has no soaks of {name}, but {tier} now requires {asked}")))
         .collect()
+}
+
+fn percent(share: f64) -> String {
+    format!("{} %", (share * 1e6).round() / 1e4)
 }
 
 /// The patches that a verdict is about.

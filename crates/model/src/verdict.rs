@@ -183,6 +183,12 @@ pub struct Wear {
     pub reached: Vitals,
 }
 
+/// Hits of all trials that apply one patch in the middle of the load, those that soak then included.
+pub fn applied_under_load(arms: &BTreeMap<Arm, Hits>) -> Hits {
+    let under_load = [Arm::Loaded, Arm::Soak].into_iter().filter_map(|arm| arms.get(&arm));
+    under_load.fold(Hits::default(), |all, h| Hits { hit: all.hit + h.hit, of: all.of + h.of })
+}
+
 /// One cause, with all its symptoms.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Evidence {

@@ -72,7 +72,7 @@ impl Arm {
     }
 
     /// Whether the tier bounds how often its trials fail. What the other arms lack is counted trial by trial.
-    pub(crate) fn is_bounded(self) -> bool {
+    pub fn is_bounded(self) -> bool {
         matches!(self, Self::Loaded | Self::Soak | Self::Stack)
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use klpfarm_model::verdict::{
     Attribution, Cause, Condition, FarmError, FindingCause, Hits, NewCode, PossibleExposure, PossibleRate,
-    Reach, UnavailableDetector, Why,
+    Reach, UnavailableDetector, Why, applied_under_load,
 };
 use klpfarm_model::{Arm, plain_function};
 
@@ -133,10 +133,7 @@ fn condition_in_words(condition: Condition, arms: &BTreeMap<Arm, Hits>) -> Strin
     };
     let again = ("applied again after taking it back:", Arm::Reapply);
     let stacked = ("on top of the other patches:", Arm::Stack);
-    // A soak begins by applying under load.
-    let (short, soak) = (hits(Arm::Loaded), hits(Arm::Soak));
-    let loaded = format!("{}/{}", short.hit + soak.hit, short.of + soak.of);
-    let idle = share(Arm::Quiescent);
+    let (loaded, idle) = (self::share(applied_under_load(arms)), share(Arm::Quiescent));
     match condition {
         Condition::Reverting => {
             let patched = arms.iter().filter(|(arm, _)| arm.patched());

@@ -40,7 +40,7 @@ pub enum What {
 }
 
 impl What {
-    /// Its word.
+    /// As written in the output.
     pub fn as_str(&self) -> &'static str {
         match self {
             Self::Process(_) => "process",
@@ -67,7 +67,7 @@ pub enum Run {
 /// What decides about a checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Checkpoint {
-    /// Its id.
+    /// Name of its folder.
     pub id: String,
     /// The one that it was aged from.
     pub parent: Option<String>,

@@ -6,7 +6,7 @@ use super::change::PATCHED;
 use super::near::{FEWEST, Gap, Margin, NEAREST};
 use super::{CONTROLS, ENOUGH_CPU, LOADED, LeftOut, usable};
 use crate::judge::record::TrialRecord;
-use crate::{Arm, Plan, counted};
+use crate::{Arm, Length, Plan, counted};
 
 /// Trials of one kind.
 #[derive(Default)]
@@ -88,7 +88,9 @@ pub(super) fn sentences(
 fn counts<'a>(plan: &'a Plan, records: &BTreeMap<u32, TrialRecord>) -> (Count, Vec<Set<'a>>) {
     let mut control = Count::default();
     let mut patched: Vec<Set<'_>> = Vec::new();
-    for trial in plan.trials.iter().filter(|t| t.arm == Arm::Control || PATCHED.contains(&t.arm)) {
+    // What is short was never meant to be compared.
+    let long = plan.trials.iter().filter(|t| t.length == Length::Long);
+    for trial in long.filter(|t| t.arm == Arm::Control || PATCHED.contains(&t.arm)) {
         let count = if trial.arm == Arm::Control {
             &mut control
         } else {

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use super::attribute::Item;
 use super::outcome::{Mark, Outcomes};
 use crate::verdict::{
-    Attribution, Bound, Condition, FindingCause, Hits, PossibleExposure, PossibleRate, Reach, Why,
+    Attribution, Bound, Condition, FindingCause, PossibleExposure, PossibleRate, Reach, Why,
+    applied_under_load,
 };
 use crate::{Arm, Phase, Plan};
 
@@ -32,9 +33,7 @@ pub(super) fn of_finding(plan: &Plan, item: &Item) -> FindingCause {
 /// Under which condition it shows.
 fn condition(item: &Item) -> Condition {
     let of = |arm: Arm| item.arms.get(&arm).copied().unwrap_or_default();
-    // A soak begins by applying under load.
-    let (loaded, soak) = (of(Arm::Loaded), of(Arm::Soak));
-    let loaded = Hits { hit: loaded.hit + soak.hit, of: loaded.of + soak.of };
+    let loaded = applied_under_load(&item.arms);
     let (quiescent, reapply) = (of(Arm::Quiescent), of(Arm::Reapply));
     let mut patched = item.seen.iter().filter(|s| s.scope.arm != Arm::Control).peekable();
     let none = patched.peek().is_none();

@@ -30,11 +30,16 @@ fn most_pairs(rate: f64) -> u32 {
 
 /// Control trials that are due: as the pipeline says, and one for each ten trials with a soak that the tier needs, so that each of these has
 /// control trials near in time to be compared with.
-pub(super) fn controls_due(pipeline: &Pipeline, needed: u32) -> u32 {
+pub(super) fn controls_due(pipeline: &Pipeline, needed: u32, soaks: u32) -> u32 {
     match pipeline.arms.control {
         0 => 0,
-        most => most.max(needed / 10),
+        most => most.max(with_soak(needed, soaks) / 10),
     }
+}
+
+/// Trials with a soak that a tier needs: where soaks are no trials of their own, the loaded ones.
+fn with_soak(needed: u32, soaks: u32) -> u32 {
+    if soaks > 0 { soaks } else { needed }
 }
 
 /// What a tier needs.
@@ -58,7 +63,6 @@ pub(super) fn counts(
     need: &Need,
 ) -> Vec<Count> {
     let independent = need.independent;
-    let with_soak = if need.soaks > 0 { need.soaks } else { need.loaded };
     let pairs = |rate: f64| if independent { 0 } else { most_pairs(rate) };
     [Arm::Loaded, Arm::Soak, Arm::Control, Arm::Quiescent, Arm::Reapply, Arm::Stack]
         .into_iter()
@@ -76,8 +80,11 @@ pub(super) fn counts(
                 Count { arm, due: needed.min(all), all, pairs }
             }
             Arm::Control => {
-                let due = if independent { pipeline.arms.control } else { controls_due(pipeline, with_soak) };
-                let spare = (with_soak / 10).max(2);
+                let due = match independent {
+                    true => pipeline.arms.control,
+                    false => controls_due(pipeline, need.loaded, need.soaks),
+                };
+                let spare = (with_soak(need.loaded, need.soaks) / 10).max(2);
                 Count { arm, due, all: if due == 0 { 0 } else { due + spare }, pairs: 0 }
             }
             Arm::Quiescent | Arm::Reapply => {

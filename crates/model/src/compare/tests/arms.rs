@@ -322,3 +322,15 @@ fn another_patch_does_not_dilute_a_difference() {
     let of_a: Vec<u32> = run.plan.trials.iter().filter(|t| t.patches == [0]).map(|t| t.number).collect();
     assert_eq!(hit, of_a);
 }
+
+/// Short trials are measured in no phase, and none is missing for that.
+#[test]
+fn short_trials_are_not_missed() {
+    let unmeasured = |run: Run| run.change(Arm::Loaded, |_, made| made.measured.clear());
+    let long = unmeasured(Run::new(4, 14, &["x"]));
+    assert!(says(&long.blind(), &["with 0 loaded trials", "14 without measurements"]), "{:?}", long.blind());
+    let mut short = unmeasured(Run::new(4, 14, &["x"]));
+    let loaded = short.plan.trials.iter_mut().filter(|t| t.arm == Arm::Loaded);
+    loaded.for_each(|t| t.length = crate::Length::Short);
+    assert!(!says(&short.blind(), &["loaded"]), "{:?}", short.blind());
+}
